@@ -1,0 +1,255 @@
+"""The agent interface: what every algorithm offers, and all that the trainer knows of it.
+
+An agent is written for **one seed**. Its learning stages are pure functions of (state, batch, random
+numbers, clock); `iqrl.engine` lifts them over a pack of seeds, compiles them and keeps the state. An
+agent holds its configuration and the descriptions of its networks, never tensors, files, clocks,
+environments or random generators.
+
+Adding one: a module with a `Config` dataclass and an `Agent` subclass under ``@register("name")``; see
+docs/agents.md.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar
+
+import torch
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from iqrl.tasks import TaskSpec
+
+State = Mapping[str, Tensor]  # every tensor an agent learns or remembers, one seed's
+Metrics = dict[str, Tensor]  # scalars
+Memory = dict[str, float]  # an agent's own counters between episodes, on the host, one seed's
+
+
+def setting(default: Any, doc: str, *, low: float | None = None, high: float | None = None,
+            choices: tuple[Any, ...] | None = None, hint: str = "") -> Any:
+    """A configuration field: default, documentation (with unit and source), and the values it accepts.
+
+    Bounds apply to each element of a list; `hint` says what was expected where the bound alone would not.
+    """
+    metadata = {"doc": doc, "low": low, "high": high, "choices": choices, "hint": hint}
+    if isinstance(default, list):
+        return field(default_factory=lambda: list(default), metadata=metadata)
+    return field(default=default, metadata=metadata)
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Slices of H successive transitions, time-major.
+
+    Attributes:
+        observation: (H + 1, B, O); entry 0 is the slice's first observation, entry h + 1 follows action h.
+        action: (H, B, A) in [-1, 1].
+        reward: (H, B), summed over the action repeat.
+        terminated: (H, B), 1.0 where transition h ended its episode by a termination.
+        truncated: (H, B), 1.0 where it was cut by a time limit (values bootstrap through it).
+
+    Slices lie within one episode, except that a slice may run past a *termination*; everything after a
+    transition with an end flag is meaningless and must be masked (`alive`).
+    """
+
+    observation: Tensor
+    action: Tensor
+    reward: Tensor
+    terminated: Tensor
+    truncated: Tensor
+
+    @property
+    def ended(self) -> Tensor:
+        """(H, B), 1.0 where transition h was the last of its episode."""
+        return torch.clamp(self.terminated + self.truncated, max=1.0)
+
+    @property
+    def alive(self) -> Tensor:
+        """(H, B), 1.0 up to and including the transition that ends the episode, 0.0 after it."""
+        going = torch.cumprod(1.0 - self.ended, 0)
+        return torch.cat([torch.ones_like(going[:1]), going[:-1]])
+
+
+@dataclass(frozen=True)
+class Noise:
+    """Random numbers that a function wants: shape, and "normal", "uniform" or "uniform64" (on [0, 1))."""
+
+    shape: tuple[int, ...]
+    kind: str = "normal"
+
+
+@dataclass(frozen=True)
+class Stage:
+    """What one learning stage wants from the engine: a batch or none, and random numbers by name."""
+
+    batch: bool = True
+    noise: Mapping[str, Noise] = field(default_factory=dict)
+    reset_priority: bool = False  # afterwards, the highest priority is that of the items still kept
+
+
+@dataclass(frozen=True)
+class Slices:
+    """How an agent samples its replay.
+
+    Attributes:
+        horizon: H, transitions in a slice.
+        batch_size: B.
+        prioritised: sample in proportion to priorities that the learning stages return under the metric
+            name "priority" (B,); uniform otherwise.
+        cross_episodes: let slices run over an episode's end into the next (a released code's behaviour).
+    """
+
+    horizon: int
+    batch_size: int
+    prioritised: bool = False
+    cross_episodes: bool = False
+
+
+@dataclass
+class Progress:
+    """How far one seed has come. Counts since its start."""
+
+    decisions: int = 0
+    episodes: int = 0  # finished training episodes
+    episode_decisions: int = 0  # decisions in the current episode
+    episode_return: float = 0.0
+    updates: int = 0  # gradient updates done
+    pending: int = 0  # gradient updates due before the next decision
+    evaluated: int = -1  # decisions at the last evaluation; -1 before the first
+
+    def state(self) -> dict[str, float]:
+        return dataclasses.asdict(self)
+
+
+C = TypeVar("C")
+
+
+class Agent(Generic[C]):
+    """Base class. `Config` is the agent's flat configuration dataclass, made of `setting` fields.
+
+    Args:
+        config: a resolved `Config`.
+        spec: the task's sizes.
+        dtype: compute type of the large matrix products, float32 or bfloat16.
+    """
+
+    Config: ClassVar[type]
+    presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {}  # named sets of configuration values: "small", ...
+    profiles: ClassVar[Mapping[str, Mapping[str, Any]]] = {}  # likewise, chosen by the key `profile`
+    name: ClassVar[str] = ""
+
+    def __init__(self, config: C, spec: TaskSpec, dtype: torch.dtype = torch.float32) -> None:
+        self.config = config
+        self.spec = spec
+        self.dtype = dtype
+
+    @classmethod
+    def task_defaults(cls, task: str, group: str) -> dict[str, Any]:
+        """Configuration values that depend on the task's name or group (easy, medium, hard)."""
+        return {}
+
+    @classmethod
+    def validate(cls, config: C) -> None:
+        """Raises InputError for values that do not go together."""
+
+    # --- learning
+
+    @property
+    def slices(self) -> Slices:
+        raise NotImplementedError
+
+    def initialise(self, generator: torch.Generator) -> dict[str, Tensor]:
+        """The state of one seed before training, drawn from its own generator."""
+        raise NotImplementedError
+
+    def stages(self, update: int) -> tuple[str, ...]:
+        """Names of the methods that make up gradient update number `update` (1, 2, ...), in order.
+
+        Each is called as ``stage(state, batch, noise, clock) -> (changed, metrics)``: a pure function of one
+        seed's tensors that returns the changed entries of the state and scalar metrics.
+        """
+        return ("update",)
+
+    def stage(self, name: str) -> Stage:
+        """What the stage `name` wants."""
+        return Stage()
+
+    # --- acting
+
+    def act(
+        self, state: State, carry: State, observation: Tensor, noise: Mapping[str, Tensor], clock: State
+    ) -> tuple[Tensor, State]:
+        """Actions (N, A) in [-1, 1] for observations (N, O), and what to carry to the next decision.
+
+        `noise` is empty for a greedy action, and holds (N, *shape) entries of `act_noise` otherwise.
+        """
+        raise NotImplementedError
+
+    def act_noise(self, explore: bool) -> Mapping[str, Noise]:
+        """Random numbers for one decision, when exploring or when evaluating."""
+        return {"action": Noise((self.spec.action_dim,))} if explore else {}
+
+    def carry(self) -> dict[str, Tensor]:
+        """What a planner carries between decisions, at an episode's start (one environment's)."""
+        return {}
+
+    # --- schedule, on the host
+
+    def clock(self, progress: Progress) -> dict[str, float]:
+        """Scalars that change with progress (exploration noise, temperatures, ...)."""
+        return {}
+
+    def acts_randomly(self, progress: Progress) -> bool:
+        """Whether the next decision is uniform in [-1, 1] (warm-up)."""
+        raise NotImplementedError
+
+    def remember(self) -> Memory:
+        """The agent's own counters at the start of training."""
+        return {}
+
+    def after_decision(self, progress: Progress) -> int:
+        """Gradient updates due after a decision (`progress` already counts it)."""
+        return 0
+
+    def after_episode(self, progress: Progress, memory: Memory) -> tuple[int, tuple[str, ...]]:
+        """Gradient updates due after an episode, and stages to run once before them.
+
+        `progress.episode_return` and `.episode_decisions` are still those of the episode that ended;
+        `progress.episodes` already counts it. May change `memory`.
+        """
+        return 0, ()
+
+    # --- looking inside
+
+    def latent(self, state: State, observation: Tensor) -> Tensor | None:
+        """Latents (M, Z) of observations (M, O), or None for an agent without a representation."""
+        return None
+
+    def codes(self, latent: Tensor) -> tuple[Tensor, int] | None:
+        """Code indices (M, d) of latents and the codebook's size, or None without a codebook."""
+        return None
+
+    def latent_width(self) -> int:
+        """Z; also how many samples the diagnostics take. 0 without a representation."""
+        return 0
+
+    def hidden(self, state: State, observation: Tensor, action: Tensor) -> list[Tensor]:
+        """Outputs of every hidden layer of the networks in use, each (..., M, n), for dormant units."""
+        return []
+
+
+A = TypeVar("A", bound=type[Agent])
+REGISTRY: dict[str, type[Agent]] = {}
+
+
+def register(name: str) -> Callable[[A], A]:
+    """Class decorator: makes an agent known under `name`."""
+
+    def add(cls: A) -> A:
+        cls.name = name
+        REGISTRY[name] = cls
+        return cls
+
+    return add

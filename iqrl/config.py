@@ -1,0 +1,432 @@
+"""Configuration: from words on a command line, a file or a sweep to complete, checked runs.
+
+A value's origin is the last of these layers that sets it: the algorithm's default, the profile, the task,
+the preset, a file, the command line. What determines a run's result is its identity; where and how it is
+executed (`Execution`) is not part of it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import hashlib
+import importlib
+import importlib.util
+import json
+import math
+import os
+import re
+import sys
+import typing
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+from omegaconf import OmegaConf
+
+from iqrl import tasks
+from iqrl.agent import REGISTRY, Agent, setting
+from iqrl.errors import InputError
+
+# Every agent in the tree: the name users type, and the module that registers it.
+AGENTS = {"iqrl": "iqrl.iqrl", "td3": "baselines.td3"}
+
+
+@dataclass(frozen=True)
+class Train:
+    """The part of `train.*` that determines a run's result."""
+
+    env_steps: int = setting(1_000_000, "budget, environment steps (decisions times action repeat)", low=1, high=10**9)
+
+
+@dataclass(frozen=True)
+class Evaluate:
+    """`eval.*`: protocol.md section 3."""
+
+    every: int = setting(20_000, "environment steps between evaluations", low=1, high=10**9)
+    episodes: int = setting(10, "episodes in an evaluation", low=1, high=1000)
+
+
+@dataclass(frozen=True)
+class Execution:
+    """The rest of `train.*`: where and how a run is executed. Not part of its identity."""
+
+    device: str = setting("auto", "auto, cpu, cuda or cuda:N")
+    precision: str = setting("auto", "of matrix products", choices=("auto", "float32", "bfloat16"))
+    compile: str = setting("auto", "compile the updates", choices=("auto", "on", "off"))
+    pack: str = setting("auto", "seeds trained side by side: auto, or 1 to 32")
+    threads: int = setting(0, "CPU threads for tensors; 0 means every core at hand", low=0, high=1024)
+    workers: str = setting("auto", "environment worker processes: auto, or a number (0: in this process)")
+    checkpoint_seconds: float = setting(300.0, "between checkpoints, wall seconds", low=0.0, high=1e7)
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """One run, complete: enough to run it again.
+
+    Attributes:
+        agent: the algorithm's class.
+        settings: its resolved configuration dataclass.
+        task: canonical task name.
+        seed: the run's seed.
+        origins: where each value came from, by dotted key.
+    """
+
+    agent: type[Agent[Any]]
+    settings: Any
+    task: str
+    seed: int
+    train: Train
+    evaluate: Evaluate
+    preset: str = "default"
+    source: str = ""  # file of an agent from outside the tree
+    origins: Mapping[str, str] = field(default_factory=dict, compare=False)
+
+    def resolved(self) -> dict[str, Any]:
+        """The configuration as plain data: what config.yaml holds."""
+        agent: dict[str, Any] = {"name": self.agent.name}
+        if self.source:
+            agent["source"] = self.source
+        return {
+            "agent": {**agent, **dataclasses.asdict(self.settings)},
+            "task": self.task,
+            "seed": self.seed,
+            "preset": self.preset,
+            "train": dataclasses.asdict(self.train),
+            "eval": dataclasses.asdict(self.evaluate),
+        }
+
+    @property
+    def identity(self) -> str:
+        """Hash of exactly what determines the result."""
+        content = self.resolved()
+        del content["preset"]
+        content["agent"].pop("profile", None)  # a name for values, which count
+        if self.source:  # an agent's file may change under the same name
+            content["agent"]["source"] = hashlib.sha256(Path(self.source).read_bytes()).hexdigest()
+        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+    @property
+    def directory_name(self) -> str:
+        """Name of the run's directory: readable, and ending in its identity."""
+        task = re.sub(r"[^A-Za-z0-9+=._-]", "_", self.task)
+        return f"{self.agent.name}-{task}-s{self.seed}-{self.identity[:8]}"
+
+
+def agent_class(name: str) -> tuple[type[Agent[Any]], str]:
+    """The agent called `name`, or the one that the file `name` registers, and that file's path.
+
+    Raises:
+        InputError: if there is none.
+    """
+    if name.endswith(".py"):
+        return _agent_from_file(Path(name))
+    if name not in AGENTS:
+        raise InputError(f"agent={name}: no such agent{_suggest(name, AGENTS)}; expected one of {', '.join(AGENTS)}, or a .py file")
+    importlib.import_module(AGENTS[name])
+    return REGISTRY[name], ""
+
+
+def _agent_from_file(path: Path) -> tuple[type[Agent[Any]], str]:
+    if not path.is_file():
+        raise InputError(f"agent={path}: no such file")
+    module_name = f"agent_file_{hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:8]}"
+    before = dict(REGISTRY)
+    if module_name not in sys.modules:
+        specification = importlib.util.spec_from_file_location(module_name, path)
+        assert specification is not None and specification.loader is not None
+        module = importlib.util.module_from_spec(specification)
+        sys.modules[module_name] = module
+        try:
+            specification.loader.exec_module(module)
+        except Exception as error:
+            del sys.modules[module_name]
+            raise InputError(f"agent={path}: {type(error).__name__}: {error}") from error
+    found = [cls for cls in REGISTRY.values() if cls.__module__ == module_name]
+    clash = [cls.name for cls in found if cls.name in AGENTS or before.get(cls.name, cls) is not cls]
+    if len(found) != 1 or clash:
+        REGISTRY.clear()
+        REGISTRY.update(before)
+        what = f"registers {clash[0]!r}, which exists" if clash else f"registers {len(found)} agents"
+        raise InputError(f"agent={path}: {what}; expected exactly one @register with a new name")
+    return found[0], str(path.resolve())
+
+
+# --- from words to layers
+
+
+def parse_words(words: Sequence[str]) -> dict[str, Any]:
+    """`key=value` words as a nested mapping; values are YAML.
+
+    Raises:
+        InputError: for a word without `=`, a key given twice, or a value that is no YAML.
+    """
+    layer: dict[str, Any] = {}
+    for word in words:
+        key, equals, text = word.partition("=")
+        if not equals or not re.fullmatch(r"[A-Za-z_][\w.]*", key):
+            raise InputError(f"{word!r}: expected key=value, such as task=walker-walk or agent.horizon=3")
+        node, *rest = key.split(".")
+        if node == "agent" and not rest:
+            node, rest = "agent", ["name"]
+        target = layer.setdefault(node, {}) if rest else layer
+        leaf = ".".join(rest) or node
+        if leaf in target:
+            raise InputError(f"{key}={text}: given twice")
+        target[leaf] = text if (node, leaf) in _TEXT_KEYS else parse_value(key, text)
+    return layer
+
+
+_TEXT_KEYS = {("agent", "name"), ("task", "task"), ("seeds", "seeds"), ("runs", "runs"), ("config", "config"), ("preset", "preset")}
+
+
+def parse_value(key: str, text: str) -> Any:
+    """The YAML value of `text`, with numbers such as 1e-4 read as numbers and no interpolation."""
+    if "${" in text:
+        raise InputError(f"{key}={text}: interpolation is not supported; expected a plain value")
+    try:
+        return OmegaConf.to_container(OmegaConf.from_dotlist([f"value={text}"]))["value"]  # type: ignore[index, call-overload]
+    except Exception as error:  # omegaconf wraps yaml's errors in several of its own
+        raise InputError(f"{key}={text}: not a value: {_one_line(error)}") from error
+
+
+def load_file(path: Path) -> dict[str, Any]:
+    """A configuration file as a layer; `agent` may be a name or a mapping with one.
+
+    Raises:
+        InputError: if it cannot be read, or is no YAML mapping.
+    """
+    try:
+        content = OmegaConf.to_container(OmegaConf.create(_safe_yaml(path)), resolve=False)
+    except InputError:
+        raise
+    except Exception as error:
+        raise InputError(f"config={path}: {_one_line(error)}") from error
+    if not isinstance(content, dict):
+        raise InputError(f"config={path}: expected a mapping of keys to values")
+    layer: dict[str, Any] = {str(k): v for k, v in content.items()}
+    if isinstance(layer.get("agent"), str):
+        layer["agent"] = {"name": layer["agent"]}
+    elif isinstance(layer.get("agent"), dict):
+        agent = layer["agent"]
+        if agent.get("source"):
+            agent["name"] = agent.pop("source")
+    if "seed" in layer:
+        layer["seeds"] = layer.pop("seed")
+    return layer
+
+
+def _safe_yaml(path: Path) -> Any:
+    try:
+        text = path.read_text()
+        if "${" in text:
+            raise InputError(f"config={path}: interpolation is not supported; expected plain values")
+        return yaml.safe_load(text)
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise InputError(f"config={path}: {_one_line(error)}") from error
+
+
+def parse_seeds(value: Any) -> list[int]:
+    """Seeds from `0..4`, `3,7`, a number or a list of numbers.
+
+    Raises:
+        InputError: if there are none, one is no whole number of 0 or more, or one is named twice.
+    """
+    expected = "expected whole numbers of 0 or more, such as 0..4 or 3,7"
+    seeds: list[int] = []
+    parts = value if isinstance(value, list) else str(value).split(",")
+    for part in parts:
+        text = str(part).strip()
+        match = re.fullmatch(r"(\d{1,9})(?:\.\.(\d{1,9}))?", text)
+        if not match:
+            raise InputError(f"seeds={value}: {text!r} is no seed; {expected}")
+        low = int(match[1])
+        high = int(match[2]) if match[2] else low
+        if high < low:
+            raise InputError(f"seeds={value}: {low}..{high} is empty; expected the smaller seed first, {high}..{low}")
+        if high - low >= 100_000:
+            raise InputError(f"seeds={value}: {high - low + 1} seeds; expected at most 100000")
+        seeds += range(low, high + 1)
+    if not seeds:
+        raise InputError(f"seeds={value}: no seeds; {expected}")
+    twice = sorted({s for s in seeds if seeds.count(s) > 1}) if len(set(seeds)) < len(seeds) else []
+    if twice:
+        raise InputError(f"seeds={value}: seed {twice[0]} is named twice")
+    return seeds
+
+
+# --- from layers to runs
+
+
+TOP_KEYS = ("agent", "task", "seeds", "preset", "train", "eval", "runs", "config")
+
+
+def resolve(layers: Sequence[tuple[str, Mapping[str, Any]]]) -> tuple[list[RunConfig], Execution, Path]:
+    """Runs (one a seed), how to execute them, and the folder for their directories.
+
+    Args:
+        layers: (origin, nested mapping) pairs, later ones winning: files, then the command line.
+
+    Raises:
+        InputError: for anything unknown, of the wrong type, or out of range.
+    """
+    top: dict[str, Any] = {}
+    for _, layer in layers:
+        for key, value in layer.items():
+            if key not in TOP_KEYS:
+                raise InputError(f"{key}={_short(value)}: no such key{_suggest(key, TOP_KEYS)}; expected one of {', '.join(TOP_KEYS)}")
+            if key in ("agent", "train", "eval") and not isinstance(value, Mapping):
+                raise InputError(f"{key}={_short(value)}: expected keys below it, such as {key}.{'name' if key == 'agent' else 'env_steps'}")
+            top[key] = value
+    names = [layer["agent"]["name"] for _, layer in layers if "name" in layer.get("agent", {})]
+    cls, source = agent_class(str(names[-1] if names else "iqrl"))
+    task = tasks.parse(str(top.get("task", "walker-walk")))
+    seeds = parse_seeds(top.get("seeds", "0"))
+    preset = str(top.get("preset", "default"))
+    if preset not in {"default", *cls.presets}:
+        raise InputError(f"preset={preset}: agent {cls.name} has no such preset; expected one of {', '.join({'default': 1, **cls.presets})}")
+
+    given = [(o, {k: v for k, v in layer.get("agent", {}).items() if k != "name"}) for o, layer in layers]
+    profile = next((v["profile"] for _, v in reversed(given) if "profile" in v), None)
+    known = {f.name for f in dataclasses.fields(cls.Config)}
+    base: list[tuple[str, Mapping[str, Any]]] = []
+    if "profile" in known:
+        default = next(f.default for f in dataclasses.fields(cls.Config) if f.name == "profile")
+        chosen = default if profile is None else profile
+        if chosen not in cls.profiles:
+            raise InputError(f"agent.profile={_short(chosen)}: no such profile of {cls.name}; expected one of {', '.join(cls.profiles)}")
+        base.append((f"profile {chosen}", cls.profiles[chosen]))
+    base.append((f"task {task.name}", cls.task_defaults(task.name, task.group)))
+    base.append((f"preset {preset}", cls.presets.get(preset, {})))
+    settings, origins = build(cls.Config, "agent", [*base, *given])
+
+    executing = {f.name for f in dataclasses.fields(Execution)}
+    train_layers = [(o, layer.get("train", {})) for o, layer in layers]
+    both = executing | {f.name for f in dataclasses.fields(Train)}
+    for _, layer in train_layers:
+        for key, value in layer.items():
+            if key not in both:
+                raise InputError(f"train.{key}={_short(value)}: no such key{_suggest(key, both, 'train.')}")
+    train, more = build(Train, "train", [(o, {k: v for k, v in t.items() if k not in executing}) for o, t in train_layers])
+    execution, rest = build(Execution, "train", [(o, {k: v for k, v in t.items() if k in executing}) for o, t in train_layers])
+    check_execution(execution)
+    evaluate, last = build(Evaluate, "eval", [(o, layer.get("eval", {})) for o, layer in layers])
+    origins = {**origins, **more, **rest, **last}
+    runs = [RunConfig(cls, settings, task.name, s, train, evaluate, preset, source, origins) for s in seeds]
+    cls.validate(settings)
+    return runs, execution, Path(str(top.get("runs", "runs")))
+
+
+def load_run(directory: Path) -> RunConfig:
+    """The configuration of an existing run directory.
+
+    Raises:
+        InputError: if there is none, or it was changed since (its identity no longer fits the directory's name).
+    """
+    path = directory / "config.yaml"
+    if not path.is_file():
+        raise InputError(f"{directory}: not a run directory: it has no config.yaml")
+    layer = load_file(path)
+    runs, _, _ = resolve([(str(path), layer)])
+    if len(runs) != 1:
+        raise InputError(f"{path}: expected one seed")
+    if runs[0].identity[:8] != directory.name[-8:]:
+        raise InputError(f"{path}: does not belong to {directory.name}: its identity is {runs[0].identity[:8]}")
+    return runs[0]
+
+
+def check_execution(execution: Execution) -> None:
+    """Values of `train.*` whose form a type cannot say."""
+    if not re.fullmatch(r"auto|cpu|cuda(:\d{1,3})?", execution.device):
+        raise InputError(f"train.device={execution.device}: expected auto, cpu, cuda or cuda:N")
+    if execution.pack != "auto" and not (execution.pack.isdigit() and 1 <= int(execution.pack) <= 32):
+        raise InputError(f"train.pack={execution.pack}: expected auto or a number from 1 to 32")
+    if execution.workers != "auto" and not (execution.workers.isdigit() and int(execution.workers) <= 512):
+        raise InputError(f"train.workers={execution.workers}: expected auto or a number from 0 to 512")
+
+
+def build(cls: type, prefix: str, layers: Sequence[tuple[str, Mapping[str, Any]]]) -> tuple[Any, dict[str, str]]:
+    """An instance of a dataclass of `setting` fields from layers of values, and each value's origin.
+
+    Raises:
+        InputError: naming the dotted key, the value and what was expected.
+    """
+    fields = {f.name: f for f in dataclasses.fields(cls)}
+    types = typing.get_type_hints(cls)
+    values: dict[str, Any] = {}
+    origins = {f"{prefix}.{name}": "default" for name in fields}
+    for origin, layer in layers:
+        for name, value in layer.items():
+            if name not in fields:
+                raise InputError(f"{prefix}.{name}={_short(value)}: no such key{_suggest(str(name), fields, prefix + '.')}")
+            values[name] = coerce(f"{prefix}.{name}", value, types[name], fields[name].metadata)
+            origins[f"{prefix}.{name}"] = origin
+    return cls(**values), origins
+
+
+def coerce(key: str, value: Any, kind: Any, limits: Mapping[str, Any]) -> Any:
+    """`value` as the type `kind`, within its field's limits.
+
+    Raises:
+        InputError: if it is of another type, or out of range.
+    """
+    if typing.get_origin(kind) is list:
+        (inner,) = typing.get_args(kind)
+        if not isinstance(value, list) or not value or len(value) > 64:
+            raise InputError(f"{key}={_short(value)}: expected a list of numbers, such as [8, 8]")
+        return [_within(key, value, _scalar(key, v, inner), limits) for v in value]
+    return _within(key, value, _scalar(key, value, kind), limits)
+
+
+def _scalar(key: str, value: Any, kind: type) -> Any:
+    if kind is bool and isinstance(value, bool):
+        return value
+    if kind is int and isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value):
+        if value == int(value):
+            return int(value)
+    if kind is float and isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value):
+        return float(value)
+    if kind is str and isinstance(value, str):
+        return value
+    if kind is str and isinstance(value, int) and not isinstance(value, bool):
+        return str(value)
+    if kind is str and isinstance(value, bool):  # `compile=on` is true in YAML 1.1
+        return "on" if value else "off"
+    names = {bool: "true or false", int: "a whole number", float: "a finite number", str: "a word"}
+    raise InputError(f"{key}={_short(value)}: expected {names[kind]}")
+
+
+def _within(key: str, whole: Any, value: Any, limits: Mapping[str, Any]) -> Any:
+    low, high, choices = limits.get("low"), limits.get("high"), limits.get("choices")
+    if choices is not None and value not in choices:
+        raise InputError(f"{key}={_short(whole)}: expected one of {', '.join(map(str, choices))}")
+    if low is not None and value < low:
+        raise InputError(f"{key}={_short(whole)}: {limits.get('hint') or f'expected at least {low:g}'}")
+    if high is not None and value > high:
+        raise InputError(f"{key}={_short(whole)}: expected at most {high:g}")
+    return value
+
+
+def _suggest(word: str, known: Any, prefix: str = "") -> str:
+    close = difflib.get_close_matches(word, [str(k) for k in known], 1)
+    return f"; did you mean {prefix}{close[0]}?" if close else ""
+
+
+def _short(value: Any) -> str:
+    text = " ".join(str(value).split())
+    return text if len(text) <= 80 else text[:77] + "..."
+
+
+def _one_line(error: BaseException) -> str:
+    return _short(str(error) or type(error).__name__)
+
+
+def runs_folder_writable(folder: Path) -> None:
+    """Raises InputError unless run directories can be made in `folder` (which need not exist yet)."""
+    parent = folder
+    while not parent.exists():
+        parent = parent.parent
+    if not parent.is_dir() or not os.access(parent, os.W_OK | os.X_OK):
+        raise InputError(f"runs={folder}: cannot be written to")

@@ -1,0 +1,316 @@
+"""The packed training engine: lifts an agent's single-seed functions over a pack and runs them.
+
+State lives in tensors with a leading axis of S seeds. A learning stage of one seed runs as it is; of more
+seeds, under `torch.func.vmap`, so that one kernel serves them all. Either way it is one function, which
+may be compiled, and which is given everything it depends on: state, replay, random numbers, clock.
+
+On a CPU a pack runs seed after seed: batching would win nothing there, and each seed's arithmetic is then
+bitwise the same in any pack.
+"""
+
+from __future__ import annotations
+
+import math
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from iqrl.agent import Agent, Noise, Progress
+from iqrl.replay import Priorities, Replay, gather, sample_uniform
+
+# Streams of random numbers; each is a function of (seed, stream, counter) and of nothing else.
+INITIALISATION, EXPLORATION, EVALUATION, STAGES = 0, 1, 2, 100
+CHUNK_NUMBERS = 1_000_000  # random numbers drawn at once, at most
+
+
+def generator(device: torch.device | str, *key: int) -> torch.Generator:
+    """A generator whose numbers depend on the key alone."""
+    seed = int(np.random.SeedSequence(key).generate_state(1, np.uint64)[0] >> 1)
+    return torch.Generator(device).manual_seed(seed)
+
+
+def draw(noise: Noise, count: int, source: torch.Generator) -> Tensor:
+    """(count, *shape) random numbers."""
+    shape = (count, *noise.shape)
+    if noise.kind == "normal":
+        return torch.randn(shape, generator=source, device=source.device)
+    dtype = torch.float64 if noise.kind == "uniform64" else torch.float32
+    return torch.rand(shape, generator=source, device=source.device, dtype=dtype)
+
+
+class Engine:
+    """S seeds of one agent on one device.
+
+    Args:
+        agent: the algorithm.
+        seeds: the seeds of the pack, S of them.
+        replay: their replay, on the same device.
+        compiled: compile the learning stages (falls back to eager with one warning).
+        packed: lift over the whole pack (the default off the CPU) or run seed after seed.
+    """
+
+    def __init__(
+        self, agent: Agent, seeds: Sequence[int], replay: Replay, *,
+        device: torch.device | str = "cpu", compiled: bool = False, packed: bool | None = None,
+    ) -> None:
+        self.agent, self.seeds, self.replay = agent, list(seeds), replay
+        self.device = torch.device(device)
+        self.compiled = compiled
+        self.packed = self.device.type != "cpu" if packed is None else packed
+        states = [agent.initialise(generator("cpu", s, INITIALISATION)) for s in self.seeds]
+        self.state = {k: torch.stack([s[k] for s in states]).to(self.device) for k in states[0]}
+        self.stage_counts = [dict[str, int]() for _ in self.seeds]  # invocations of each stage, per seed
+        self.metric_sums: list[dict[str, Tensor]] = [{} for _ in self.seeds]
+        self.metric_counts: list[dict[str, int]] = [{} for _ in self.seeds]
+        self._functions: dict[str, Lifted] = {}
+        self._act_one = agent.act
+        self._chunks: dict[tuple[str, int], tuple[int, dict[str, Tensor]]] = {}
+        self._exploration: dict[int, tuple[int, dict[str, Tensor]]] = {}
+
+    # --- learning
+
+    def update(self, group: Sequence[int], progress: Sequence[Progress]) -> None:
+        """One gradient update of the seeds at places `group`, which have done equally many."""
+        for stage in self.agent.stages(progress[group[0]].updates + 1):
+            self.run(stage, group, progress)
+        for s in group:
+            progress[s].updates += 1
+
+    def run(self, stage: str, group: Sequence[int], progress: Sequence[Progress]) -> None:
+        """Run one learning stage of the seeds at places `group`."""
+        lanes = [list(group)] if self.packed and self._contiguous(group) else [[s] for s in group]
+        for lane in lanes:
+            self._run_lane(stage, lane, progress)
+
+    @staticmethod
+    def _contiguous(group: Sequence[int]) -> bool:
+        return list(group) == list(range(group[0], group[0] + len(group)))
+
+    def _run_lane(self, stage: str, lane: list[int], progress: Sequence[Progress]) -> None:
+        wants, rows = self.agent.stage(stage), slice(lane[0], lane[-1] + 1)
+        numbers = [self._numbers(stage, s) for s in lane]
+        noise = {k: torch.stack([n[k] for n in numbers]) for k in numbers[0]}
+        clock = self.clock([progress[s] for s in lane])
+        state = {k: v[rows] for k, v in self.state.items()}
+        memory = {k: v[rows] for k, v in self.replay.memory().items()} if wants.batch else {}
+        with torch.no_grad():
+            metrics, places = self._function(stage)(state, memory, noise, clock)
+        priority = metrics.pop("priority", None)
+        for i, s in enumerate(lane):
+            if priority is not None and self.replay.priority is not None:
+                self.replay.priority.update(s, places[i], priority[i])
+            if wants.reset_priority and self.replay.priority is not None:
+                self.replay.priority.reset_highest(s)
+            sums, counts = self.metric_sums[s], self.metric_counts[s]
+            for k, v in metrics.items():
+                sums[k] = sums[k] + v[i] if k in sums else v[i].clone()
+                counts[k] = counts.get(k, 0) + 1
+
+    def _function(self, stage: str) -> Lifted:
+        if stage not in self._functions:
+            function = lift(self.agent, stage, self.replay)
+            self._functions[stage] = with_fallback(stage, function) if self.compiled else function
+        return self._functions[stage]
+
+    def _numbers(self, stage: str, seed: int) -> dict[str, Tensor]:
+        """The random numbers of a seed's next invocation of a stage, from a chunk drawn at once."""
+        wants = self.agent.stage(stage)
+        noise = dict(wants.noise)
+        if wants.batch:
+            noise["slices"] = Noise((self.agent.slices.batch_size,), "uniform64")
+        total = sum(math.prod(n.shape) for n in noise.values())
+        length = max(1, min(64, CHUNK_NUMBERS // max(total, 1)))
+        counts = self.stage_counts[seed]
+        chunk, offset = divmod(counts.get(stage, 0), length)
+        counts[stage] = counts.get(stage, 0) + 1
+        if self._chunks.get((stage, seed), (-1, {}))[0] != chunk:
+            key = int.from_bytes(stage.encode(), "little")
+            source = generator(self.device, self.seeds[seed], STAGES, key, chunk)
+            self._chunks[stage, seed] = (chunk, {k: draw(n, length, source) for k, n in noise.items()})
+        return {k: v[offset] for k, v in self._chunks[stage, seed][1].items()}
+
+    def clock(self, progress: Sequence[Progress]) -> dict[str, Tensor]:
+        """The agent's clock for each seed given, (n,) each."""
+        values = [self.agent.clock(p) for p in progress]
+        return {k: torch.tensor([v[k] for v in values], device=self.device) for k in values[0]}
+
+    def metrics(self, seed: int) -> dict[str, float]:
+        """Means of the metrics since the last call, of the seed at place `seed`; starts anew."""
+        sums, counts = self.metric_sums[seed], self.metric_counts[seed]
+        means = {k: float(v) / counts[k] for k, v in sums.items()}
+        self.metric_sums[seed], self.metric_counts[seed] = {}, {}
+        return means
+
+    # --- acting
+
+    @torch.no_grad()
+    def act(
+        self, lane: Sequence[int], observation: np.ndarray, carry: dict[str, Tensor],
+        noise: Sequence[dict[str, Tensor]], progress: Sequence[Progress],
+    ) -> tuple[np.ndarray, dict[str, Tensor]]:
+        """Actions of the seeds at places `lane`, each for its own N environments.
+
+        Args:
+            lane: n places in the pack.
+            observation: (n, N, O).
+            carry: planners' memory, (n, N, ...) each.
+            noise: of each seed, (N, ...) each; empty to act greedily.
+            progress: of every seed of the pack.
+
+        Returns:
+            (n, N, A) in [-1, 1], and the new carry.
+        """
+        lane = list(lane)
+        seen = torch.from_numpy(np.ascontiguousarray(observation)).to(self.device)
+        clock = self.clock([progress[s] for s in lane])
+        if self.packed and len(lane) > 1:
+            rows = torch.tensor(lane, device=self.device)
+            state = {k: v.index_select(0, rows) for k, v in self.state.items()}
+            numbers = {k: torch.stack([n[k] for n in noise]) for k in noise[0]}
+            action, after = torch.func.vmap(self.agent.act)(state, carry, seen, numbers, clock)
+            return action.cpu().numpy(), dict(after)
+        results = [
+            self._act_one(
+                {k: v[s] for k, v in self.state.items()}, {k: v[i] for k, v in carry.items()}, seen[i], noise[i],
+                {k: v[i] for k, v in clock.items()},
+            )
+            for i, s in enumerate(lane)
+        ]
+        stacked = {k: torch.stack([after[k] for _, after in results]) for k in carry}
+        return torch.stack([action for action, _ in results]).cpu().numpy(), stacked
+
+    def explore(
+        self, lane: Sequence[int], observation: np.ndarray, carry: dict[str, Tensor], progress: Sequence[Progress]
+    ) -> tuple[np.ndarray, dict[str, Tensor]]:
+        """Training actions (n, A) for observations (n, O) of the seeds at places `lane`; carry (n, 1, ...)."""
+        noise = [self._decision_noise(s, progress[s].decisions) for s in lane]
+        uniform = np.stack([n.pop("warmup").cpu().numpy() for n in noise]) * 2.0 - 1.0
+        random = np.array([self.agent.acts_randomly(progress[s]) for s in lane])
+        if random.all():
+            return uniform, carry
+        action, carry = self.act(
+            lane, observation[:, None], carry, [{k: v[None] for k, v in n.items()} for n in noise], progress
+        )
+        return np.where(random[:, None], uniform, action[:, 0]), carry
+
+    def initial_carry(self, seeds: int, environments: int) -> dict[str, Tensor]:
+        """Planners' memory at an episode's start, (seeds, environments, ...)."""
+        return {
+            k: v.to(self.device).expand(seeds, environments, *v.shape).clone() for k, v in self.agent.carry().items()
+        }
+
+    def evaluation_noise(self, seed: int, decisions: int, step: int, count: int) -> dict[str, Tensor]:
+        """(count, ...) random numbers for decision `step` of the evaluation after so many training decisions."""
+        shapes = self.agent.act_noise(False)
+        if not shapes:
+            return {}
+        source = generator(self.device, self.seeds[seed], EVALUATION, decisions, step)
+        return {k: draw(n, count, source) for k, n in shapes.items()}
+
+    def _decision_noise(self, seed: int, decision: int) -> dict[str, Tensor]:
+        shapes = {**self.agent.act_noise(True), "warmup": Noise((self.agent.spec.action_dim,), "uniform")}
+        length = max(1, min(512, CHUNK_NUMBERS // sum(math.prod(n.shape) for n in shapes.values())))
+        chunk, offset = divmod(decision, length)
+        if self._exploration.get(seed, (-1, {}))[0] != chunk:
+            source = generator(self.device, self.seeds[seed], EXPLORATION, chunk)
+            self._exploration[seed] = (chunk, {k: draw(n, length, source) for k, n in shapes.items()})
+        return {k: v[offset] for k, v in self._exploration[seed][1].items()}
+
+    # --- saving
+
+    def save(self, seed: int) -> dict[str, Any]:
+        """Everything of one seed that later learning depends on, on the CPU."""
+        saved: dict[str, Any] = {
+            "state": {k: v[seed].cpu().clone() for k, v in self.state.items()},
+            "stage_counts": dict(self.stage_counts[seed]),
+            "metric_sums": {k: v.cpu().clone() for k, v in self.metric_sums[seed].items()},
+            "metric_counts": dict(self.metric_counts[seed]),
+        }
+        return saved
+
+    def load(self, seed: int, saved: Mapping[str, Any]) -> None:
+        """Restore what `save` gave.
+
+        Raises:
+            ValueError: if it belongs to networks of other sizes.
+        """
+        for k, v in self.state.items():
+            if k not in saved["state"] or saved["state"][k].shape != v[seed].shape:
+                raise ValueError(f"checkpoint entry {k!r} does not fit this configuration")
+            v[seed].copy_(saved["state"][k])
+        self.stage_counts[seed] = dict(saved["stage_counts"])
+        self.metric_sums[seed] = {k: v.to(self.device) for k, v in saved["metric_sums"].items()}
+        self.metric_counts[seed] = dict(saved["metric_counts"])
+
+
+Lifted = Callable[
+    [dict[str, Tensor], dict[str, Tensor], dict[str, Tensor], dict[str, Tensor]], tuple[dict[str, Tensor], Tensor]
+]
+
+
+def lift(agent: Agent, stage: str, replay: Replay) -> Lifted:
+    """A learning stage as a function of n seeds: updates their state in place, gives metrics and places sampled.
+
+    Every argument and result has a leading axis of n; n = 1 runs without it, so that products of matrices
+    stay products of matrices.
+    """
+    method, wants, slices, spec, ring = getattr(agent, stage), agent.stage(stage), agent.slices, agent.spec, replay.ring
+
+    def one(
+        state: dict[str, Tensor], memory: dict[str, Tensor], noise: dict[str, Tensor], clock: dict[str, Tensor]
+    ) -> tuple[dict[str, Tensor], dict[str, Tensor], Tensor]:
+        if not wants.batch:
+            changed, metrics = method(state, None, noise, clock)
+            return _unaliased(changed, state), metrics, torch.zeros((), dtype=torch.int64)
+        if slices.prioritised:
+            places = Priorities.sample(memory["priority"], memory["block_sums"], noise["slices"])
+        else:
+            places = sample_uniform(memory["window"], ring, noise["slices"])
+        changed, metrics = method(state, gather(memory, places, spec, slices), noise, clock)
+        return _unaliased(changed, state), metrics, places
+
+    def lifted(
+        state: dict[str, Tensor], memory: dict[str, Tensor], noise: dict[str, Tensor], clock: dict[str, Tensor]
+    ) -> tuple[dict[str, Tensor], Tensor]:
+        if next(iter(state.values())).shape[0] == 1:
+            first = [{k: v[0] for k, v in group.items()} for group in (state, memory, noise, clock)]
+            changed, metrics, places = one(*first)
+            changed, metrics = ({k: v[None] for k, v in group.items()} for group in (changed, metrics))
+            places = places[None]
+        else:
+            changed, metrics, places = torch.func.vmap(one)(state, memory, noise, clock)
+        for k, v in changed.items():
+            state[k].copy_(v)
+        return metrics, places
+
+    return lifted
+
+
+def _unaliased(changed: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Copies of entries that are handed over as they are ("target = online"), which a later write would change."""
+    return {k: v.clone() if any(v is old for old in state.values()) else v for k, v in changed.items()}
+
+
+def with_fallback(stage: str, function: Lifted) -> Lifted:
+    """The function compiled; if it cannot be, the function itself, with one warning that says why."""
+    compiled = torch.compile(function, fullgraph=True, dynamic=False)
+    chosen: list[Lifted] = []
+
+    def call(*arguments: dict[str, Tensor]) -> tuple[dict[str, Tensor], Tensor]:
+        if chosen:
+            return chosen[0](*arguments)
+        try:
+            result = compiled(*arguments)
+            chosen.append(compiled)
+        except Exception as error:  # whatever the compiler or the machine's tool chain raises
+            reason = str(error).strip().splitlines() or [""]
+            print(f"warning: {stage} runs eager, compiling it failed: {type(error).__name__}: {reason[0]}", file=sys.stderr)
+            chosen.append(function)
+            result = function(*arguments)
+        return result
+
+    return call

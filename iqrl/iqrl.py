@@ -1,0 +1,394 @@
+"""iQRL: implicitly quantised representations, and TD3 on top (arXiv 2406.02696; spec page iqrl.md).
+
+Symbols: e encoder, f quantiser, d dynamics, pi actor, q critics; a bar is a target network. Latents are
+flat vectors of width Z = d c for d latent dimensions of c channels. Losses are those of one seed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.func import grad_and_value
+
+from iqrl.agent import Agent, Batch, Memory, Metrics, Noise, Progress, Slices, Stage, State, register, setting
+from iqrl.errors import InputError
+from iqrl.networks import MLP, Adam, ParameterGroup, soft_update
+from iqrl.quantisers import make_quantiser
+from iqrl.returns import n_step, n_step_released
+from iqrl.schedules import EXPLORATION_EPISODES, linear_by_episode
+from iqrl.tasks import TaskSpec
+
+
+@dataclass(frozen=True)
+class Config:
+    """Defaults follow the paper and, where that is silent, the released code (iqrl.md sections 5 and 8)."""
+
+    profile: str = setting("default", "default, or `released` for the released code's behaviour (iqrl.md section 8)")
+    # latent
+    quantizer: str = setting("fsq", "what makes codes of latents", choices=("fsq", "none", "tanh", "simnorm", "l2"))
+    fsq_levels: list[int] = setting(
+        [8, 8], "levels of each FSQ channel; their number is c", low=3, high=1024,
+        hint="a level is at least 2, and 2 is degenerate under FSQ's bound: expected 3 or more",
+    )
+    latent_dim: int = setting(512, "d, latent dimensions; 1024 on dog and humanoid", low=1, high=65536)
+    nofsq_width: str = setting("equal", "Z without a quantiser: `equal` to d c, or d", choices=("equal", "latent_dim"))
+    # representation (section 3)
+    horizon: int = setting(5, "H, decisions the dynamics are unrolled", low=1, high=100)
+    rep_discount: float = setting(0.9, "rho, weight of each further step", low=0.0, high=1.0)
+    rep_metric: str = setting("cosine", "consistency of prediction and target", choices=("cosine", "mse"))
+    rep_cos_sign: int = setting(-1, "sign of the cosine term in the minimised loss (Q1)", choices=(-1, 1))
+    rep_reduction: str = setting("mean", "over the horizon (Q6)", choices=("mean", "sum"))
+    mask_mode: str = setting("after_end", "which steps count (Q5)", choices=("after_end", "released", "minimal", "none"))
+    use_tc: bool = setting(True, "temporal consistency loss")
+    dyn_mode: str = setting(
+        "residual", "next latent: f(z + d), f(d), or z + f(d) (Q15)", choices=("residual", "direct", "increment")
+    )
+    use_projection: bool = setting(False, "compare in a projected space; on for fish tasks in the released code")
+    projection_dim: int = setting(0, "width of the projection; 0 means Z / 16 (Q20)", low=0, high=65536)
+    use_reward: bool = setting(False, "reward head")
+    released_reward_align: bool = setting(False, "reward predicted from the next latent (Q12)")
+    use_decoder: bool = setting(False, "reconstruct observations")
+    enc_grad_from: str = setting("rep", "what trains the encoder (Q11)", choices=("rep", "td", "both"))
+    enc_lr: float = setting(1e-4, "AdamW learning rate of the representation", low=0.0)
+    enc_weight_decay: float = setting(0.01, "AdamW weight decay of the representation (Q25)", low=0.0)
+    enc_tau: float = setting(0.005, "rate of the target encoder; 1 is no momentum (Q19)", low=0.0, high=1.0)
+    enc_clip: float = setting(20.0, "largest gradient norm of the representation, 0 for none", low=0.0)
+    # actor and critics (section 4)
+    nstep: int = setting(1, "N of the returns; 3 on several tasks", low=1, high=100)
+    released_nstep: bool = setting(False, "released code's returns (Q2, Q3)")
+    discount: float = setting(0.99, "gamma, per decision", low=0.0, high=1.0)
+    num_critics: int = setting(2, "critics", low=1, high=100)
+    q_sample: int = setting(0, "critics drawn for target and actor; 0 means all (Q8)", low=0, high=100)
+    actor_q: str = setting("min", "over the critics in the actor's loss", choices=("min", "avg"))
+    td_encoder: str = setting("online", "encoder of the critics' inputs (Q9)", choices=("online", "ema"))
+    lr: float = setting(3e-4, "Adam learning rate of actor and critics", low=0.0)
+    tau: float = setting(0.005, "rate of the target actor and critics", low=0.0, high=1.0)
+    policy_noise: float = setting(0.2, "target policy smoothing, standard deviation", low=0.0)
+    noise_clip: float = setting(0.3, "and where it is clipped", low=0.0)
+    actor_every: int = setting(2, "critic updates per actor update", low=1, high=1000)
+    # networks (section 1)
+    mlp_dims: list[int] = setting([512, 512], "hidden widths of all but the encoder", low=1, high=65536)
+    enc_mlp_dims: list[int] = setting([256], "hidden widths of the encoder", low=1, high=65536)
+    init: str = setting("torch", "PyTorch's default, or orthogonal (Q7)", choices=("torch", "orthogonal"))
+    # data (section 5)
+    batch_size: int = setting(256, "slices in a batch", low=2, high=1_000_000)
+    buffer_size: int = setting(1_000_000, "replay capacity, transitions", low=1000, high=10**9)
+    cross_episode_slices: bool = setting(False, "slices may cross episodes (Q4)")
+    utd: float = setting(1.0, "gradient updates per decision (Q14)", low=0.0, high=100.0)
+    warmup_episodes: int = setting(10, "episodes before the first update", low=0, high=10**6)
+    warmup: str = setting("uniform", "actions before it (Q13)", choices=("uniform", "policy"))
+    noise_initial: float = setting(1.0, "exploration noise, standard deviation, at first", low=0.0)
+    noise_final: float = setting(0.1, "and in the end", low=0.0)
+    noise_episodes: int = setting(150, "episodes in between; 50 easy, 150 medium, 500 hard tasks", low=1, high=10**6)
+
+
+@register("iqrl")
+class IQRL(Agent[Config]):
+    Config = Config
+    profiles = {
+        "default": {},
+        "released": {  # iqrl.md section 8, last line
+            "rep_cos_sign": 1, "released_nstep": True, "cross_episode_slices": True, "mask_mode": "released",
+            "num_critics": 5, "q_sample": 2, "actor_q": "avg", "released_reward_align": True, "warmup": "policy",
+        },
+    }
+    presets = {
+        "default": {},
+        "small": {"latent_dim": 64, "mlp_dims": [128, 128], "enc_mlp_dims": [128], "batch_size": 128},
+        "tiny": {"latent_dim": 8, "mlp_dims": [16, 16], "enc_mlp_dims": [16], "batch_size": 16},
+    }
+
+    @classmethod
+    def task_defaults(cls, task: str, group: str) -> dict[str, Any]:
+        """Per-task settings of the released code (iqrl.md section 5)."""
+        domain = task.split("-")[0]
+        values: dict[str, Any] = {"noise_episodes": EXPLORATION_EPISODES[group]}
+        if domain in ("dog", "humanoid"):
+            values["latent_dim"] = 1024
+        if domain in ("acrobot", "fish", "reacher", "dog"):
+            values["nstep"] = 3
+        if domain == "fish":
+            values["use_projection"] = True
+        if domain == "acrobot":
+            values["enc_tau"] = 0.0005
+        return values
+
+    @classmethod
+    def validate(cls, config: Config) -> None:
+        if config.q_sample > config.num_critics:
+            raise InputError(f"agent.q_sample={config.q_sample}: expected at most agent.num_critics={config.num_critics}")
+        if config.quantizer == "simnorm" and config.latent_dim * len(config.fsq_levels) % 8:
+            raise InputError("agent.quantizer=simnorm: expected a latent width that is a multiple of 8")
+        if not (config.use_tc or config.use_reward or config.use_decoder or config.enc_grad_from != "rep"):
+            raise InputError("agent.use_tc=false: nothing trains the encoder; expected use_reward, use_decoder or enc_grad_from=td")
+
+    def __init__(self, config: Config, spec: TaskSpec, dtype: torch.dtype = torch.float32) -> None:
+        super().__init__(config, spec, dtype)
+        c, o, a = config, spec.observation_dim, spec.action_dim
+        self.quantise = make_quantiser(c.quantizer, c.fsq_levels)
+        narrow = c.quantizer == "none" and c.nofsq_width == "latent_dim"
+        self.width = c.latent_dim if narrow else c.latent_dim * len(c.fsq_levels)  # Z
+        hidden, z = tuple(c.mlp_dims), self.width
+        encoder = MLP(o, tuple(c.enc_mlp_dims), z, initialisation=c.init, precise_input=True)
+        world = {"encoder": encoder}
+        if c.use_projection:
+            world["projection"] = MLP(z, hidden, c.projection_dim or max(1, z // 16), initialisation=c.init)
+        self.target = ParameterGroup(dict(world))
+        world["dynamics"] = MLP(z + a, hidden, z, initialisation=c.init)
+        if c.use_reward:
+            world["reward"] = MLP(z + a, hidden, 1, initialisation=c.init)
+        if c.use_decoder:
+            world["decoder"] = MLP(z, hidden, o, initialisation=c.init)
+        self.world = ParameterGroup(world)
+        self.actor = ParameterGroup({"actor": MLP(z, hidden, a, initialisation=c.init)})
+        critic = MLP(z + a, hidden, 1, ensemble=c.num_critics, initialisation=c.init)
+        self.critic = ParameterGroup({"critic": critic})
+        self.world_optimiser = Adam(c.enc_lr, weight_decay=c.enc_weight_decay, clip=c.enc_clip)
+        self.optimiser = Adam(c.lr)
+
+    # --- networks
+
+    def encode(self, encoder: Mapping[str, Tensor], observation: Tensor) -> Tensor:
+        """z = f(e(o)): (..., O) -> (..., Z)."""
+        return self.quantise(self.world.networks["encoder"](encoder, observation))
+
+    def step(self, dynamics: Mapping[str, Tensor], z: Tensor, action: Tensor) -> Tensor:
+        """Next latent by the dynamics; quantised at every step (section 3, 2)."""
+        increment = self.world.networks["dynamics"](dynamics, torch.cat([z, action], -1))
+        if self.config.dyn_mode == "increment":
+            return z + self.quantise(increment)
+        return self.quantise(increment if self.config.dyn_mode == "direct" else z + increment)
+
+    def policy(self, actor: Tensor, z: Tensor) -> Tensor:
+        """pi(z) in [-1, 1]: (B, Z) -> (B, A)."""
+        return torch.tanh(self.actor.networks["actor"](self.actor.unpack(actor, self.dtype)["actor"], z))
+
+    def values(self, critic: Tensor, z: Tensor, action: Tensor) -> Tensor:
+        """q_k(z, a) of every critic: (K, B)."""
+        parameters = self.critic.unpack(critic, self.dtype)["critic"]
+        return self.critic.networks["critic"](parameters, torch.cat([z, action], -1))[..., 0]
+
+    def initialise(self, generator: torch.Generator) -> dict[str, Tensor]:
+        world, actor, critic = (g.initialise(generator) for g in (self.world, self.actor, self.critic))
+        return {
+            **self.world_optimiser.initialise("world", world),
+            **self.optimiser.initialise("actor", actor),
+            **self.optimiser.initialise("critic", critic),
+            "target": self.world.extract(world, self.target),
+            "target_actor": actor.clone(),
+            "target_critic": critic.clone(),
+        }
+
+    # --- acting
+
+    def act(
+        self, state: State, carry: State, observation: Tensor, noise: Mapping[str, Tensor], clock: State
+    ) -> tuple[Tensor, State]:
+        z = self.encode(self.world.unpack(state["world"], self.dtype)["encoder"], observation)
+        action = self.policy(state["actor"], z)
+        if "action" in noise:
+            action = torch.clamp(action + clock["sigma"] * noise["action"], -1.0, 1.0)
+        return action, carry
+
+    def acts_randomly(self, progress: Progress) -> bool:
+        return self.config.warmup == "uniform" and progress.episodes < self.config.warmup_episodes
+
+    # --- losses
+
+    def representation_loss(self, world: Tensor, target: Tensor, batch: Batch) -> tuple[Tensor, Metrics]:
+        """L_rep (section 3) and its optional terms, over one unroll of H steps."""
+        c, net = self.config, self.world.networks
+        parameters, bar = self.world.unpack(world, self.dtype), self.target.unpack(target, self.dtype)
+        weight = self._weights(batch)  # (H, B)
+        loss, metrics = torch.zeros((), device=world.device), Metrics()
+        with torch.no_grad():
+            goal = self.encode(bar["encoder"], batch.observation[1:])  # z-bar_1..H
+        z = self.encode(parameters["encoder"], batch.observation[0])
+        latents = [z]
+        for h in range(c.horizon):
+            latents.append(self.step(parameters["dynamics"], latents[h], batch.action[h]))
+        predicted = torch.stack(latents[1:])  # (H, B, Z)
+        if c.use_tc:
+            compared = predicted
+            if c.use_projection:
+                compared = net["projection"](parameters["projection"], predicted)
+                with torch.no_grad():
+                    goal = net["projection"](bar["projection"], goal)
+            error = consistency(compared, goal, c.rep_metric, c.rep_cos_sign)  # (H, B)
+            metrics["consistency_loss"] = (weight * error).mean(1).sum()
+            loss = loss + metrics["consistency_loss"]
+        if c.use_reward:
+            source = predicted if c.released_reward_align else torch.stack(latents[:-1])
+            guess = net["reward"](parameters["reward"], torch.cat([source, batch.action[: c.horizon]], -1))[..., 0]
+            metrics["reward_loss"] = (weight * (guess - batch.reward[: c.horizon]) ** 2).mean(1).sum()
+            loss = loss + metrics["reward_loss"]
+        if c.use_decoder:
+            seen = batch.observation[: c.horizon]
+            source = torch.stack(latents[:-1]) if c.use_tc else self.encode(parameters["encoder"], seen)
+            error = (net["decoder"](parameters["decoder"], source) - seen).square().mean(-1)
+            metrics["reconstruction_loss"] = (weight * error).mean(1).sum()
+            loss = loss + metrics["reconstruction_loss"]
+        metrics |= {"latent_mean": predicted.mean(), "latent_min": predicted.min(), "latent_max": predicted.max()}
+        return loss, {k: v.detach() for k, v in metrics.items()}
+
+    def _weights(self, batch: Batch) -> Tensor:
+        """rho^h m_{h,b}, over H if the horizon is averaged: (H, B)."""
+        c, ended = self.config, batch.ended[: self.config.horizon]
+        mask = {
+            "after_end": batch.alive[: c.horizon],
+            "released": 1.0 - ended,
+            "minimal": torch.cumprod(1.0 - ended, 0),
+            "none": torch.ones_like(ended),
+        }[c.mask_mode]
+        powers = c.rep_discount ** torch.arange(c.horizon, device=ended.device, dtype=ended.dtype)
+        return powers[:, None] * mask / (c.horizon if c.rep_reduction == "mean" else 1)
+
+    def target_value(
+        self, state: State, batch: Batch, encoder: Mapping[str, Tensor], noise: Mapping[str, Tensor]
+    ) -> Tensor:
+        """y (B,): N-step return, smoothed target policy, smallest target critic (section 4)."""
+        c = self.config
+        returns = n_step_released if c.released_nstep else n_step
+        total, factor, last = returns(batch, c.nstep, c.discount)
+        z = self.encode(encoder, last)
+        smoothing = torch.clamp(c.policy_noise * noise["smoothing"], -c.noise_clip, c.noise_clip)
+        action = torch.clamp(self.policy(state["target_actor"], z) + smoothing, -1.0, 1.0)
+        q = self.values(state["target_critic"], z, action)
+        return total + factor * self._drawn(q, noise.get("target_critics")).min(0).values
+
+    def _drawn(self, q: Tensor, noise: Tensor | None) -> Tensor:
+        """The critics drawn for this update, of q (K, B)."""
+        return q if noise is None else q.index_select(0, torch.argsort(noise)[: self.config.q_sample])
+
+    def critic_loss(self, critic: Tensor, z: Tensor, action: Tensor, y: Tensor) -> tuple[Tensor, Metrics]:
+        """Mean over critics and batch of (q_k(z, a) - y)^2."""
+        q = self.values(critic, z, action)
+        return (q - y).square().mean(), {"q_mean": q.detach().mean(), "q_min": q.detach().min(), "q_max": q.detach().max()}
+
+    def actor_loss(self, actor: Tensor, critic: Tensor, z: Tensor, noise: Tensor | None) -> Tensor:
+        """-E[min_k q_k(z, pi(z))], or the mean of the critics drawn."""
+        q = self._drawn(self.values(critic, z, self.policy(actor, z)), noise)
+        return -(q.min(0).values if self.config.actor_q == "min" else q.mean(0)).mean()
+
+    # --- learning
+
+    @property
+    def slices(self) -> Slices:
+        c = self.config
+        return Slices(max(c.horizon, c.nstep), c.batch_size, cross_episodes=c.cross_episode_slices)
+
+    def stages(self, update: int) -> tuple[str, ...]:
+        return ("update_all",) if update % self.config.actor_every == 0 else ("update_critic",)
+
+    def stage(self, name: str) -> Stage:
+        c = self.config
+        noise = {"smoothing": Noise((c.batch_size, self.spec.action_dim))}
+        if 0 < c.q_sample < c.num_critics:
+            noise["target_critics"] = Noise((c.num_critics,), "uniform")
+            noise["actor_critics"] = Noise((c.num_critics,), "uniform")
+        return Stage(noise=noise)
+
+    def update_critic(
+        self, state: State, batch: Batch, noise: Mapping[str, Tensor], clock: State
+    ) -> tuple[State, Metrics]:
+        """Representation, target encoder, critics, target critics."""
+        return self._update(state, batch, noise)[:2]
+
+    def update_all(
+        self, state: State, batch: Batch, noise: Mapping[str, Tensor], clock: State
+    ) -> tuple[State, Metrics]:
+        """As `update_critic`, then the actor and the target actor."""
+        changed, metrics, z = self._update(state, batch, noise)
+        gradient, loss = grad_and_value(self.actor_loss)(
+            state["actor"], changed["critic"], z, noise.get("actor_critics")
+        )
+        stepped, _ = self.optimiser.step("actor", state, gradient)
+        target = soft_update(state["target_actor"], stepped["actor"], self.config.tau)
+        return {**changed, **stepped, "target_actor": target}, {**metrics, "actor_loss": loss}
+
+    def _update(
+        self, state: State, batch: Batch, noise: Mapping[str, Tensor]
+    ) -> tuple[dict[str, Tensor], Metrics, Tensor]:
+        c, metrics = self.config, Metrics()
+        gradient = torch.zeros_like(state["world"])
+        if c.enc_grad_from != "td":
+            gradient, (loss, parts) = grad_and_value(self.representation_loss, has_aux=True)(
+                state["world"], state["target"], batch
+            )
+            metrics |= {"representation_loss": loss, **parts}
+        if c.enc_grad_from != "rep":
+            gradient = gradient + self._td_gradient(state, batch, noise)
+        changed, metrics["representation_gradient_norm"] = self.world_optimiser.step("world", state, gradient)
+        online = self.world.extract(changed["world"], self.target)
+        changed["target"] = soft_update(state["target"], online, c.enc_tau)
+        encoder = self._td_encoder(changed)
+        z = self.encode(encoder, batch.observation[0])
+        y = self.target_value(state, batch, encoder, noise)
+        gradient, (loss, parts) = grad_and_value(self.critic_loss, has_aux=True)(state["critic"], z, batch.action[0], y)
+        stepped, _ = self.optimiser.step("critic", state, gradient)
+        changed |= stepped
+        changed["target_critic"] = soft_update(state["target_critic"], stepped["critic"], c.tau)
+        metrics |= {"critic_loss": loss, **parts, "target_mean": y.mean(), "target_std": y.std()}
+        return changed, metrics, z
+
+    def _td_encoder(self, state: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        if self.config.td_encoder == "ema":
+            return self.target.unpack(state["target"], self.dtype)["encoder"]
+        return self.world.unpack(state["world"], self.dtype)["encoder"]
+
+    def _td_gradient(self, state: State, batch: Batch, noise: Mapping[str, Tensor]) -> Tensor:
+        """Gradient of the critic loss to the encoder, through the online z alone (section 9, end-to-end)."""
+        y = self.target_value(state, batch, self._td_encoder(state), noise)
+
+        def loss(world: Tensor) -> Tensor:
+            z = self.encode(self.world.unpack(world, self.dtype)["encoder"], batch.observation[0])
+            return self.critic_loss(state["critic"], z, batch.action[0], y)[0]
+
+        return torch.func.grad(loss)(state["world"])
+
+    # --- schedule
+
+    def clock(self, progress: Progress) -> dict[str, float]:
+        c = self.config
+        index = progress.episodes - c.warmup_episodes
+        return {"sigma": linear_by_episode(c.noise_initial, c.noise_final, c.noise_episodes, index)}
+
+    def after_episode(self, progress: Progress, memory: Memory) -> tuple[int, tuple[str, ...]]:
+        if progress.episodes <= self.config.warmup_episodes:
+            return 0, ()
+        return round(self.config.utd * progress.episode_decisions), ()
+
+    # --- looking inside
+
+    def latent_width(self) -> int:
+        return self.width
+
+    def latent(self, state: State, observation: Tensor) -> Tensor:
+        return self.encode(self.world.unpack(state["world"], self.dtype)["encoder"], observation)
+
+    def codes(self, latent: Tensor) -> tuple[Tensor, int] | None:
+        if self.config.quantizer != "fsq":
+            return None
+        return self.quantise.indices(latent), self.quantise.codebook_size
+
+    def hidden(self, state: State, observation: Tensor, action: Tensor) -> list[Tensor]:
+        layers: list[Tensor] = []
+        world = self.world.unpack(state["world"], self.dtype)
+        z = self.quantise(self.world.networks["encoder"].forward(world["encoder"], observation, layers))
+        za = torch.cat([z, action], -1)
+        self.world.networks["dynamics"].forward(world["dynamics"], za, layers)
+        self.critic.networks["critic"].forward(self.critic.unpack(state["critic"], self.dtype)["critic"], za, layers)
+        self.actor.networks["actor"].forward(self.actor.unpack(state["actor"], self.dtype)["actor"], z, layers)
+        return layers
+
+
+def consistency(predicted: Tensor, goal: Tensor, metric: str, sign: int = -1) -> Tensor:
+    """Error of predicted latents (..., Z) against goals: mean square, or the cosine times `sign`."""
+    if metric == "mse":
+        return (predicted - goal).square().mean(-1)
+    norms = [torch.clamp(torch.linalg.vector_norm(v, dim=-1), min=1e-6) for v in (predicted, goal)]
+    return sign * (predicted * goal).sum(-1) / (norms[0] * norms[1])
