@@ -1,0 +1,16 @@
+"""From run directories to a paper: tables, statistics, figures, a report.
+
+Reads only the files that runs leave behind, so it works on a laptop from a copy of `runs/`; it needs neither
+torch nor a simulator. ``python -m analysis --help`` lists the commands.
+
+The modules, in the order in which data passes through them:
+
+    runs         run directories -> tidy tables, with a cache
+    study        tables + sweep manifest -> arms, aligned scores, and everything that is missing
+    statistics   aligned scores -> estimates with intervals
+    published    result files of public repositories -> the same tidy rows, never pooled with own runs
+    figures/     one module a figure: data and drawing apart
+    tables       LaTeX, Markdown and CSV
+    report       one HTML file
+    exports      TensorBoard and W&B
+"""

@@ -1,0 +1,203 @@
+"""The command line of the analysis: ``python -m analysis COMMAND key=value ...``."""
+
+from __future__ import annotations
+
+import difflib
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from analysis.errors import InputError
+
+
+def _paths(text: str) -> list[Path]:
+    return [Path(part) for part in text.split(",") if part]
+
+
+def _count(text: str) -> int:
+    number = int(float(text)) if "e" in text.lower() else int(text)
+    if number < 1:
+        raise ValueError
+    return number
+
+
+def _switch(text: str) -> bool:
+    return {"on": True, "true": True, "1": True, "off": False, "false": False, "0": False}[text.lower()]
+
+
+def _one_of(*values: str) -> Callable[[str], str]:
+    def parse(text: str) -> str:
+        if text not in values:
+            raise ValueError
+        return text
+
+    return parse
+
+
+@dataclass(frozen=True)
+class Key:
+    """One key=value of a command: its default, how to read it, and what to expect."""
+
+    default: Any
+    parse: Callable[[str], Any]
+    expected: str
+
+
+RUNS = Key("runs", _paths, "folders of run directories, separated by commas")
+KEYS = {
+    "runs": RUNS,
+    "out": Key("figures", Path, "the folder that results go to"),
+    "sweep": Key(None, str, "the name of one sweep (runs/sweeps/NAME.json); without it, all, and the runs of none"),
+    "style": Key("neurips", _one_of("neurips", "icml", "slides"), "neurips, icml or slides"),
+    "published": Key(None, Path, "a checkout with published results, one of its files, or a tidy Parquet file"),
+    "replicates": Key(2000, _count, "bootstrap replicates, a number of at least 1"),
+    "short": Key("cut", _one_of("cut", "drop"), "cut (an arm ends where its shortest run does) or drop (short runs)"),
+    "at": Key(None, _count, "the env step at which arms are compared (default: the last that all have reached)"),
+    "caption": Key(True, _switch, "on or off: print captions on the figures (they are in captions.md as well)"),
+    "only": Key(None, str, "figures to draw, by name, separated by commas"),
+    "every": Key(60, _count, "seconds between two looks at the runs"),
+    "times": Key(None, _count, "stop after this many reports (default: when no run is left to wait for)"),
+    "format": Key("parquet", _one_of("parquet", "csv"), "parquet or csv"),
+    "cache": Key(True, _switch, "on or off: keep the tables in runs/.analysis"),
+}
+_STUDY = ("runs", "out", "sweep", "replicates", "short", "at", "cache")
+
+
+@dataclass(frozen=True)
+class Command:
+    """A command: one line of help, its keys, and examples."""
+
+    summary: str
+    keys: tuple[str, ...]
+    examples: tuple[str, ...]
+
+
+COMMANDS = {
+    "figures": Command(
+        "draw every figure (PDF, PNG), the tables and the report: all that `make figures` makes",
+        (*_STUDY, "style", "published", "caption", "only"),
+        (
+            "python -m analysis figures",
+            "python -m analysis figures sweep=quickstart style=icml",
+            "python -m analysis figures runs=runs,other/runs published=../tdmpc2 short=drop",
+        ),
+    ),
+    "tables": Command(
+        "write the tables (LaTeX, Markdown, CSV) and print the scores",
+        _STUDY,
+        ("python -m analysis tables sweep=fsq_levels at=500000",),
+    ),
+    "report": Command(
+        "write report.html: one file with figures, tables, failures and commands",
+        (*_STUDY, "style", "published"),
+        ("python -m analysis report", "python -m analysis report sweep=quickstart out=/tmp/report"),
+    ),
+    "watch": Command(
+        "write the report again and again while a sweep runs",
+        (*_STUDY, "style", "published", "every", "times"),
+        ("python -m analysis watch every=30",),
+    ),
+    "compare": Command(
+        "set own results beside published ones at 100k, 500k and 1M env steps",
+        (*_STUDY, "published"),
+        ("python -m analysis compare published=published.parquet",),
+    ),
+    "status": Command(
+        "list the runs: how far each is, and what is wrong with it",
+        ("runs", "sweep", "short", "cache"),
+        ("python -m analysis status",),
+    ),
+    "export": Command(
+        "write the tidy tables: runs, evaluations, latents",
+        ("runs", "out", "format", "cache"),
+        ("python -m analysis export out=tables", "python -m analysis export format=csv"),
+    ),
+    "tensorboard": Command(
+        "write TensorBoard event files, only what is new since the last time",
+        ("runs", "out"),
+        ("python -m analysis tensorboard out=tensorboard",),
+    ),
+    "wandb": Command(
+        "write W&B offline runs, only what is new since the last time",
+        ("runs", "out"),
+        ("python -m analysis wandb out=wandb",),
+    ),
+}
+OUT = {"export": "tables", "tensorboard": "tensorboard", "wandb": "wandb"}  # where `out` is not figures/
+
+
+def usage() -> str:
+    lines = ["usage: python -m analysis COMMAND [key=value ...]", "", "commands:"]
+    lines += [f"  {name:12} {command.summary}" for name, command in COMMANDS.items()]
+    return "\n".join([*lines, "", "python -m analysis COMMAND --help tells the keys of a command, with examples."])
+
+
+def command_usage(name: str) -> str:
+    command = COMMANDS[name]
+    lines = [f"usage: python -m analysis {name} [key=value ...]", "", command.summary, "", "keys (default):"]
+    for key in command.keys:
+        default = OUT.get(name, "figures") if key == "out" else KEYS[key].default
+        shown = {True: "on", None: "none"}.get(default, default)
+        lines.append(f"  {key:11} ({shown}) {KEYS[key].expected}")
+    return "\n".join([*lines, "", "examples:", *(f"  {example}" for example in command.examples)])
+
+
+def parse(name: str, arguments: list[str]) -> dict[str, Any]:
+    """key=value arguments -> values; keys may be written in capitals, as in make's variables.
+
+    Raises:
+        InputError: an unknown key, or a value that its key does not take.
+    """
+    command = COMMANDS[name]
+    options = {key: KEYS[key].parse(KEYS[key].default) if key == "runs" else KEYS[key].default for key in command.keys}
+    if "out" in options:
+        options["out"] = Path(OUT.get(name, "figures"))
+    for argument in arguments:
+        key, equals, text = argument.partition("=")
+        key = key.lower()
+        if not equals:
+            raise InputError(f"{argument}: expected key=value (python -m analysis {name} --help lists the keys)")
+        if key not in command.keys:
+            close = difflib.get_close_matches(key, command.keys, 1)
+            hint = f"did you mean {close[0]}?" if close else f"its keys are {', '.join(command.keys)}"
+            raise InputError(f"{key}={text}: `{name}` has no such key; {hint}")
+        if not text:  # make passes an unset variable as KEY=
+            continue
+        try:
+            options[key] = KEYS[key].parse(text)
+        except (ValueError, KeyError, OverflowError):
+            raise InputError(f"{key}={text}: expected {KEYS[key].expected}") from None
+    return options
+
+
+def main(arguments: list[str]) -> int:
+    if not arguments or arguments[0] in ("-h", "--help", "help"):
+        print(usage())
+        return 0
+    name, *rest = arguments
+    try:
+        if name not in COMMANDS:
+            close = difflib.get_close_matches(name, COMMANDS, 1)
+            hint = f"did you mean {close[0]}?" if close else f"expected one of {', '.join(COMMANDS)}"
+            raise InputError(f"{name}: no such command; {hint}")
+        if {"-h", "--help"} & set(rest):
+            print(command_usage(name))
+            return 0
+        options = parse(name, rest)
+        from analysis import commands  # late, so that help and mistakes answer at once
+
+        getattr(commands, name)(options)
+        return 0
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except BrokenPipeError:
+        return 1
+    except KeyboardInterrupt:
+        return 130
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,55 @@
+"""Four aggregates at the budget, with intervals: IQM, median, mean, optimality gap."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+
+from analysis import style
+from analysis.figures.drawing import Context, Drawing, Skip, bootstrap_text, canvas, describe, finish
+from analysis.statistics import AGGREGATES, interval, several
+
+TITLE = "Aggregate scores"
+
+
+def data(context: Context) -> pd.DataFrame:
+    """One row an arm and aggregate: arm, aggregate, point, low, high."""
+    study = context.study
+    tasks = study.shared_tasks()
+    if not tasks:
+        raise Skip("no task with a known return scale is shared by all arms")
+    rows = []
+    for arm in study.arms:
+        scores = study.scores(arm.name, np.array([study.mark]), tasks)
+        estimate = interval(scores, several(list(AGGREGATES.values())), context.replicates)
+        for i, name in enumerate(AGGREGATES):
+            rows.append((arm.name, name, estimate.point[i], estimate.low[i], estimate.high[i]))
+    return pd.DataFrame(rows, columns=["arm", "aggregate", "point", "low", "high"])
+
+
+def draw(context: Context) -> Drawing:
+    frame = data(context)
+    study = context.study
+    names = list(AGGREGATES)
+    grid = (1, 4) if context.style.column > 4 else (2, 2)
+    figure, axes = canvas(context, height=grid[0] * (0.5 + 0.17 * len(study.arms)), rows=grid[0], columns=grid[1],
+                          sharey=True)  # fmt: skip
+    places = np.arange(len(study.arms))[::-1]
+    for ax, name in zip(axes.flat, names):
+        rows = frame[frame["aggregate"] == name].set_index("arm")
+        for place, arm in zip(places, study.arms):
+            row, colour = rows.loc[arm.name], context.colours[arm.name]
+            ax.barh(place, row["high"] - row["low"], left=row["low"], height=0.6, color=colour, alpha=0.35)
+            ax.plot([row["point"]] * 2, [place - 0.3, place + 0.3], color=colour, solid_capstyle="butt")
+        ax.set_title(name)
+        ax.set_yticks(places, [style.label(arm) for arm in study.arms])
+        ax.grid(axis="y", visible=False)
+        ax.locator_params(axis="x", nbins=4)
+        ax.tick_params(axis="y", length=0)
+    figure.supxlabel("Normalised return", fontsize=context.style.font_size)
+    caption = (
+        f"{TITLE} at {style.steps(study.mark)} environment steps (return / 1000), "
+        f"{describe(study, study.shared_tasks())}. Bars: {bootstrap_text(context)}. "
+        "A higher IQM, median and mean and a lower optimality gap are better."
+    )
+    return Drawing(figure, finish(context, figure, caption))

@@ -1,0 +1,75 @@
+"""An ablation's answer: score at the budget an arm, beside latent rank and codebook use."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+
+from analysis import style
+from analysis.figures.drawing import Context, Drawing, Skip, arms_with, bootstrap_text, canvas, describe, finish
+from analysis.figures.latent_curves import aligned
+from analysis.statistics import Estimate, interval, iqm, mean
+
+TITLE = "Score, rank and codebook use by arm"
+PANELS = {
+    "score": "IQM of normalised return",
+    "rank_0.01": "Latent rank",
+    "active_codebook_mean": "Active codebook (%)",
+}
+
+
+def data(context: Context) -> pd.DataFrame:
+    """One row an arm and panel: arm, quantity, point, low, high. An arm without a quantity has no row for it."""
+    study = context.study
+    if len(study.arms) < 2:
+        raise Skip("one arm alone has nothing to be compared with")
+    tasks = study.shared_tasks()
+    if not tasks:
+        raise Skip("no task with a known return scale is shared by all arms")
+    rows = []
+    for arm in study.arms:
+        scores = study.scores(arm.name, np.array([study.mark]), tasks)
+        rows.append(_row(arm.name, "score", interval(scores, iqm, context.replicates)))
+    for quantity in ("rank_0.01", "active_codebook_mean"):
+        for arm in arms_with(context, quantity):
+            steps, values = aligned(context, arm, quantity)
+            at = np.searchsorted(steps, study.mark, side="right") - 1
+            if len(steps) and at >= 0:
+                last = [task[:, at : at + 1] for task in values]
+                rows.append(_row(arm.name, quantity, interval(last, mean, context.replicates)))
+    return pd.DataFrame(rows, columns=["arm", "quantity", "point", "low", "high"])
+
+
+def _row(arm: str, quantity: str, estimate: Estimate) -> tuple[str, str, float, float, float]:
+    return arm, quantity, float(estimate.point[0]), float(estimate.low[0]), float(estimate.high[0])
+
+
+def draw(context: Context) -> Drawing:
+    frame = data(context)
+    study = context.study
+    shown = [quantity for quantity in PANELS if quantity in set(frame["quantity"])]
+    figure, axes = canvas(context, height=0.7 + 0.2 * len(study.arms), columns=len(shown), wide=True, sharey=True)
+    places = np.arange(len(study.arms))[::-1]
+    for ax, quantity in zip(axes[0], shown):
+        rows = frame[frame["quantity"] == quantity].set_index("arm")
+        for place, arm in zip(places, study.arms):
+            if arm.name not in rows.index:
+                ax.text(0.02, place, "not defined", transform=ax.get_yaxis_transform(), va="center", color="#606060",
+                        fontsize=context.style.font_size - 2)  # fmt: skip
+                continue
+            row, colour = rows.loc[arm.name], context.colours[arm.name]
+            ax.plot([row["low"], row["high"]], [place, place], color=colour, linewidth=3 * context.style.line_width,
+                    alpha=0.35, solid_capstyle="butt")  # fmt: skip
+            ax.plot(row["point"], place, "o", color=colour, markersize=3 * context.style.line_width)
+        ax.set_xlabel(PANELS[quantity])
+        ax.set_yticks(places, [style.label(arm) for arm in study.arms])
+        ax.set_ylim(-0.6, len(study.arms) - 0.4)
+        ax.locator_params(axis="x", nbins=4)
+        ax.tick_params(axis="y", length=0)
+    if study.question:
+        figure.suptitle(study.question, fontsize=context.style.font_size)
+    caption = (
+        f"{TITLE} at {style.steps(study.mark)} environment steps; {describe(study, study.shared_tasks())}. "
+        f"Bars: {bootstrap_text(context)}. Rank at tolerance 0.01; rank and codebook are means over tasks."
+    )
+    return Drawing(figure, finish(context, figure, caption))

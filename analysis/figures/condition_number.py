@@ -1,0 +1,35 @@
+"""Condition number of the latent matrix over env steps."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+
+from analysis.figures.drawing import (
+    Context, Drawing, canvas, describe, draw_curves, finish, legend_above, step_axis,
+)  # fmt: skip
+from analysis.figures.latent_curves import lacking, quartile_curves
+
+TITLE = "Condition number of the latent matrix"
+
+
+def data(context: Context) -> pd.DataFrame:
+    return quartile_curves(context, "condition_number")
+
+
+def draw(context: Context) -> Drawing:
+    frame = data(context)
+    figure, axes = canvas(context, height=2.6)
+    finite = frame.replace([np.inf], np.nan)
+    series = draw_curves(context, axes[0, 0], finite)
+    step_axis(axes[0, 0])
+    axes[0, 0].set_yscale("log")
+    axes[0, 0].set_ylabel("Condition number")
+    legend_above(context, figure)
+    infinite = sorted({context.label(arm) for arm in frame.loc[np.isinf(frame["point"]), "arm"]})
+    caption = (
+        f"{TITLE}: median over runs of {describe(context.study)}. Bands: quartiles over runs, not a confidence "
+        f"interval.{lacking(context, frame)}"
+        + (f" Where the line of {', '.join(infinite)} is interrupted, the median is infinite." if infinite else "")
+    )
+    return Drawing(figure, finish(context, figure, caption), [(axes[0, 0], series)])

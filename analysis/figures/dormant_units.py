@@ -1,0 +1,31 @@
+"""Dormant units over env steps."""
+
+from __future__ import annotations
+
+import pandas as pd
+
+from analysis.figures.drawing import (
+    Context, Drawing, bootstrap_text, canvas, describe, draw_curves, finish, legend_above, step_axis,
+)  # fmt: skip
+from analysis.figures.latent_curves import lacking, mean_curves
+
+TITLE = "Dormant units"
+
+
+def data(context: Context) -> pd.DataFrame:
+    return mean_curves(context, "dormant_percent")
+
+
+def draw(context: Context) -> Drawing:
+    frame = data(context)
+    figure, axes = canvas(context, height=2.6)
+    series = draw_curves(context, axes[0, 0], frame)
+    step_axis(axes[0, 0])
+    axes[0, 0].set_ylim(bottom=0)
+    axes[0, 0].set_ylabel("Dormant units (%)")
+    legend_above(context, figure)
+    caption = (
+        f"{TITLE}: hidden units whose activation is at most 0.025 of their layer's mean, mean over "
+        f"{describe(context.study)}. Bands: {bootstrap_text(context)}.{lacking(context, frame)}"
+    )
+    return Drawing(figure, finish(context, figure, caption), [(axes[0, 0], series)])

@@ -1,0 +1,203 @@
+"""What all figures share: a canvas with its caption below it, curves with bands, and the values behind them."""
+
+from __future__ import annotations
+
+import textwrap
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.ticker import FuncFormatter
+
+from analysis import style
+from analysis.statistics import REPLICATES, Estimate
+from analysis.study import Arm, Study
+
+CAPTION_SIZE = 0.78  # of the font size
+ENV_STEPS = "Environment steps"
+
+
+@dataclass(frozen=True)
+class Published:
+    """Curves of other people's runs: one row a seed and evaluation (columns of `published.COLUMNS`)."""
+
+    frame: pd.DataFrame
+    remarks: list[str]
+
+
+@dataclass(frozen=True)
+class Context:
+    """What a figure module is given."""
+
+    study: Study
+    style: style.Style
+    replicates: int = REPLICATES
+    published: Published | None = None
+    caption: bool = True  # print the caption on the figure
+
+    @property
+    def colours(self) -> dict[str, str]:
+        return style.colours(self.study.arms)
+
+    def label(self, arm: str) -> str:
+        return style.label(next(a for a in self.study.arms if a.name == arm))
+
+
+@dataclass
+class Drawing:
+    """A finished figure, its caption, and per axes the series that a report shows when pointed at."""
+
+    figure: Figure
+    caption: str
+    hover: list[tuple[Axes, list[dict[str, Any]]]] = field(default_factory=list)
+
+
+class Skip(Exception):
+    """There is nothing to draw; the message says what is lacking."""
+
+
+def canvas(
+    context: Context, height: float, rows: int = 1, columns: int = 1, wide: bool = False, **options: Any
+) -> tuple[Figure, np.ndarray]:
+    """A figure and its axes (rows, columns). `height` is that of the body; `finish` adds room for the caption."""
+    width = context.style.page if wide else context.style.column
+    figure = Figure(figsize=(width, height * context.style.font_size / 9), layout="constrained")
+    return figure, figure.subplots(rows, columns, squeeze=False, **options)
+
+
+def finish(context: Context, figure: Figure, caption: str) -> str:
+    """Put the study's note above, and caption and problems below the figure; return the caption.
+
+    What is missing and the study's note stand on the figure even where the caption does not (caption=off).
+    """
+    size = context.style.font_size * CAPTION_SIZE
+    width, body = figure.get_size_inches()
+    characters = int(width * 72 / (size * 0.46))
+    problems = problem_line(context.study)
+    lines = textwrap.wrap(caption, characters) if context.caption else []
+    warning = textwrap.wrap(problems, characters) if problems else []
+    if context.study.note:
+        warning += textwrap.wrap(f"Note: {context.study.note}.", characters)
+    line_height = size * 1.3 / 72
+    foot = line_height * (len(lines) + len(warning)) + (0.08 if lines or warning else 0.0)
+    figure.set_size_inches(width, body + foot)
+    share = foot / (body + foot)
+    engine = figure.get_layout_engine()
+    if engine is not None:
+        engine.set(rect=(0, share, 1, 1 - share))  # type: ignore[call-arg]
+    options: dict[str, Any] = {"va": "top", "ha": "left", "fontsize": size, "linespacing": 1.3}
+    top = share - 0.06 / (body + foot)
+    if lines:
+        figure.text(0.01, top, "\n".join(lines), color="#404040", **options)
+    if warning:
+        top -= line_height * len(lines) / (body + foot)
+        figure.text(0.01, top, "\n".join(warning), color="#B00020", **options)
+    return " ".join(filter(None, [caption, problems, f"Note: {context.study.note}." if context.study.note else ""]))
+
+
+def problem_line(study: Study, limit: int = 3) -> str:
+    """Missing, short and left-out runs in one line; the first few by name, the rest by number."""
+    shown = [problem for problem in study.problems if problem.kind != "remark"]
+    if not shown:
+        return ""
+    named = "; ".join(f"{problem.run} ({problem.kind}, {problem.effect})" for problem in shown[:limit])
+    more = f"; and {len(shown) - limit} more, see problems.csv" if len(shown) > limit else ""
+    return f"Incomplete: {named}{more}."
+
+
+def describe(study: Study, tasks: list[str] | None = None) -> str:
+    """Tasks, seeds and budget of a study, for a caption."""
+    tasks = study.tasks if tasks is None else tasks
+    names = ", ".join(tasks) if len(tasks) <= 4 else f"{tasks[0]} to {tasks[-1]}"
+    low, high = study.seeds
+    seeds = f"{high} seed{'s' * (high > 1)}" if low == high else f"{low} to {high} seeds"
+    budgets = sorted(set(study.members["budget"]))
+    budget = " or ".join(style.steps(value) for value in budgets)
+    text = f"{len(tasks)} task{'s' * (len(tasks) != 1)} ({names}), {seeds} each, budget {budget} environment steps"
+    cut = [
+        f"{style.label(arm)} to {style.steps(study.common_step(arm.name))}"
+        for arm in study.arms
+        if study.common_step(arm.name) < study.members.loc[study.members["arm"] == arm.name, "budget"].max()
+    ]
+    return text + (f"; shown up to the last common step: {', '.join(cut)}" if cut else "")
+
+
+def bootstrap_text(context: Context) -> str:
+    """How the intervals were made; and how far they can be trusted."""
+    low, _ = context.study.seeds
+    text = f"95% stratified bootstrap intervals over seeds ({context.replicates} replicates)"
+    if low < 2:
+        return text + "; none where a task has one seed"
+    return text + ("; with fewer than 5 seeds such intervals are too narrow" if low < 5 else "")
+
+
+def frame_of(arm: str, steps: np.ndarray, estimate: Estimate, **columns: Any) -> pd.DataFrame:
+    """Tidy rows of one curve: arm, env_step, point, low, high, and whatever else identifies it."""
+    values = {"point": estimate.point, "low": estimate.low, "high": estimate.high}
+    return pd.DataFrame({"arm": arm, "env_step": steps, **values, **columns})
+
+
+def draw_curves(context: Context, axes: Axes, frame: pd.DataFrame) -> list[dict[str, Any]]:
+    """Lines and bands of a tidy frame (arm, env_step, point, low, high); returns the series behind them."""
+    series = []
+    for i, arm in enumerate(context.study.arms):
+        rows = frame[frame["arm"] == arm.name].sort_values("env_step")
+        if rows.empty:
+            continue
+        colour = context.colours[arm.name]
+        few = len(rows) <= 12
+        axes.plot(
+            rows["env_step"], rows["point"], color=colour, label=style.label(arm),
+            marker=style.MARKERS[i % len(style.MARKERS)], markersize=2.2 * context.style.line_width,
+            markevery=1 if few else max(1, len(rows) // 8), zorder=3,
+        )  # fmt: skip
+        axes.fill_between(rows["env_step"], rows["low"], rows["high"], color=colour, alpha=0.18, linewidth=0)
+        series.append(hover_series(style.label(arm), colour, rows))
+    return series
+
+
+def hover_series(name: str, colour: str, rows: pd.DataFrame, x: str = "env_step") -> dict[str, Any]:
+    """The numbers of one curve as the report's tooltip wants them."""
+
+    def numbers(column: str) -> list[float | None]:
+        return [float(f"{value:.5g}") if np.isfinite(value) else None for value in rows[column]]
+
+    return {
+        "label": name, "colour": colour, "x": numbers(x), "y": numbers("point"), "low": numbers("low"),
+        "high": numbers("high"),
+    }  # fmt: skip
+
+
+def step_axis(axes: Axes, label: bool = True) -> None:
+    """An x-axis of env steps: 0, 250k, 1M."""
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: style.steps(value)))
+    axes.locator_params(axis="x", nbins=6)
+    axes.set_xlim(left=0)
+    if label:
+        axes.set_xlabel(ENV_STEPS)
+
+
+def legend_above(context: Context, figure: Figure, extra: list[Line2D] | None = None, columns: int = 6) -> None:
+    """One legend for the whole figure, above the axes, so that it can cover no curve."""
+    handles = [
+        Line2D([], [], color=context.colours[arm.name], label=style.label(arm),
+               marker=style.MARKERS[i % len(style.MARKERS)], markersize=2.2 * context.style.line_width)
+        for i, arm in enumerate(context.study.arms)
+    ] + (extra or [])  # fmt: skip
+    width = figure.get_size_inches()[0] * 72
+    widest = max(len(str(handle.get_label())) for handle in handles) * context.style.font_size * 0.5 + 40
+    fitting = max(1, min(columns, len(handles), int(width / widest)))
+    figure.legend(handles=handles, loc="outside upper center", ncols=fitting, columnspacing=1.2, handlelength=1.8)
+
+
+def arms_with(context: Context, quantity: str) -> list[Arm]:
+    """Arms that have at least one finite value of a quantity."""
+    study = context.study
+    table = study.tables.evaluations if quantity in study.tables.evaluations.columns else study.tables.latents
+    having = set(table.loc[np.isfinite(table[quantity].to_numpy(float)), "key"])
+    present = study.members.loc[study.members["key"].isin(having), "arm"].unique()
+    return [arm for arm in study.arms if arm.name in present]

@@ -1,0 +1,68 @@
+"""Probability that one arm beats another, for every pair."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+
+from analysis import statistics, style
+from analysis.figures.drawing import Context, Drawing, Skip, bootstrap_text, canvas, describe, finish
+from analysis.study import Arm
+
+TITLE = "Probability of improvement"
+MOST_PAIRS = 28  # eight arms; with more, each is compared with the first one only
+
+
+def compared(arms: list[Arm]) -> list[tuple[Arm, Arm]]:
+    """Pairs to show: all, or each arm against the first where all would be too many to read."""
+    if len(arms) * (len(arms) - 1) // 2 <= MOST_PAIRS:
+        return [(first, second) for i, first in enumerate(arms) for second in arms[i + 1 :]]
+    return [(arms[0], second) for second in arms[1:]]
+
+
+def data(context: Context) -> pd.DataFrame:
+    """One row a pair: first, second, point, low, high."""
+    study = context.study
+    if len(study.arms) < 2:
+        raise Skip("one arm alone cannot be compared")
+    mark = np.array([study.mark])
+    rows = []
+    for first, second in compared(study.arms):
+        tasks = study.shared_tasks([first, second])
+        if not tasks:
+            continue
+        x, y = ([task[:, 0] for task in study.scores(arm.name, mark, tasks)] for arm in (first, second))
+        estimate = statistics.probability_of_improvement(x, y, context.replicates)
+        rows.append((first.name, second.name, estimate.point[0], estimate.low[0], estimate.high[0], len(tasks)))
+    if not rows:
+        raise Skip("no two arms share a task")
+    return pd.DataFrame(rows, columns=["first", "second", "point", "low", "high", "tasks"])
+
+
+def draw(context: Context) -> Drawing:
+    frame = data(context)
+    study = context.study
+    figure, axes = canvas(context, height=0.7 + 0.17 * len(frame))
+    ax = axes[0, 0]
+    places = np.arange(len(frame))[::-1]
+    for place, row in zip(places, frame.itertuples()):
+        colour = context.colours[row.first]
+        ax.barh(place, row.high - row.low, left=row.low, height=0.6, color=colour, alpha=0.35)
+        ax.plot([row.point] * 2, [place - 0.3, place + 0.3], color=colour, solid_capstyle="butt")
+    ax.axvline(0.5, color="#404040", linewidth=0.8, linestyle="--")
+    ax.set_xlim(0, 1)
+    ax.set_ylim(-0.6, len(frame) - 0.4)
+    ax.set_yticks(places, [context.label(arm) for arm in frame["first"]])
+    other = ax.secondary_yaxis("right")
+    other.set_yticks(places, [context.label(arm) for arm in frame["second"]])
+    for axis in (ax, other):
+        axis.tick_params(axis="y", length=0)
+    other.spines["right"].set_visible(False)
+    ax.grid(axis="y", visible=False)
+    ax.set_xlabel("P(left beats right)")
+    caption = (
+        f"{TITLE} at {style.steps(study.mark)} environment steps: probability that a run of the arm on the left "
+        f"scores higher than one of the arm on the right on the same task, mean over shared tasks, ties counted half; "
+        f"{describe(study)}. Bars: {bootstrap_text(context)}."
+    )
+    return Drawing(figure, finish(context, figure, caption))

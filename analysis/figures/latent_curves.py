@@ -1,0 +1,66 @@
+"""What the four latent-diagnostic figures share: one quantity of latents.csv over env steps, an arm a line."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+
+from analysis.figures.drawing import Context, Skip, arms_with, frame_of
+from analysis.statistics import Estimate, interval, mean
+from analysis.study import Arm
+
+
+def aligned(context: Context, arm: Arm, quantity: str) -> tuple[np.ndarray, list[np.ndarray]]:
+    """Env steps and one (runs, steps) array a task; steps at which a run has no value yet are cut off the end.
+
+    Runs without a single value of the quantity are not in it.
+    """
+    study = context.study
+    steps = study.grid(arm.name)
+    tasks = [study.runs(arm.name, task, quantity, steps) for task in shared_tasks(context, quantity)]
+    tasks = [values[~np.isnan(values).all(axis=1)] for values in tasks]
+    tasks = [values for values in tasks if len(values)]
+    known = np.all([~np.isnan(values).any(axis=0) for values in tasks], axis=0)
+    return steps[known], [values[:, known] for values in tasks]
+
+
+def shared_tasks(context: Context, quantity: str) -> list[str]:
+    """Tasks that all arms with the quantity have: means over different tasks would not compare."""
+    members = context.study.members
+    sets = [set(members.loc[members["arm"] == arm.name, "task"]) for arm in arms_with(context, quantity)]
+    return sorted(set.intersection(*sets)) if sets else []
+
+
+def mean_curves(context: Context, quantity: str) -> pd.DataFrame:
+    """Mean of task means with its stratified bootstrap interval: arm, env_step, point, low, high, runs, tasks."""
+    frames = []
+    for arm in arms_with(context, quantity):
+        steps, values = aligned(context, arm, quantity)
+        if len(steps):
+            estimate = interval(values, mean, context.replicates)
+            frames.append(frame_of(arm.name, steps, estimate, runs=sum(map(len, values)), tasks=len(values)))
+    return _all(frames, quantity)
+
+
+def quartile_curves(context: Context, quantity: str) -> pd.DataFrame:
+    """Median and quartiles over all runs, which infinite values cannot spoil; columns as `mean_curves`."""
+    frames = []
+    for arm in arms_with(context, quantity):
+        steps, values = aligned(context, arm, quantity)
+        if len(steps):
+            low, point, high = np.quantile(np.concatenate(values), [0.25, 0.5, 0.75], axis=0, method="nearest")
+            estimate = Estimate(point, low, high)
+            frames.append(frame_of(arm.name, steps, estimate, runs=sum(map(len, values)), tasks=len(values)))
+    return _all(frames, quantity)
+
+
+def _all(frames: list[pd.DataFrame], quantity: str) -> pd.DataFrame:
+    if not frames:
+        raise Skip(f"no agent here has {quantity}")
+    return pd.concat(frames, ignore_index=True)
+
+
+def lacking(context: Context, frame: pd.DataFrame) -> str:
+    """Names the arms that have no such quantity: TD3 has no latent, and nothing but FSQ a codebook."""
+    without = [context.label(arm.name) for arm in context.study.arms if arm.name not in set(frame["arm"])]
+    return f" Not defined for {', '.join(without)}." if without else ""

@@ -1,0 +1,103 @@
+"""One panel a task: mean return over env steps, an arm a line; published curves dashed."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from matplotlib.lines import Line2D
+
+from analysis import style
+from analysis.figures.drawing import (
+    ENV_STEPS, Context, Drawing, canvas, describe, draw_curves, finish, frame_of, hover_series, legend_above, step_axis,
+)  # fmt: skip
+from analysis.statistics import student_t
+
+TITLE = "Return by task"
+
+
+def data(context: Context) -> pd.DataFrame:
+    """One row a task, arm and env step: task, arm, env_step, point, low, high, runs."""
+    study = context.study
+    frames = []
+    for task in study.tasks:
+        for arm in study.arms:
+            steps = study.grid(arm.name)
+            values = study.runs(arm.name, task, "mean_return", steps)
+            if len(values):
+                frames.append(frame_of(arm.name, steps, student_t(values), task=task, runs=len(values)))
+    return pd.concat(frames, ignore_index=True)
+
+
+def published_data(context: Context) -> pd.DataFrame:
+    """Published means over seeds up to the study's budget: task, arm (= algorithm), env_step, point, low, high."""
+    if context.published is None:
+        return pd.DataFrame(columns=["task", "arm", "env_step", "point", "low", "high", "seeds"])
+    budget = context.study.members["budget"].max()
+    frame = context.published.frame
+    frame = frame[frame["task"].isin(context.study.tasks) & (frame["env_step"] <= budget)]
+    rows = frame.groupby(["task", "algorithm", "env_step"])["episode_return"].agg(["mean", "std", "count"]).reset_index()
+    complete = rows["count"] == rows.groupby(["task", "algorithm"])["count"].transform("max")
+    rows = rows[complete]
+    half = [student_half_width(std, count) for std, count in zip(rows["std"], rows["count"])]
+    return pd.DataFrame({
+        "task": rows["task"], "arm": rows["algorithm"], "env_step": rows["env_step"], "point": rows["mean"],
+        "low": rows["mean"] - half, "high": rows["mean"] + half, "seeds": rows["count"],
+    })  # fmt: skip
+
+
+def student_half_width(deviation: float, count: int) -> float:
+    from scipy import stats
+
+    return stats.t.ppf(0.975, count - 1) * deviation / math.sqrt(count) if count > 1 else float("nan")
+
+
+def draw(context: Context) -> Drawing:
+    frame, published = data(context), published_data(context)
+    study = context.study
+    wanted = 4 if context.style.page > 5 else 3
+    columns = min(wanted, len(study.tasks))
+    rows = math.ceil(len(study.tasks) / columns)
+    figure, axes = canvas(
+        context, height=0.6 + (1.35 if columns > 2 else 2.0) * rows, rows=rows, columns=columns, wide=True, sharex=True
+    )
+    hover: list[tuple[Any, list[dict[str, Any]]]] = []
+    for ax, task in zip(axes.flat, study.tasks):
+        series = draw_curves(context, ax, frame[frame["task"] == task])
+        for algorithm, own in published[published["task"] == task].groupby("arm"):
+            colour = published_colour(str(algorithm))
+            ax.plot(own["env_step"], own["point"], "--", color=colour, linewidth=context.style.line_width * 0.8)
+            series.append(hover_series(f"{algorithm} (published)", colour, own))
+        ax.set_title(task)
+        step_axis(ax, label=False)
+        ax.locator_params(axis="x", nbins=3 if columns > 2 else 5)
+        ax.set_ylim(bottom=min(0.0, float(np.nanmin(frame.loc[frame["task"] == task, "point"]))))
+        ax.locator_params(axis="y", nbins=5)
+        hover.append((ax, series))
+    for ax in axes.flat[len(study.tasks) :]:
+        ax.set_visible(False)
+    for column in range(columns):  # with a last row not full, the lowest panel of each column carries the numbers
+        lowest = max(i for i in range(column, len(study.tasks), columns))
+        axes.flat[lowest].tick_params(labelbottom=True)
+    figure.supxlabel(ENV_STEPS, fontsize=context.style.font_size)
+    figure.supylabel("Mean return", fontsize=context.style.font_size)
+    seeds = published.groupby("arm")["seeds"].max()
+    legend_above(context, figure, [
+        Line2D([], [], linestyle="--", color=published_colour(str(name)), label=f"{name}, published ({count} seeds)")
+        for name, count in seeds.items()
+    ])  # fmt: skip
+    caption = (
+        f"{TITLE}: mean over seeds of the mean return of an evaluation, {describe(study)}. Bands: Student's t 95% "
+        "intervals over seeds" + ("; none where a task has one seed" if study.seeds[0] < 2 else "") + "."
+        + (" Dashed: published results, never pooled with own runs; " + "; ".join(context.published.remarks) + "."
+           if context.published and len(published) else "")
+    )  # fmt: skip
+    return Drawing(figure, finish(context, figure, caption), hover)
+
+
+def published_colour(algorithm: str) -> str:
+    """The colour of the agent that implements a published algorithm; grey for one that this project has not."""
+    agent = "".join(letter for letter in algorithm.lower() if letter.isalnum())
+    return style.COLOURS.get({"dcmpc": "dcwm"}.get(agent, agent), "#8A8A8A")

@@ -1,0 +1,372 @@
+"""Tables + sweep manifests -> studies: arms, aligned scores, and a list of everything that is missing.
+
+A study is what one set of figures shows: the runs of one sweep, or all runs that no sweep lists. It decides, once for
+all figures, which runs count:
+
+* failed, unreadable and NaN runs are left out;
+* of two folders with one identity the more complete one counts;
+* inside one arm and task, a run whose configuration (seed aside) is not that of the majority is left out;
+* a run that has not reached its budget yet cuts its arm at the last common env step (``short=cut``), or is left out
+  (``short=drop``).
+
+Each such decision is a `Problem`, printed on the terminal, on the figures and in the report.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from analysis.errors import InputError
+from analysis.runs import RunTables
+
+UNLISTED = "runs"  # the study of all runs that no sweep lists
+RETURN_SCALE = 1000.0  # a DeepMind Control episode returns 0 to 1000
+PER_RUN_KEYS = ("seed", "task")
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One thing that is not as it should be, and what was done about it."""
+
+    kind: str  # missing, failed, torn, short, nan, duplicate, configuration, action repeat, unreadable, remark
+    run: str  # run directory, or agent-task-seed where there is none
+    detail: str
+    effect: str  # "left out", "cuts its arm", "counted"
+
+    def __str__(self) -> str:
+        return f"{self.run}: {self.kind}: {self.detail} ({self.effect})"
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One line in a figure: runs of one configuration over tasks and seeds."""
+
+    name: str
+    label: str
+    agent: str
+
+
+@dataclass
+class Study:
+    """The runs of one sweep (or of none), ready for statistics.
+
+    `members` has one row a run that counts: key, run, arm, task, seed, budget, env_step (last evaluation).
+    """
+
+    name: str
+    arms: list[Arm]
+    members: pd.DataFrame
+    tables: RunTables
+    problems: list[Problem] = field(default_factory=list)
+    title: str = ""
+    question: str = ""
+    finding: str = ""
+    figure: str = "curves"
+    note: str = ""
+    at: int | None = None  # compare arms at this env step instead of the last common one
+
+    @cached_property
+    def tasks(self) -> list[str]:
+        return sorted(self.members["task"].unique())
+
+    @property
+    def normalised_tasks(self) -> list[str]:
+        """Tasks whose return has a known scale: all of DeepMind Control, no Gymnasium task."""
+        return [task for task in self.tasks if not task.startswith("gym:")]
+
+    @property
+    def seeds(self) -> tuple[int, int]:
+        """Fewest and most seeds that an arm has on a task."""
+        counts = self.members.groupby(["arm", "task"]).size()
+        return int(counts.min()), int(counts.max())
+
+    def common_step(self, arm: str) -> int:
+        """The last env step that every run of an arm has reached."""
+        return int(self.members.loc[self.members["arm"] == arm, "env_step"].min())
+
+    @cached_property
+    def mark(self) -> int:
+        """The env step at which arms are compared: the last one that all of them have reached, or `at`."""
+        last = min(self.common_step(arm.name) for arm in self.arms)
+        return last if self.at is None else min(self.at, last)
+
+    @cached_property
+    def _series(self) -> dict[str, pd.DataFrame]:
+        """Rows of the two time tables by run, for the runs of this study only."""
+        keys = set(self.members["key"])
+        evaluations, latents = self.tables.evaluations, self.tables.latents
+        evaluations = evaluations[evaluations["key"].isin(keys)]
+        return {
+            "evaluations": evaluations.assign(score=evaluations["mean_return"] / RETURN_SCALE),
+            "latents": latents[latents["key"].isin(keys)],
+        }
+
+    def _columns(self, quantity: str) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+        """key -> (env steps, values) of one quantity, evaluations first, then latents."""
+        if quantity not in self._cached_columns:
+            table = next(t for t in self._series.values() if quantity in t.columns)
+            codes, uniques = pd.factorize(table["key"])
+            steps, values = table["env_step"].to_numpy(), table[quantity].to_numpy(float)
+            order = np.argsort(codes, kind="stable")
+            bounds = np.searchsorted(codes[order], np.arange(len(uniques) + 1))
+            self._cached_columns[quantity] = {
+                str(key): (steps[order[a:b]], values[order[a:b]]) for key, a, b in zip(uniques, bounds, bounds[1:])
+            }
+        return self._cached_columns[quantity]
+
+    @cached_property
+    def _cached_columns(self) -> dict[str, dict[str, tuple[np.ndarray, np.ndarray]]]:
+        return {}
+
+    def grid(self, arm: str) -> np.ndarray:
+        """Env steps of an arm's curve: those of its most widely spaced run, up to the last common step."""
+        columns = self._columns("score")
+        runs = [columns[key][0] for key in self.members.loc[self.members["arm"] == arm, "key"]]
+        last = self.common_step(arm)
+        steps = min((run[run <= last] for run in runs), key=len)
+        return np.unique(np.append(steps, last))
+
+    def runs(self, arm: str, task: str, quantity: str, steps: np.ndarray) -> np.ndarray:
+        """(runs, steps): each run's latest value at or before each env step; NaN before its first."""
+        rows = self.members[(self.members["arm"] == arm) & (self.members["task"] == task)].sort_values("seed")
+        columns = self._columns(quantity)
+        values = np.full((len(rows), len(steps)), np.nan)
+        for i, key in enumerate(rows["key"]):
+            own_steps, own = columns.get(str(key), (np.empty(0), np.empty(0)))
+            place = np.searchsorted(own_steps, steps, side="right") - 1
+            if len(own):
+                values[i] = np.where(place >= 0, own[np.maximum(place, 0)], np.nan)
+        return values
+
+    def scores(self, arm: str, steps: np.ndarray, tasks: list[str] | None = None) -> list[np.ndarray]:
+        """Normalised returns, one (runs, steps) array a task, of the tasks with a known scale."""
+        return [self.runs(arm, task, "score", steps) for task in tasks or self.normalised_tasks]
+
+    def shared_tasks(self, arms: list[Arm] | None = None) -> list[str]:
+        """Tasks on which each of the arms has a run."""
+        sets = [set(self.members.loc[self.members["arm"] == arm.name, "task"]) for arm in arms or self.arms]
+        return [task for task in self.normalised_tasks if all(task in tasks for tasks in sets)]
+
+
+# ------------------------------------------------------------------------------------------- building studies
+
+
+def read_manifests(folders: list[Path]) -> tuple[list[dict[str, Any]], list[Problem]]:
+    """All sweep manifests below `folders`; one that cannot be read is a problem, not an end."""
+    manifests, problems = [], []
+    for folder in folders:
+        for path in sorted((folder / "sweeps").glob("*.json")):
+            try:
+                manifest = json.loads(path.read_text())
+                required = {"name", "arms", "runs"}
+                if lacking := required - manifest.keys():
+                    raise ValueError(f"no key {sorted(lacking)[0]!r}")
+                manifests.append(manifest)
+            except (ValueError, AttributeError, OSError) as error:
+                detail = str(error).splitlines()[0]
+                problems.append(Problem("unreadable", f"sweeps/{path.name}", detail, "left out"))
+    return manifests, problems
+
+
+def build(
+    tables: RunTables, folders: list[Path], sweep: str | None = None, short: str = "cut", at: int | None = None
+) -> tuple[list[Study], list[Problem]]:
+    """All studies of `folders`, or the one named `sweep`; and the problems that belong to none.
+
+    Raises:
+        InputError: there is no such sweep, or nothing to show at all.
+    """
+    manifests, problems = read_manifests(folders)
+    names = [manifest["name"] for manifest in manifests]
+    runs, duplicates = _without_duplicates(tables.runs)
+    listed = {row["run"] for manifest in manifests for row in manifest["runs"]}
+    unlisted = runs[~runs["run"].isin(listed)]
+    if sweep is not None and sweep not in [*names, UNLISTED]:
+        known = ", ".join(sorted(names)) or "none"
+        raise InputError(f"sweep={sweep}: no such sweep in the given runs; there are: {known}")
+    studies = []
+    for manifest in manifests:
+        if sweep in (None, manifest["name"]):
+            wanted = {row["run"] for row in manifest["runs"]}
+            own = [problem for problem in duplicates if problem.run in wanted]
+            studies.append(_from_manifest(manifest, runs, tables, short, at, own))
+    if sweep in (None, UNLISTED) and len(unlisted):
+        own = [problem for problem in duplicates if problem.run not in listed]
+        studies.append(_from_unlisted(unlisted, tables, short, at, own))
+    shown = [study for study in studies if len(study.members)]
+    for study in studies:
+        if not len(study.members):
+            problems += [*study.problems, Problem("missing", study.name, "no run with an evaluation yet", "not drawn")]
+    if not shown:
+        where = ", ".join(map(str, folders))
+        first = f"; first of {len(problems)} problems: {problems[0]}" if problems else ""
+        raise InputError(f"runs={where}: no run with an evaluation to show{first}")
+    return shown, problems
+
+
+def _without_duplicates(runs: pd.DataFrame) -> tuple[pd.DataFrame, list[Problem]]:
+    """Of runs with one identity keep the most complete; name the others."""
+    identity = runs["identity"].where(runs["identity"] != "", runs["run"])
+    order = runs.assign(identity=identity, done=runs["status"] == "done").sort_values(
+        ["done", "env_step", "created", "key"], ascending=[False, False, True, True], kind="stable"
+    )
+    repeated = order.duplicated("identity")
+    kept = order[~repeated].set_index("identity")["key"]
+    problems = [
+        Problem("duplicate", row.run, f"{row.key} has the identity of {kept[row.identity]}", "left out")
+        for row in order[repeated].itertuples()
+    ]
+    return runs.loc[order.index[~repeated]].sort_index(), problems
+
+
+def _from_manifest(
+    manifest: dict[str, Any], runs: pd.DataFrame, tables: RunTables, short: str, at: int | None, own: list[Problem]
+) -> Study:
+    arms = [Arm(arm["name"], arm.get("label") or arm["name"], arm["agent"]) for arm in manifest["arms"]]
+    listed = pd.DataFrame(manifest["runs"], columns=["run", "arm", "task", "seed", "env_steps"])
+    members = listed.merge(runs.drop(columns=["task", "seed"]), on="run", how="left")
+    problems = list(own)
+    for row in members[members["key"].isna()].itertuples():
+        detail = f"{row.arm} on {row.task}, seed {row.seed} is in the sweep and has no run directory"
+        problems.append(Problem("missing", row.run, detail, "not there"))
+    members = members[members["key"].notna()].assign(budget=lambda frame: frame["env_steps"])
+    scale = "scale: lite" if manifest.get("scale") == "lite" else ""
+    note = "; ".join(text for text in (str(manifest.get("note") or ""), scale) if text)
+    return _checked(
+        Study(
+            name=manifest["name"], arms=arms, members=members, tables=tables, problems=problems,
+            title=manifest.get("title") or manifest["name"], question=manifest.get("question") or "",
+            finding=manifest.get("finding") or "", figure=manifest.get("figure") or "curves", note=note, at=at,
+        ),
+        short,
+    )  # fmt: skip
+
+
+def _from_unlisted(
+    runs: pd.DataFrame, tables: RunTables, short: str, at: int | None, own: list[Problem]
+) -> Study:
+    """Runs of no sweep: an arm is an agent and the values of those keys that differ within one of its tasks."""
+    readable = runs[runs["agent"] != ""]
+    arms: dict[str, Arm] = {}
+    names = pd.Series("", index=readable.index)
+    presets: set[str] = set()
+    for agent, group in readable.groupby("agent"):
+        configs = {index: json.loads(text) for index, text in group["config"].items()}
+        keys = _differing_keys(group["task"], configs)
+        for index, config in configs.items():
+            parts = [f"{key.removeprefix('agent.')}={config.get(key)}" for key in keys]
+            label = f"{agent} ({', '.join(parts)})" if parts else str(agent)
+            names[index] = label
+            arms[label] = Arm(label, label, str(agent))
+            presets.add(config.get("preset", "default"))
+    members = readable.assign(arm=names)
+    problems = list(own)
+    for row in runs[runs["agent"] == ""].itertuples():
+        problems.append(Problem("unreadable", row.run, row.reason, "left out"))
+    problems += _absent_seeds(members)
+    note = "" if presets <= {"default"} else f"preset: {', '.join(sorted(presets))}"
+    study = Study(
+        name=UNLISTED, arms=[arms[label] for label in sorted(arms)], members=members, tables=tables,
+        problems=problems, title="Runs of no sweep", note=note, at=at,
+    )  # fmt: skip
+    return _checked(study, short)
+
+
+def _differing_keys(tasks: pd.Series, configs: dict[Any, dict[str, Any]]) -> list[str]:
+    """Configuration keys with more than one value on one task (a key that only follows the task is no arm)."""
+    differing = set()
+    for _, indices in tasks.groupby(tasks).groups.items():
+        keys = set().union(*(configs[index].keys() for index in indices)) - set(PER_RUN_KEYS)
+        for key in keys:
+            if len({json.dumps(configs[index].get(key)) for index in indices}) > 1:
+                differing.add(key)
+    return sorted(differing)
+
+
+def _absent_seeds(members: pd.DataFrame) -> list[Problem]:
+    """Seeds that an arm has on one task and not on another."""
+    problems = []
+    for arm, group in members.groupby("arm"):
+        seeds = set(group["seed"])
+        for task, rows in group.groupby("task"):
+            for seed in sorted(seeds - set(rows["seed"])):
+                detail = f"no run of seed {seed}, which {arm} has on other tasks"
+                problems.append(Problem("missing", f"{arm} on {task}", detail, "not there"))
+    return problems
+
+
+def _checked(study: Study, short: str) -> Study:
+    """Decide which runs count; name every one that does not."""
+    members, problems = study.members, study.problems
+    keep = pd.Series(True, index=members.index)
+
+    def leave_out(index: Any, kind: str, detail: str) -> None:
+        problems.append(Problem(kind, str(members.at[index, "run"]), detail, "left out"))
+        keep[index] = False
+
+    evaluations = study.tables.evaluations
+    spoiled = evaluations[~np.isfinite(evaluations["mean_return"])].groupby("key", observed=True)["env_step"].min()
+    for row in members.itertuples():
+        if row.status in ("failed", "unreadable"):
+            leave_out(row.Index, row.status, row.reason + (f" at env step {row.env_step:.0f}" if row.env_step > 0 else ""))
+        elif row.env_step < 0:
+            leave_out(row.Index, "short", "no evaluation yet")
+        elif row.key in spoiled.index:
+            leave_out(row.Index, "nan", f"return is not finite at env step {spoiled[row.key]}")
+        if row.remarks:
+            problems.append(Problem("remark", row.run, row.remarks, "counted" if keep[row.Index] else "left out"))
+    for index, kind, detail in _odd_configurations(members[keep]):
+        leave_out(index, kind, detail)
+    for row in members[keep].itertuples():
+        if row.status != "torn" and row.env_step >= row.budget:
+            continue
+        kind = "torn" if row.status == "torn" else "short"
+        detail = f"{row.env_step:.0f} of {row.budget:.0f} env steps" + (f", {row.reason}" if row.reason else "")
+        if short == "drop":
+            leave_out(row.Index, kind, detail)
+        elif row.env_step < row.budget:
+            problems.append(Problem(kind, str(row.run), detail, f"cuts {row.arm} there; short=drop leaves it out"))
+        else:
+            problems.append(Problem(kind, str(row.run), detail, "counted"))
+    study.members = members[keep].astype({"seed": int, "budget": int, "env_step": int, "key": str})
+    present = set(study.members["arm"])
+    for arm in study.arms:
+        if arm.name not in present:
+            problems.append(Problem("missing", arm.label, "no run of this arm can be shown", "not drawn"))
+    study.arms = [arm for arm in study.arms if arm.name in present]
+    return study
+
+
+def _odd_configurations(members: pd.DataFrame) -> list[tuple[Any, str, str]]:
+    """Runs that differ from the majority of their arm and task in any key but the seed, or from the study's
+    action repeat: (index, kind, what differs)."""
+    odd = []
+    configs = {index: json.loads(text) for index, text in members["config"].items()}
+
+    def differences(indices: list[Any], keys: set[str]) -> None:
+        for key in sorted(keys):
+            values = {index: json.dumps(configs[index].get(key), default=str) for index in indices}
+            usual, count = Counter(values.values()).most_common(1)[0]
+            if count == len(indices):
+                continue
+            kind = "action repeat" if key.endswith("action_repeat") else "configuration"
+            for index, value in values.items():
+                if value != usual and index not in {index for index, _, _ in odd}:
+                    odd.append((index, kind, f"{key}={value} where {count} of {len(indices)} runs have {usual}"))
+
+    everything = set().union(*(config.keys() for config in configs.values())) if configs else set()
+    differences(list(configs), {key for key in everything if key.endswith("action_repeat")})
+    for _, group in members.groupby(["arm", "task"]):
+        texts = {json.dumps({k: v for k, v in configs[i].items() if k not in PER_RUN_KEYS}) for i in group.index}
+        if len(texts) > 1:
+            keys = set().union(*(configs[index].keys() for index in group.index))
+            differences(list(group.index), keys - set(PER_RUN_KEYS))
+    return odd

@@ -1,0 +1,83 @@
+"""How figures look: sizes, fonts, and one colour an agent in every figure.
+
+The colours are those of Okabe and Ito, which readers with the common colour-vision deficiencies can tell apart.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from analysis.study import Arm
+
+COLOURS = {
+    "iqrl": "#0072B2", "td3": "#D55E00", "td7": "#E69F00", "tcrl": "#009E73", "dcwm": "#CC79A7", "mrq": "#56B4E9",
+    "tdmpc2": "#000000", "sac": "#7F7F7F", "dreamerv3": "#8C6D31", "tdmpc": "#5A5A5A",
+}  # fmt: skip
+SPARE = ("#0072B2", "#D55E00", "#009E73", "#E69F00", "#CC79A7", "#56B4E9", "#000000", "#7F7F7F", "#8C6D31", "#B3A100")
+LABELS = {
+    "iqrl": "iQRL", "td3": "TD3", "td7": "TD7", "tcrl": "TCRL", "dcwm": "DCWM", "mrq": "MR.Q", "tdmpc2": "TD-MPC2",
+    "sac": "SAC", "dreamerv3": "DreamerV3", "tdmpc": "TD-MPC",
+}  # fmt: skip
+MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">", "*")
+
+
+@dataclass(frozen=True)
+class Style:
+    """Sizes in inches and points. `column` is the width of one column of the venue, `page` of the whole text."""
+
+    name: str
+    column: float
+    page: float
+    font_size: float
+    family: str
+    line_width: float
+
+    @property
+    def rc(self) -> dict[str, Any]:
+        """matplotlib settings; Type 42 fonts, which the venues ask for."""
+        small = self.font_size - 1
+        return {
+            "pdf.fonttype": 42, "ps.fonttype": 42, "svg.fonttype": "path", "svg.hashsalt": "analysis",
+            "font.family": self.family, "mathtext.fontset": "stix" if "STIX" in self.family else "dejavusans",
+            "font.size": self.font_size, "axes.titlesize": self.font_size, "axes.labelsize": self.font_size,
+            "legend.fontsize": small, "xtick.labelsize": small, "ytick.labelsize": small,
+            "axes.spines.top": False, "axes.spines.right": False, "axes.linewidth": 0.6, "axes.grid": True,
+            "grid.color": "#E3E3E3", "grid.linewidth": 0.5, "axes.axisbelow": True, "legend.frameon": False,
+            "lines.linewidth": self.line_width, "xtick.major.width": 0.6, "ytick.major.width": 0.6,
+            "axes.formatter.useoffset": False, "savefig.dpi": 200,
+        }  # fmt: skip
+
+
+STYLES = {
+    "neurips": Style("neurips", column=5.5, page=5.5, font_size=9, family="STIXGeneral", line_width=1.3),
+    "icml": Style("icml", column=3.25, page=6.75, font_size=8, family="STIXGeneral", line_width=1.1),
+    "slides": Style("slides", column=8.0, page=12.0, font_size=16, family="DejaVu Sans", line_width=2.5),
+}
+
+
+def colours(arms: list[Arm]) -> dict[str, str]:
+    """Arm name -> colour. The first arm of a known agent has that agent's colour; further arms take spare ones."""
+    chosen: dict[str, str] = {}
+    for arm in arms:
+        colour = COLOURS.get(arm.agent)
+        if colour and colour not in chosen.values():
+            chosen[arm.name] = colour
+    for arm in arms:
+        if arm.name not in chosen:
+            free = [colour for colour in SPARE if colour not in chosen.values()]
+            chosen[arm.name] = free[0] if free else SPARE[len(chosen) % len(SPARE)]
+    return {arm.name: chosen[arm.name] for arm in arms}
+
+
+def label(arm: Arm) -> str:
+    """What a legend calls an arm: the paper's spelling where the arm is simply the agent."""
+    return LABELS.get(arm.label, arm.label)
+
+
+def steps(env_steps: float) -> str:
+    """1500000 -> "1.5M", 20000 -> "20k"."""
+    for size, letter in ((1e6, "M"), (1e3, "k")):
+        if abs(env_steps) >= size:
+            return f"{env_steps / size:.3g}{letter}"
+    return f"{env_steps:.0f}"
