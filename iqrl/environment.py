@@ -1,0 +1,127 @@
+"""One environment: episodes as pure functions of a key and the actions taken.
+
+A decision holds an action for `action_repeat` env steps and sums their rewards (protocol.md section 1).
+"""
+
+import numpy as np
+
+from iqrl import tasks
+from iqrl.control_suite import ControlSuiteTask
+from iqrl.errors import InputError
+from iqrl.gymnasium_suite import GymnasiumTask
+from iqrl.tasks import TaskSpec
+
+_LARGEST_REPEAT = 100
+
+
+class Environment:
+    """A task with action repeat, an action range of [-1, 1] and the modifiers of its name.
+
+    Args:
+        task_name: as `tasks.parse` takes it.
+        action_repeat: env steps a decision.
+    Raises:
+        InputError: the task, a modifier or the action repeat cannot be.
+    """
+
+    def __init__(self, task_name: str, action_repeat: int = 2):
+        ref = tasks.parse(task_name)
+        if not isinstance(action_repeat, int) or not 1 <= action_repeat <= _LARGEST_REPEAT:
+            raise InputError(
+                f"action_repeat={action_repeat}: expected a whole number from 1 to {_LARGEST_REPEAT}"
+            )
+        self._task = GymnasiumTask(ref) if ref.domain == "gym" else ControlSuiteTask(ref)
+        self._modifiers = ref.modifiers
+        if self._task.discrete and ref.modifiers.action_noise:
+            raise InputError(f"task={ref.name}: action_noise needs continuous actions; sticky takes both")
+        self.spec = TaskSpec(
+            name=ref.name,
+            observation_dim=self._task.observation_dim,
+            action_dim=len(self._task.action_low),
+            action_repeat=action_repeat,
+            episode_decisions=-(-self._task.episode_steps // action_repeat),
+            discrete=self._task.discrete,
+            group=ref.group,
+        )
+        self._action_shape = (self.spec.action_dim,)
+        # Affine to native bounds. Bounds of -1 and 1 leave an action as it is, to the last bit.
+        self._centre = (self._task.action_high + self._task.action_low) / 2
+        self._half_range = (self._task.action_high - self._task.action_low) / 2
+        self._running = False
+
+    def reset(self, seed_sequence_key: tuple[int, ...]) -> np.ndarray:
+        """Start the episode of a key.
+
+        Args:
+            seed_sequence_key: such as (seed, 0, episode) for training; entries from 0 to 2**32 - 1.
+                Keys that differ in trailing zeros alone are the same key, as in `np.random.SeedSequence`.
+        Returns: the first observation, (O,) float32.
+        """
+        # A larger entry would be split into two words, and two keys could become one.
+        if not all(0 <= entry < 2**32 for entry in seed_sequence_key):
+            raise ValueError(f"episode key {seed_sequence_key}: expected entries from 0 to {2**32 - 1}")
+        self._running = False
+        observation = self._task.reset(np.random.SeedSequence(seed_sequence_key))
+        self._running = True
+        # A stream for each modifier: switching one on leaves the others' draws as they were.
+        self._action_noise, self._observation_noise, self._sticky = (
+            np.random.default_rng(np.random.SeedSequence(seed_sequence_key, spawn_key=(stream,)))
+            for stream in range(3)
+        )
+        self._command: np.ndarray | None = None
+        return self._observed(observation)
+
+    def step(self, action: np.ndarray) -> tuple[np.ndarray, float, bool, bool]:
+        """Take one decision.
+
+        Args:
+            action: (A,) float32 in [-1, 1]; it is not clipped here. Of a discrete task, the argmax is taken.
+        Returns: observation (O,) float32, reward summed over the repeats, terminated, truncated.
+        Raises:
+            RuntimeError: the episode has ended, or none was begun.
+            dm_control.rl.control.PhysicsError: the simulation diverged.
+        """
+        if not self._running:
+            raise RuntimeError("the episode has ended or failed: reset the environment first")
+        if action.shape != self._action_shape:
+            raise ValueError(f"action of shape {action.shape}: expected {self._action_shape}")
+        self._running = False  # stays so if the simulation raises
+        command = self._executed(action)
+        native = self._centre + self._half_range * command  # float64
+        observation, reward, terminated, truncated = self._task.step(native, self.spec.action_repeat)
+        self._running = not (terminated or truncated)
+        return self._observed(observation), reward, terminated, truncated
+
+    def render(self, height: int = 240, width: int = 320) -> np.ndarray:
+        """A picture of the current state, (height, width, 3) uint8. Loads a renderer at its first call.
+
+        Raises:
+            InputError: this machine or this task cannot draw.
+        """
+        return self._task.render(height, width)
+
+    def close(self) -> None:
+        """Let go of the renderer and of windows, if any."""
+        self._task.close()
+
+    def _executed(self, action: np.ndarray) -> np.ndarray:
+        """The command after sticky actions and action noise, (A,)."""
+        modifiers = self._modifiers
+        if modifiers.sticky:
+            # Drawn at every decision, so that the stream does not depend on what happened before.
+            stuck = self._sticky.random() < modifiers.sticky
+            if stuck and self._command is not None:
+                action = self._command
+            else:
+                self._command = action = action.copy()
+        if modifiers.action_noise:
+            noise = modifiers.action_noise * self._action_noise.standard_normal(self._action_shape)
+            action = np.clip(action + noise, -1.0, 1.0)
+        return action
+
+    def _observed(self, observation: np.ndarray) -> np.ndarray:
+        """The observation with its noise, (O,) float32."""
+        if self._modifiers.obs_noise:
+            noise = self._observation_noise.standard_normal(observation.shape, np.float32)
+            observation = observation + np.float32(self._modifiers.obs_noise) * noise
+        return observation

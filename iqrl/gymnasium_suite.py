@@ -1,0 +1,107 @@
+"""Gymnasium tasks with vector observations: continuous or discrete actions, real terminations.
+
+Importing this module is free of Gymnasium; building a task needs it (`pip install gymnasium`).
+"""
+
+from typing import Any
+
+import numpy as np
+
+from iqrl.errors import InputError
+from iqrl.tasks import TaskRef
+
+
+class GymnasiumTask:
+    """One Gymnasium environment behind the interface of `ControlSuiteTask`.
+
+    A discrete task of n actions has `action_low = -1`, `action_high = 1` of shape (n,): it takes the argmax.
+
+    Raises:
+        InputError: Gymnasium or the id is missing; images; unbounded or structured actions; no time limit.
+    """
+
+    def __init__(self, ref: TaskRef):
+        try:
+            import gymnasium
+        except ImportError:
+            raise InputError(
+                f"task={ref.name}: needs gymnasium, which is not installed (pip install gymnasium)"
+            )
+        try:
+            environment: Any = gymnasium.make(ref.task, disable_env_checker=True)
+        except (gymnasium.error.Error, ImportError) as error:
+            raise InputError(f"task={ref.name}: gymnasium cannot make it: {_one_line(error)}") from None
+        self._environment = environment
+        self._spaces: Any = gymnasium.spaces
+        self._space = self._environment.observation_space
+        actions: Any = self._environment.action_space
+
+        if isinstance(self._space, self._spaces.Box) and len(self._space.shape) > 1:
+            raise InputError(f"task={ref.name}: observes arrays of {self._space.shape}; expected a vector")
+        try:
+            self.observation_dim: int = int(self._spaces.flatdim(self._space))
+        except (NotImplementedError, ValueError):
+            raise InputError(f"task={ref.name}: observes {self._space}; expected a vector") from None
+        self.discrete: bool = isinstance(actions, self._spaces.Discrete)
+        if self.discrete:
+            self._first_action = int(actions.start)
+            self.action_low, self.action_high = -np.ones(int(actions.n)), np.ones(int(actions.n))
+        elif isinstance(actions, self._spaces.Box) and len(actions.shape) == 1 and actions.is_bounded():
+            self._action_dtype = actions.dtype
+            self.action_low, self.action_high = (
+                actions.low.astype(np.float64),
+                actions.high.astype(np.float64),
+            )
+        else:
+            raise InputError(f"task={ref.name}: acts by {actions}; expected Discrete or a bounded vector")
+        limit = self._environment.spec.max_episode_steps
+        if limit is None:
+            raise InputError(f"task={ref.name}: has no time limit; expected one in its registration")
+        self.episode_steps: int = limit
+
+    def reset(self, seeds: np.random.SeedSequence) -> np.ndarray:
+        """Start the episode that `seeds` determines; its first observation, (O,) float32."""
+        observation, _ = self._environment.reset(seed=int(seeds.generate_state(1)[0]))
+        return self._flat(observation)
+
+    def step(self, action: np.ndarray, repeat: int) -> tuple[np.ndarray, float, bool, bool]:
+        """Hold a native action (A,) for `repeat` env steps, fewer where the episode ends.
+
+        Returns: observation (O,) float32, summed reward, terminated, truncated.
+        """
+        if self.discrete:
+            native: Any = self._first_action + int(np.argmax(action))
+        else:
+            native = action.astype(self._action_dtype)
+        total = 0.0
+        for _ in range(repeat):
+            observation, reward, terminated, truncated, _ = self._environment.step(native)
+            total += float(reward)
+            if terminated or truncated:
+                break
+        return self._flat(observation), total, bool(terminated), bool(truncated)
+
+    def render(self, height: int, width: int) -> np.ndarray:
+        """The task's own picture, (height', width', 3) uint8: Gymnasium tasks choose their size themselves.
+
+        Raises:
+            InputError: the task draws no pictures, or a library for it is missing.
+        """
+        task = self._environment.unwrapped
+        if "rgb_array" not in task.metadata.get("render_modes", ()):
+            raise InputError(f"rendering: {task.spec.id} draws no pictures")
+        task.render_mode = "rgb_array"
+        try:
+            return np.asarray(task.render(), np.uint8)
+        except Exception as error:  # each toolkit fails in its own way
+            raise InputError(f"rendering: {task.spec.id}: {_one_line(error)}") from None
+
+    def close(self) -> None:
+        self._environment.close()
+
+    def _flat(self, observation: Any) -> np.ndarray:
+        return np.asarray(self._spaces.flatten(self._space, observation), np.float32)
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())

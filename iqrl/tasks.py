@@ -1,0 +1,204 @@
+"""Tasks by name: the table, task modifiers, and what an agent needs to know of a task.
+
+A name is ``walker-walk``, or ``gym:CartPole-v1`` for a Gymnasium task, followed by modifiers that make the
+task stochastic: ``walker-walk+action_noise=0.2+sticky=0.25``. Modifiers act once a decision, in this order:
+
+* ``sticky=p``: with probability p the agent's action is ignored and the command of the decision before is
+  given again (never at an episode's first decision);
+* ``action_noise=s``: normal noise of standard deviation s is added to every entry of the command, which is
+  then clipped to [-1, 1] (continuous actions only; the noise is not part of what ``sticky`` repeats);
+* ``obs_noise=s``: normal noise of standard deviation s, in the observation's own units, is added to every
+  entry of every observation, the first one included. Rewards see the true state.
+
+A modifier of strength 0 is the plain task and is dropped from the name. Nothing here imports a simulator,
+so that names can be checked where none is installed; only `spec` does.
+"""
+
+import difflib
+import functools
+import re
+from dataclasses import dataclass, fields
+
+from iqrl.errors import InputError
+
+GYMNASIUM_PREFIX = "gym:"
+
+# Suite domains whose usual task name differs from the module's name.
+_SHORT_DOMAINS = {"ball_in_cup": "cup", "humanoid_CMU": "humanoid-cmu"}
+
+# Group = iQRL's exploration schedule (protocol.md section 5); tasks that it does not list are medium.
+_EASY = """
+cartpole-balance cartpole-balance-sparse cartpole-swingup cup-catch cup-spin finger-spin hopper-stand
+pendulum-spin pendulum-swingup walker-stand walker-walk
+"""
+_HARD = """
+cartpole-swingup-sparse dog-run dog-stand dog-trot dog-walk humanoid-run humanoid-stand humanoid-walk
+"""
+
+# Every task of the DeepMind Control suite, by domain.
+_SUITE = {
+    "acrobot": "swingup swingup_sparse",
+    "ball_in_cup": "catch",
+    "cartpole": "balance balance_sparse swingup swingup_sparse two_poles three_poles",
+    "cheetah": "run",
+    "dog": "stand walk trot run fetch",
+    "finger": "spin turn_easy turn_hard",
+    "fish": "upright swim",
+    "hopper": "stand hop",
+    "humanoid": "stand walk run run_pure_state",
+    "humanoid_CMU": "stand walk run",
+    "lqr": "lqr_2_1 lqr_6_2",
+    "manipulator": "bring_ball bring_peg insert_ball insert_peg",
+    "pendulum": "swingup",
+    "point_mass": "easy hard",
+    "quadruped": "walk run escape fetch",
+    "reacher": "easy hard",
+    "stacker": "stack_2 stack_4",
+    "swimmer": "swimmer6 swimmer15",
+    "walker": "stand walk run",
+}
+
+# The additional tasks of TD-MPC2 on suite models (protocol.md section 6); built in custom_tasks.py.
+_CUSTOM = {
+    "ball_in_cup": "spin",
+    "cheetah": "run_backwards run_front run_back jump",
+    "hopper": "hop_backwards",
+    "pendulum": "spin",
+    "walker": "walk_backwards run_backwards",
+}
+
+
+@dataclass(frozen=True)
+class TaskRow:
+    """One task of the table."""
+
+    name: str  # as users type it
+    domain: str  # module of dm_control's suite
+    task: str  # function of that module, or of custom_tasks.py
+    group: str  # "easy" | "medium" | "hard"
+    custom: bool  # not one of the suite's own
+
+
+def _table() -> dict[str, TaskRow]:
+    easy, hard = _EASY.split(), _HARD.split()
+    rows = {}
+    for custom, domains in ((False, _SUITE), (True, _CUSTOM)):
+        for domain, tasks in domains.items():
+            for task in tasks.split():
+                name = f"{_SHORT_DOMAINS.get(domain, domain)}-{task}".replace("_", "-")
+                group = "easy" if name in easy else "hard" if name in hard else "medium"
+                rows[name] = TaskRow(name, domain, task, group, custom)
+    return dict(sorted(rows.items()))
+
+
+TASKS: dict[str, TaskRow] = _table()
+
+
+@dataclass(frozen=True)
+class Modifiers:
+    """Strength of each modifier; 0 is off. Alphabetical, which is their order in a canonical name."""
+
+    action_noise: float = 0.0  # standard deviation, of the action range [-1, 1]
+    obs_noise: float = 0.0  # standard deviation, in the observation's units
+    sticky: float = 0.0  # probability
+
+
+# Largest strength of each: noise wider than the action range, or an agent never heard, is a typing error.
+_LIMITS = {"action_noise": 1.0, "obs_noise": 10.0, "sticky": 0.99}
+
+
+@dataclass(frozen=True)
+class TaskRef:
+    """A checked task name."""
+
+    name: str  # canonical: modifiers in alphabetical order, numbers in shortest form
+    domain: str  # "gym" for Gymnasium
+    task: str
+    group: str  # "easy" | "medium" | "hard"
+    modifiers: Modifiers
+    custom: bool = False
+
+
+@dataclass(frozen=True)
+class TaskSpec:
+    """What an agent and a replay need to know of a task."""
+
+    name: str
+    observation_dim: int
+    action_dim: int  # of a discrete task: number of actions; the argmax of the agent's vector is taken
+    action_repeat: int  # env steps a decision
+    episode_decisions: int  # decisions of a full-length episode
+    discrete: bool
+    group: str
+
+
+def names() -> list[str]:
+    """Every task of the table, sorted. Gymnasium's own come on top as ``gym:<id>``."""
+    return list(TASKS)
+
+
+def parse(name: str) -> TaskRef:
+    """Check a task name and bring it to its canonical form.
+
+    Raises:
+        InputError: unknown task, or a modifier that is unknown, doubled or out of range.
+    """
+    if not isinstance(name, str):
+        raise InputError(f"task={name!r}: expected a task's name such as walker-walk")
+    base, *words = name.strip().split("+")
+    modifiers = _parse_modifiers(name, words)
+    canonical = base + "".join(
+        f"+{field.name}={_shortest(getattr(modifiers, field.name))}"
+        for field in fields(modifiers)
+        if getattr(modifiers, field.name)
+    )
+    if base.startswith(GYMNASIUM_PREFIX):
+        # Without ":" and "/": Gymnasium would import a module that the name asks for; and runs are folders.
+        if not re.fullmatch(r"\w[\w.-]*", base[len(GYMNASIUM_PREFIX) :]):
+            raise InputError(f"task={name}: expected {GYMNASIUM_PREFIX}<id>, such as gym:CartPole-v1")
+        return TaskRef(canonical, "gym", base[len(GYMNASIUM_PREFIX) :], "medium", modifiers)
+    if base not in TASKS:
+        raise InputError(f"task={name}: no such task{_suggestion(base)} (python -m iqrl tasks lists them)")
+    row = TASKS[base]
+    return TaskRef(canonical, row.domain, row.task, row.group, modifiers, row.custom)
+
+
+@functools.lru_cache(maxsize=None)
+def spec(name: str, action_repeat: int = 2) -> TaskSpec:
+    """Sizes of a task, measured once on an environment that is built and dropped.
+
+    Args:
+        action_repeat: env steps a decision.
+    Raises:
+        InputError: as `parse`; or a task that cannot be trained from a state vector.
+    """
+    from iqrl.environment import Environment  # loads the simulator
+
+    return Environment(name, action_repeat).spec
+
+
+def _parse_modifiers(name: str, words: list[str]) -> Modifiers:
+    values: dict[str, float] = {}
+    for word in words:
+        key, _, text = word.partition("=")
+        if key not in _LIMITS:
+            raise InputError(f"task={name}: no modifier {key!r}; expected one of {', '.join(_LIMITS)}")
+        if key in values:
+            raise InputError(f"task={name}: modifier {key} is given twice")
+        limit = _LIMITS[key]
+        number = float(text) if re.fullmatch(r"[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?", text, re.ASCII) else -1.0
+        if not 0 <= number <= limit:
+            raise InputError(f"task={name}: {key}={text}: expected a number from 0 to {_shortest(limit)}")
+        values[key] = number
+    return Modifiers(**values)
+
+
+def _shortest(number: float) -> str:
+    """0.2, 1, 1e-05."""
+    return repr(int(number) if number == int(number) else number)
+
+
+def _suggestion(base: str) -> str:
+    usual = base.lower().replace("_", "-").replace("ball-in-cup", "cup")
+    close = [usual] if usual in TASKS else difflib.get_close_matches(usual, TASKS, n=1, cutoff=0.6)
+    return f"; did you mean {close[0]}?" if close else ""
