@@ -337,6 +337,11 @@ def load_run(directory: Path) -> RunConfig:
     return runs[0]
 
 
+def pack_key(run: RunConfig) -> str:
+    """Equal for runs that can be trained as one pack: those that differ in nothing but their seed."""
+    return dataclasses.replace(run, seed=0).identity
+
+
 def check_execution(execution: Execution) -> None:
     """Values of `train.*` whose form a type cannot say."""
     if not re.fullmatch(r"auto|cpu|cuda(:\d{1,3})?", execution.device):

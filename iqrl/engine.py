@@ -23,7 +23,7 @@ from iqrl.agent import Agent, Noise, Progress
 from iqrl.replay import Priorities, Replay, gather, sample_uniform
 
 # Streams of random numbers; each is a function of (seed, stream, counter) and of nothing else.
-INITIALISATION, EXPLORATION, EVALUATION, STAGES = 0, 1, 2, 100
+INITIALISATION, EXPLORATION, EVALUATION, DIAGNOSTICS, STAGES = 0, 1, 2, 3, 100
 CHUNK_NUMBERS = 1_000_000  # random numbers drawn at once, at most
 
 
@@ -95,16 +95,20 @@ class Engine:
         numbers = [self._numbers(stage, s) for s in lane]
         noise = {k: torch.stack([n[k] for n in numbers]) for k in numbers[0]}
         clock = self.clock([progress[s] for s in lane])
+        if wants.statistics:
+            kept = [self.replay.statistics(s) for s in lane]
+            clock |= {k: torch.stack([entry[k] for entry in kept]) for k in kept[0]}
         state = {k: v[rows] for k, v in self.state.items()}
         memory = {k: v[rows] for k, v in self.replay.memory().items()} if wants.batch else {}
         with torch.no_grad():
             metrics, places = self._function(stage)(state, memory, noise, clock)
         priority = metrics.pop("priority", None)
+        if self.replay.priority is not None:
+            if priority is not None:
+                self.replay.priority.update(rows, places, priority)
+            if wants.reset_priority:
+                self.replay.priority.reset_highest(rows)
         for i, s in enumerate(lane):
-            if priority is not None and self.replay.priority is not None:
-                self.replay.priority.update(s, places[i], priority[i])
-            if wants.reset_priority and self.replay.priority is not None:
-                self.replay.priority.reset_highest(s)
             sums, counts = self.metric_sums[s], self.metric_counts[s]
             for k, v in metrics.items():
                 sums[k] = sums[k] + v[i] if k in sums else v[i].clone()

@@ -11,6 +11,8 @@ agent masks what follows it), rows close to a truncation never are.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -40,14 +42,16 @@ class Replay:
         # A margin for final rows, at the task's usual episode length, and for the slice being written over.
         self.ring = capacity + capacity // spec.episode_decisions + slices.horizon + 2
         self.rows = torch.zeros(seeds, self.ring, self.width, device=device)
-        self.starts = torch.zeros(seeds, self.ring, dtype=torch.int64, device=device)  # serial numbers of rows
-        self._starts = self.starts.numpy() if self.starts.device.type == "cpu" else np.zeros((seeds, self.ring), np.int64)
-        self.window = torch.zeros(seeds, 2, dtype=torch.int64, device=device)  # place of the oldest start, count
+        self.starts = torch.zeros(seeds, self.ring, dtype=torch.int64, device=device)  # rows' serial numbers
+        on_host = self.starts.device.type == "cpu"
+        self._starts = self.starts.numpy() if on_host else np.zeros((seeds, self.ring), np.int64)
+        self.window = torch.zeros(seeds, 2, dtype=torch.int64, device=device)  # oldest start's place, count
         self.priority = Priorities(seeds, self.ring, device) if slices.prioritised else None
         self.written = [0] * seeds  # rows ever written: the serial number of the next row
         self._episode = [0] * seeds  # serial number of the current episode's first row
         self._first = [0] * seeds  # serial number of the oldest start, counting starts
         self._next = [0] * seeds  # and of the next one
+        self._flag = [GOING] * seeds  # of the newest row
 
     def __len__(self) -> int:
         return self.rows.shape[0]
@@ -56,7 +60,8 @@ class Replay:
     def bytes_needed(spec: TaskSpec, slices: Slices, capacity: int) -> int:
         """Bytes that one seed's full replay takes on the device."""
         rows = capacity + capacity // spec.episode_decisions + slices.horizon + 2
-        return rows * 4 * (spec.observation_dim + spec.action_dim + 2 + 2 + int(slices.prioritised))
+        row = 4 * (spec.observation_dim + spec.action_dim + 2)  # and 8 for its place in `starts`
+        return rows * (row + 8) + (Priorities.bytes_needed(rows) if slices.prioritised else 0)
 
     def available(self, seed: int) -> int:
         """Number of slices that seed number `seed` can sample from."""
@@ -88,9 +93,22 @@ class Replay:
 
     def extend(self, seed: int, rows: np.ndarray) -> None:
         """Append rows (n, width) that `add` made, such as those of a replay log."""
-        block = self.ring // 2 + 1  # never overwrite what the same call writes
+        block = max(1, min(self.ring, self.capacity) // 2)  # never overwrite what the same call writes
         for i in range(0, len(rows), block):
             self._write(seed, rows[i : i + block])
+
+    def save(self, seed: int) -> dict[str, Tensor]:
+        """What of one seed's replay its rows do not tell: the priorities. On the CPU; empty without them."""
+        return {} if self.priority is None else self.priority.save(seed)
+
+    def load(self, seed: int, saved: Mapping[str, Tensor]) -> None:
+        """Restore what `save` gave, after the rows have been appended again.
+
+        Raises:
+            ValueError: if it belongs to another replay.
+        """
+        if self.priority is not None:
+            self.priority.load(seed, saved)
 
     def _write(self, seed: int, rows: np.ndarray) -> None:
         serial, horizon = self.written[seed], self.slices.horizon
@@ -100,39 +118,47 @@ class Replay:
         self.rows[seed, at : at + head] = source[:head].to(self.rows.device)
         self.rows[seed, : n - head] = source[head:].to(self.rows.device)
         starts: list[int] = []
-        previous = GOING if serial == 0 else float(self.rows[seed, (serial - 1) % self.ring, -1])
+        previous = self._flag[seed]
         for flag in rows[:, -1].tolist():
             if self.slices.cross_episodes:
                 starts += [serial] if flag != FINAL else []
-            elif serial - horizon >= self._episode[seed]:  # this row completes the slice that started H before
+            elif serial - horizon >= self._episode[seed]:  # completes the slice that started H before
                 starts.append(serial - horizon)
             if flag == FINAL:
                 if previous == TERMINATED and not self.slices.cross_episodes:
                     starts += range(max(self._episode[seed], serial - horizon + 1), serial)
                 self._episode[seed] = serial + 1
             previous, serial = flag, serial + 1
-        self.written[seed] = serial
+        self.written[seed], self._flag[seed] = serial, previous
         self._update_starts(seed, starts)
 
     def _update_starts(self, seed: int, new: list[int]) -> None:
+        """Let go of starts that are too many or whose rows are written over, then take up the new ones."""
+        first, following, oldest = self._first[seed], self._next[seed], self.written[seed] - self.ring
+        while first < following and (
+            self._starts[seed, first % self.ring] < oldest or following + len(new) - first > self.capacity
+        ):
+            first += 1
+        if self.priority is not None and first > self._first[seed]:
+            self.priority.drop(seed, np.arange(self._first[seed], first) % self.ring)
         if new:
-            places = (self._next[seed] + np.arange(len(new))) % self.ring
+            places = (following + np.arange(len(new))) % self.ring
             self._starts[seed, places] = new
             index = torch.from_numpy(places).to(self.starts.device)
             self.starts[seed, index] = torch.tensor(new).to(self.starts.device)
             if self.priority is not None:
-                self.priority.add(seed, index)
-            self._next[seed] += len(new)
-        first, oldest = self._first[seed], self.written[seed] - self.ring
-        while first < self._next[seed] and (
-            self._starts[seed, first % self.ring] < oldest or self._next[seed] - first > self.capacity
-        ):
-            first += 1
-        if self.priority is not None and first > self._first[seed]:
-            gone = np.arange(self._first[seed], first) % self.ring
-            self.priority.drop(seed, torch.from_numpy(gone).to(self.starts.device))
-        self._first[seed] = first
+                self.priority.add(seed, places)
+        self._first[seed], self._next[seed] = first, following + len(new)
         self.window[seed] = torch.tensor([first % self.ring, self.available(seed)])
+
+    def statistics(self, seed: int) -> dict[str, Tensor]:
+        """Of the transitions kept: `mean_absolute_reward`, and the number of `terminations`. Scalars."""
+        kept = self.rows[seed, : min(self.written[seed], self.ring)]
+        reward, flag = kept[:, -2].double(), kept[:, -1]  # the reward of a final row is 0
+        return {
+            "mean_absolute_reward": (reward.abs().sum() / (flag != FINAL).sum()).float(),
+            "terminations": (flag == TERMINATED).sum().float(),
+        }
 
     def memory(self) -> dict[str, Tensor]:
         """The tensors that `gather` and `Priorities.sample` read, each with a leading seed axis."""
@@ -143,14 +169,15 @@ class Replay:
 
 
 def sample_uniform(window: Tensor, ring: int, uniform: Tensor) -> Tensor:
-    """Places (B,) in `starts`, uniform over the available ones; `uniform` (B,) float64 in [0, 1). One seed's."""
+    """Places (B,) in one seed's `starts`, uniform over those available; `uniform` (B,) float64 in [0, 1)."""
     return (window[0] + (uniform * window[1]).long()) % ring
 
 
 def gather(memory: dict[str, Tensor], places: Tensor, spec: TaskSpec, slices: Slices) -> Batch:
     """The slices that start at `places` (B,) of one seed's memory."""
     rows, starts = memory["rows"], memory["starts"]
-    ring, split, steps = rows.shape[0], spec.observation_dim, torch.arange(slices.horizon + 1, device=rows.device)
+    steps = torch.arange(slices.horizon + 1, device=rows.device)
+    ring, split = rows.shape[0], spec.observation_dim
     if slices.cross_episodes:  # successive transitions, whatever the episode: iqrl.md Q4
         current = starts[(places + steps[:-1, None]) % ring]  # (H, B)
         taken, following = rows[current % ring], rows[(current + 1) % ring]
@@ -166,13 +193,15 @@ def gather(memory: dict[str, Tensor], places: Tensor, spec: TaskSpec, slices: Sl
 
 
 class Priorities:
-    """Priorities of the starts of S seeds, sampled exactly by inverting their cumulative sum (LAP, td7.md).
+    """Priorities of the starts of S seeds (LAP, td7.md), drawn by inverting their cumulative sum, exactly.
 
-    Kept with the sums of blocks of successive places, so that a draw reads one block and not the whole
-    ring: its cost grows with the square root of the capacity.
+    A place without a start has priority 0 and is never drawn. Beside the values stand the sums of blocks of
+    successive places, so that a draw or an update reads a few blocks and not the whole ring. Sums are in
+    float64, of float32 values, and made anew from these whenever one changes, so that nothing drifts; for up
+    to 2^20 priorities from 1 to 512 every sum is exact, whatever the order of its terms.
     """
 
-    BLOCK = 1024
+    BLOCK = 128
 
     def __init__(self, seeds: int, ring: int, device: torch.device | str) -> None:
         blocks = -(-ring // self.BLOCK)
@@ -180,35 +209,67 @@ class Priorities:
         self.block_sums = torch.zeros(seeds, blocks, dtype=torch.float64, device=device)
         self.highest = torch.ones(seeds, device=device)
 
-    def add(self, seed: int, places: Tensor) -> None:
-        """New starts get the highest priority seen."""
-        self._write(seed, places, self.highest[seed].expand(len(places)))
+    @classmethod
+    def bytes_needed(cls, ring: int) -> int:
+        """Bytes that one seed's priorities take on the device."""
+        return -(-ring // cls.BLOCK) * (4 * cls.BLOCK + 8)
 
-    def drop(self, seed: int, places: Tensor) -> None:
+    def add(self, seed: int, places: np.ndarray) -> None:
+        """New starts, at `places` (n,), get the highest priority seen."""
+        self._fill(seed, places, self.highest[seed])
+
+    def drop(self, seed: int, places: np.ndarray) -> None:
         """Starts that are no longer kept are never drawn."""
-        self._write(seed, places, torch.zeros(len(places), device=self.values.device))
+        self._fill(seed, places, torch.zeros((), device=self.values.device))
 
-    def update(self, seed: int, places: Tensor, priority: Tensor) -> None:
-        """New priorities (B,) of the starts at `places` (B,)."""
-        self._write(seed, places, priority)
-        self.highest[seed] = torch.maximum(self.highest[seed], priority.max())
-
-    def reset_highest(self, seed: int) -> None:
-        """Forget priorities that no start has any more (td7.md, target update)."""
-        self.highest[seed] = self.values[seed].max()
-
-    def _write(self, seed: int, places: Tensor, priority: Tensor) -> None:
-        self.values[seed, places] = priority
-        blocks = torch.unique(places // self.BLOCK)
+    def _fill(self, seed: int, places: np.ndarray, priority: Tensor) -> None:
+        self.values[seed, torch.from_numpy(places).to(self.values.device)] = priority
+        blocks = torch.from_numpy(np.unique(places // self.BLOCK)).to(self.values.device)
         self.block_sums[seed, blocks] = self.values[seed].view(-1, self.BLOCK)[blocks].double().sum(-1)
+
+    def update(self, seeds: slice, places: Tensor, priority: Tensor) -> None:
+        """New priorities (n, B) of the starts drawn, at `places` (n, B), for n successive seeds of the pack.
+
+        Of a start drawn more than once the largest counts, whatever the order of writing.
+        """
+        values, sums = self.values[seeds], self.block_sums[seeds]
+        values.scatter_(1, places, 0.0)
+        values.scatter_reduce_(1, places, priority.to(values.dtype), "amax")
+        blocks, lane = places // self.BLOCK, torch.arange(len(places), device=places.device)[:, None]
+        sums.scatter_(1, blocks, values.view(len(places), -1, self.BLOCK)[lane, blocks].double().sum(-1))
+        self.highest[seeds] = torch.maximum(self.highest[seeds], priority.amax(1))
+
+    def reset_highest(self, seeds: slice) -> None:
+        """Forget priorities that no start has any more (td7.md, step 6)."""
+        self.highest[seeds] = self.values[seeds].amax(1)
+
+    def save(self, seed: int) -> dict[str, Tensor]:
+        return {"priority": self.values[seed].cpu().clone(), "highest": self.highest[seed].cpu().clone()}
+
+    def load(self, seed: int, saved: Mapping[str, Tensor]) -> None:
+        """Restore what `save` gave.
+
+        Raises:
+            ValueError: if it is of another size, or its priorities do not stand where the starts are.
+        """
+        values = saved["priority"].to(self.values.device)
+        if values.shape != self.values[seed].shape or not torch.equal(values > 0, self.values[seed] > 0):
+            raise ValueError("saved priorities do not belong to the transitions of this replay")
+        self.values[seed] = values
+        self.block_sums[seed] = values.view(-1, self.BLOCK).double().sum(-1)
+        self.highest[seed] = saved["highest"].to(self.values.device)
 
     @classmethod
     def sample(cls, values: Tensor, block_sums: Tensor, uniform: Tensor) -> Tensor:
-        """Places (B,) drawn in proportion to one seed's `values`; `uniform` (B,) float64 in [0, 1)."""
+        """Places (B,) drawn in proportion to one seed's `values`; `uniform` (B,) float64 in [0, 1).
+
+        The place drawn is the first at which the cumulative sum exceeds `uniform` times the total. Rounding
+        never leads to a place of priority 0.
+        """
         upto = torch.cumsum(block_sums, 0)
-        target = uniform * upto[-1]
-        block = torch.clamp((upto <= target[:, None]).sum(-1), max=len(block_sums) - 1)  # (B,)
+        target = uniform * upto[-1]  # below upto[-1], for uniform is at most 1 - 2^-53
+        block = torch.clamp(torch.searchsorted(upto, target, right=True), max=len(block_sums) - 1)  # (B,)
         inside = torch.cumsum(values.view(-1, cls.BLOCK)[block].double(), -1)  # (B, BLOCK)
-        rest = target - (upto[block] - block_sums[block])
-        place = torch.clamp((inside <= rest[:, None]).sum(-1), max=cls.BLOCK - 1)
-        return block * cls.BLOCK + place
+        rest = torch.clamp(target - (upto[block] - block_sums[block]), min=0.0)
+        before = (inside <= rest[:, None]) & (inside < inside[:, -1:])
+        return block * cls.BLOCK + before.sum(-1)

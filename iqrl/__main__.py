@@ -1,0 +1,236 @@
+"""Command line: python -m iqrl train | resume | evaluate | agents | tasks | config."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import signal
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from iqrl.errors import InputError
+
+INTERRUPTED = 75  # EX_TEMPFAIL: the same command goes on
+
+TRAIN_EXAMPLES = """examples:
+  python -m iqrl train agent=iqrl task=walker-walk seeds=0..4 train.env_steps=100000
+  python -m iqrl train agent=iqrl task=dog-run seeds=3,7 agent.horizon=3 agent.fsq_levels=[8,6,5] runs=/scratch/runs
+  python -m iqrl train agent=td3 agent.profile=official task=cheetah-run preset=small
+  python -m iqrl train agent=./my_agent.py task=cup-catch+action_noise=0.2
+  python -m iqrl train config=study.yaml seeds=0
+
+keys: agent, task, seeds, preset, runs, config, agent.*, train.*, eval.*  (python -m iqrl config shows them all)
+The same command after an interruption goes on where it stopped; finished runs are left alone.
+exit status: 0 all runs are complete, 1 some failed, 2 bad input, 75 interrupted (checkpointed)"""
+
+
+def main(words: Sequence[str] | None = None) -> int:
+    """Run one command; returns the exit status."""
+    parser = argparse.ArgumentParser(
+        prog="python -m iqrl", description="Train and look at agents on DeepMind Control.",
+        formatter_class=argparse.RawDescriptionHelpFormatter, epilog="python -m iqrl COMMAND --help shows examples.",
+    )
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+
+    def add(name: str, doc: str, epilog: str) -> argparse.ArgumentParser:
+        return commands.add_parser(
+            name, help=doc, description=doc, epilog=epilog, formatter_class=argparse.RawDescriptionHelpFormatter
+        )
+
+    add("train", "Train runs, one a seed, or go on with them.", TRAIN_EXAMPLES).add_argument(
+        "words", nargs="*", metavar="key=value"
+    )
+    resume = add(
+        "resume", "Go on with existing run directories of equal configuration.",
+        "examples:\n  python -m iqrl resume runs/iqrl-walker-walk-s0-3f2a91bc\n"
+        "  python -m iqrl resume runs/iqrl-walker-walk-s*-* train.device=cuda",
+    )
+    resume.add_argument("words", nargs="+", metavar="RUN | train.key=value")
+    evaluate = add(
+        "evaluate", "Evaluate the newest checkpoint of a run.",
+        "examples:\n  python -m iqrl evaluate runs/iqrl-walker-walk-s0-3f2a91bc --episodes 20\n"
+        "  python -m iqrl evaluate runs/iqrl-walker-walk-s0-3f2a91bc --episodes 1 --video walk.mp4",
+    )
+    evaluate.add_argument("run", type=Path)
+    evaluate.add_argument("--episodes", type=int, default=10, help="how many (default 10)")
+    evaluate.add_argument("--video", type=Path, help="also write the first episode as a film (needs a renderer)")
+    add("agents", "List the agents.", "example:\n  python -m iqrl agents")
+    add("tasks", "List the tasks.", "example:\n  python -m iqrl tasks")
+    config = add(
+        "config", "Print the resolved configuration, and where each value comes from.",
+        "examples:\n  python -m iqrl config agent=iqrl task=dog-run\n  python -m iqrl config agent=td3 agent.profile=official",
+    )
+    config.add_argument("words", nargs="*", metavar="key=value")
+
+    arguments = parser.parse_args(words)
+    try:
+        return {
+            "train": lambda: train(arguments.words),
+            "resume": lambda: resume_runs(arguments.words),
+            "evaluate": lambda: evaluate_run(arguments.run, arguments.episodes, arguments.video),
+            "agents": show_agents,
+            "tasks": show_tasks,
+            "config": lambda: show_config(arguments.words),
+        }[arguments.command]()
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except BrokenPipeError:  # `python -m iqrl tasks | head`
+        sys.stderr.close()
+        return 0
+
+
+def train(words: Sequence[str]) -> int:
+    from iqrl import config
+
+    runs, execution, folder = config.resolve(_layers(words))
+    config.runs_folder_writable(folder)
+    return _train(runs, execution, folder)
+
+
+def resume_runs(words: Sequence[str]) -> int:
+    from iqrl import config
+
+    paths = [Path(w) for w in words if "=" not in w or Path(w).is_dir()]
+    runs = [config.load_run(path) for path in paths]
+    if not runs:
+        raise InputError("resume: expected at least one run directory")
+    settings = [w for w in words if Path(w) not in paths]
+    strange = [w for w in settings if not w.startswith("train.") or w.startswith("train.env_steps")]
+    if strange:
+        raise InputError(f"{strange[0]}: a run's configuration is fixed; expected how to execute it, such as train.device=cpu")
+    execution = config.resolve([("command line", config.parse_words(settings))])[1]
+    folders = {path.resolve().parent for path in paths}
+    kinds = {config.pack_key(run) for run in runs}
+    if len(folders) > 1 or len(kinds) > 1:
+        raise InputError("resume: these runs differ in more than their seed, or lie in different folders; resume them apart")
+    return _train(runs, execution, folders.pop())
+
+
+def _layers(words: Sequence[str]) -> list[tuple[str, dict[str, object]]]:
+    from iqrl import config
+
+    given = config.parse_words(words)
+    file = given.pop("config", None)
+    layers = [(str(file), config.load_file(Path(file)))] if file is not None else []
+    return [*layers, ("command line", given)]
+
+
+def _train(runs: Sequence, folder_execution, folder: Path) -> int:  # type: ignore[no-untyped-def, type-arg]
+    """Train runs of equal configuration in packs; see TRAIN_EXAMPLES for the exit status."""
+    from iqrl import execution as executing
+    from iqrl.environment_pool import WorkerError
+    from iqrl.run_directory import RunDirectory
+    from iqrl.trainer import Trainer, disk_message
+
+    plan = executing.decide(folder_execution, runs[0])
+    stop = StopFlag()
+    failed = 0
+    try:
+        directories = [RunDirectory.create(run, folder) for run in runs]
+        todo = [(r, d) for r, d in zip(runs, directories, strict=True) if not d.done()]
+        for run, directory in zip(runs, directories, strict=True):
+            if (run, directory) not in todo:
+                print(f"{directory.path}: complete", flush=True)
+        size = executing.pack_size(folder_execution, runs[0], plan, len(todo))
+        if todo:
+            print(f"{runs[0].agent.name} {runs[0].task}: {len(todo)} runs in packs of {size}, on {plan}", flush=True)
+        for i in range(0, len(todo), size):
+            pack = todo[i : i + size]
+            for _, directory in pack:
+                directory.claim()
+            trainer = Trainer([r for r, _ in pack], [d for _, d in pack], plan, stop=stop, announce=_say)
+            try:
+                outcome = trainer.run()
+            except WorkerError as error:
+                trainer.fail_all(f"environment workers: {error}")
+                outcome = "done"
+            failed += sum(not d.done() for _, d in pack) if outcome == "done" else 0
+            if outcome == "interrupted":
+                print("interrupted; the same command goes on from here", flush=True)
+                return INTERRUPTED
+    except OSError as error:
+        print(f"error: {disk_message(error, folder)}", file=sys.stderr)
+        return 1
+    return 1 if failed else 0
+
+
+def _say(line: str) -> None:
+    print(line, flush=True)
+
+
+class StopFlag:
+    """True once the process is asked to stop; a second Ctrl-C stops at once."""
+
+    def __init__(self) -> None:
+        self.raised = False
+        for name in ("SIGINT", "SIGTERM", "SIGUSR2", "SIGXCPU"):
+            signal.signal(getattr(signal, name), self._raise)
+
+    def _raise(self, number: int, frame: object) -> None:
+        if self.raised and number == signal.SIGINT:
+            signal.signal(signal.SIGINT, signal.SIG_DFL)
+            os.kill(os.getpid(), signal.SIGINT)
+        self.raised = True
+
+    def __call__(self) -> bool:
+        return self.raised
+
+
+def evaluate_run(path: Path, episodes: int, video: Path | None) -> int:
+    if episodes < 1:
+        raise InputError(f"--episodes {episodes}: expected at least 1")
+    if video is not None:
+        if video.suffix not in (".mp4", ".gif", ".webm"):
+            raise InputError(f"--video {video}: expected a name ending in .mp4, .webm or .gif")
+        os.environ.setdefault("MUJOCO_GL", "egl")
+    from iqrl import config, evaluation
+
+    run = config.load_run(path)
+    returns = evaluation.evaluate_checkpoint(run, path, episodes, video)
+    for i, value in enumerate(returns):
+        print(f"episode {i:3d}  return {value:8.2f}")
+    print(f"mean {returns.mean():.2f}  standard deviation {returns.std():.2f}  episodes {episodes}")
+    return 0
+
+
+def show_agents() -> int:
+    from iqrl import config
+
+    for name, module in config.AGENTS.items():
+        cls, _ = config.agent_class(name)
+        doc = (sys.modules[module].__doc__ or "").strip().splitlines()[0]
+        profiles = f"  profiles: {', '.join(cls.profiles)}" if cls.profiles else ""
+        print(f"{name:8s} {doc}{profiles}")
+    return 0
+
+
+def show_tasks() -> int:
+    from iqrl import tasks
+
+    for name in tasks.names():
+        print(f"{name:28s} {tasks.parse(name).group}")
+    print("\nAdd +action_noise=S, +obs_noise=S or +sticky=P to make a task stochastic; gym:NAME is a Gymnasium task.")
+    return 0
+
+
+def show_config(words: Sequence[str]) -> int:
+    import dataclasses
+
+    from iqrl import config
+
+    runs, execution, folder = config.resolve(_layers(words))
+    run = runs[0]
+    print(f"agent: {run.agent.name}\ntask: {run.task}\nseeds: {[r.seed for r in runs]}\npreset: {run.preset}\nruns: {folder}")
+    for prefix, part in (("agent", run.settings), ("train", run.train), ("train", execution), ("eval", run.evaluate)):
+        for field in dataclasses.fields(part):
+            key = f"{prefix}.{field.name}"
+            value = getattr(part, field.name)
+            print(f"{key} = {value}".ljust(42) + f" [{run.origins[key]}]".ljust(22) + f" {field.metadata['doc']}")
+    print(f"run directory: {run.directory_name}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,74 @@
+"""Evaluating a run's newest checkpoint outside training, with a film if wanted."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from iqrl import tasks
+from iqrl.agent import Progress
+from iqrl.config import RunConfig
+from iqrl.engine import Engine
+from iqrl.environment import Environment
+from iqrl.errors import InputError
+from iqrl.replay import Replay
+from iqrl.run_directory import RunDirectory, warn
+
+AFTERWARDS = 2  # second entry of an episode's key; training has 0 and 1
+FRAME_SIZE = (480, 480)
+
+
+def evaluate_checkpoint(run: RunConfig, path: Path, episodes: int, video: Path | None = None) -> np.ndarray:
+    """Returns (episodes,) of greedy episodes, seeded by the run's seed and apart from every episode of training.
+
+    Raises:
+        InputError: without a usable checkpoint, or if a film cannot be made here.
+    """
+    spec = tasks.spec(run.task)
+    agent = run.agent(run.settings, spec)
+    engine = Engine(agent, [run.seed], Replay(spec, 1, agent.slices, 1000))
+    directory = RunDirectory(path)
+    width = spec.observation_dim + spec.action_dim + 2
+    for _, file in directory.checkpoints():
+        try:
+            saved = directory.load(file, width, needs_replay=False)
+            engine.load(0, saved["engine"])
+            break
+        except Exception as error:  # a damaged file can raise anything in the unpickler
+            warn(f"{error}; going back to the checkpoint before it")
+    else:
+        raise InputError(f"{path}: has no usable checkpoint to evaluate")
+    progress = [Progress(**saved["progress"])]
+    environment = Environment(run.task, spec.action_repeat)
+    frames: list[np.ndarray] = []
+    returns = []
+    for episode in range(episodes):
+        observation = environment.reset((run.seed, AFTERWARDS, progress[0].decisions, episode))
+        carry, total, step, ended = engine.initial_carry(1, 1), 0.0, 0, False
+        while not ended:
+            if video is not None and episode == 0:
+                frames.append(environment.render(*FRAME_SIZE))
+            noise = [engine.evaluation_noise(0, progress[0].decisions + episode + 1, step, 1)]
+            action, carry = engine.act([0], observation[None, None], carry, noise, progress)
+            observation, reward, terminated, truncated = environment.step(action[0, 0])
+            total, step, ended = total + reward, step + 1, terminated or truncated
+        returns.append(total)
+    if video is not None:
+        write_video(video, frames, fps=25)
+    return np.array(returns)
+
+
+def write_video(path: Path, frames: list[np.ndarray], fps: int) -> None:
+    """Frames (height, width, 3) uint8 as a film.
+
+    Raises:
+        InputError: if the optional packages for it are missing.
+    """
+    try:
+        import imageio.v3 as imageio
+    except ImportError as error:
+        raise InputError(f"--video {path}: needs the extra packages of `pip install iqrl[video]`") from error
+    torch.set_num_threads(1)
+    imageio.imwrite(path, np.stack(frames), fps=fps)

@@ -1,0 +1,141 @@
+"""Where and how a pack is executed: device, precision, compilation, threads, workers."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import platform
+import shlex
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from iqrl import tasks
+from iqrl.config import Execution, RunConfig
+from iqrl.errors import InputError
+from iqrl.replay import Replay
+from iqrl.run_directory import code_version
+
+PACKAGES = ("torch", "numpy", "dm_control", "mujoco", "omegaconf")
+
+
+@dataclass(frozen=True)
+class Plan:
+    """`Execution` with every `auto` decided."""
+
+    device: torch.device
+    dtype: torch.dtype
+    compiled: bool
+    threads: int
+    workers: int | str
+    checkpoint_seconds: float
+
+    def __str__(self) -> str:
+        kind = str(self.dtype).removeprefix("torch.")
+        return f"{self.device} {kind} {'compiled' if self.compiled else 'eager'}, {self.threads} threads"
+
+    def provenance(self) -> dict[str, Any]:
+        """What a session's record says of it."""
+        name = platform.processor() or platform.machine()
+        if self.device.type == "cuda":
+            name = torch.cuda.get_device_name(self.device)
+        elif Path("/proc/cpuinfo").exists():
+            models = [x for x in Path("/proc/cpuinfo").read_text().splitlines() if x.startswith("model name")]
+            name = models[0].partition(":")[2].strip() if models else name
+        versions = {}
+        for package in PACKAGES:
+            try:
+                versions[package] = importlib.metadata.version(package)
+            except importlib.metadata.PackageNotFoundError:
+                versions[package] = "unknown"
+        return {
+            "device": str(self.device), "device_name": name, "precision": str(self.dtype).removeprefix("torch."),
+            "compile": self.compiled, "threads": self.threads, **code_version(),
+            "command": shlex.join([Path(sys.executable).name, *sys.argv]), "packages": versions,
+        }
+
+
+def cores() -> int:
+    """CPU cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def decide(execution: Execution, config: RunConfig) -> Plan:
+    """Resolve every `auto`, and set this process up accordingly.
+
+    Raises:
+        InputError: for a device that is not there.
+    """
+    wanted = execution.device
+    if wanted == "auto":
+        wanted = "cuda" if torch.cuda.is_available() else "cpu"
+    if wanted.startswith("cuda") and not torch.cuda.is_available():
+        raise InputError(f"train.device={execution.device}: this machine or this PyTorch has no CUDA; expected cpu or auto")
+    device = torch.device(wanted)
+    if device.type == "cuda" and device.index is not None and device.index >= torch.cuda.device_count():
+        raise InputError(f"train.device={execution.device}: there are {torch.cuda.device_count()} CUDA devices")
+    threads = execution.threads or cores()
+    torch.set_num_threads(threads)
+    dtype = torch.bfloat16 if execution.precision == "bfloat16" else torch.float32
+    if execution.precision == "auto":
+        dtype = torch.bfloat16 if fast_bfloat16(device) else torch.float32
+    compiled = execution.compile == "on" or (execution.compile == "auto" and _worth_compiling(config))
+    workers: int | str = execution.workers if execution.workers == "auto" else int(execution.workers)
+    return Plan(device, dtype, compiled, threads, workers, execution.checkpoint_seconds)
+
+
+def fast_bfloat16(device: torch.device) -> bool:
+    """Whether the device multiplies bfloat16 matrices faster than float32 ones."""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    flags = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else ""
+    return "avx512_bf16" in flags or "amx_bf16" in flags
+
+
+def _worth_compiling(config: RunConfig) -> bool:
+    """Compiling takes a minute or so once per shape and machine; a short run of a small network never earns it back."""
+    return config.preset not in ("small", "tiny") and config.train.env_steps >= 20_000
+
+
+def pack_size(execution: Execution, run: RunConfig, plan: Plan, seeds: int) -> int:
+    """Seeds to train side by side.
+
+    Raises:
+        InputError: if even one does not fit the device's memory.
+    """
+    each, free = memory_estimate(run), free_memory(plan.device)
+    fits = int(free // each)
+    if fits < 1:
+        raise InputError(
+            f"{run.agent.name} {run.task}: needs about {each / 2**30:.1f} GiB, {plan.device} has {free / 2**30:.1f} GiB free; "
+            "expected a smaller agent.buffer_size, preset or train.env_steps"
+        )
+    wanted = 32 if execution.pack == "auto" else int(execution.pack)
+    return max(1, min(wanted, fits, seeds))
+
+
+def memory_estimate(run: RunConfig) -> int:
+    """Bytes that one seed takes on its device, about: replay, parameters with their optimiser, and work space."""
+    spec = tasks.spec(run.task)
+    agent = run.agent(run.settings, spec)
+    state = agent.initialise(torch.Generator().manual_seed(0))
+    parameters = sum(v.numel() * v.element_size() for v in state.values())
+    budget = -(-run.train.env_steps // spec.action_repeat) + spec.episode_decisions
+    replay = Replay.bytes_needed(spec, agent.slices, min(run.settings.buffer_size, budget))
+    batch = agent.slices.batch_size * (agent.slices.horizon + 1) * 4 * max(agent.latent_width(), 512) * 16
+    return replay + 2 * parameters + batch + 64 * 2**20
+
+
+def free_memory(device: torch.device) -> int:
+    """Bytes free on a device, with some left for others."""
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[0] * 0.9)
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+        available = next(int(x.split()[1]) * 1024 for x in lines if x.startswith("MemAvailable"))
+    except (OSError, StopIteration):
+        available = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return int(available * 0.9)

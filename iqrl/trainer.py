@@ -1,0 +1,491 @@
+"""Trains a pack of runs: environments, replay, engine, evaluations and files, one decision at a time.
+
+Every step is a function of saved state, so a pack that is killed at any instant and started again from its
+checkpoints writes the same files. Clocks decide when to save and what to tell, never what happens.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import errno
+import time
+import traceback
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from iqrl import tasks
+from iqrl.agent import Progress
+from iqrl.config import RunConfig
+from iqrl.diagnostics import diagnose
+from iqrl.engine import DIAGNOSTICS, Engine, generator
+from iqrl.environment_pool import EnvironmentPool, WorkerError
+from iqrl.execution import Plan
+from iqrl.replay import Replay, gather, sample_uniform
+from iqrl.run_directory import LeaseLost, ReplayLog, RunDirectory, warn
+
+TRAINING, EVALUATION = 0, 1  # second entry of an episode's key
+REPORT_SECONDS = 2.0
+
+
+@dataclass
+class Lane:
+    """One run of the pack."""
+
+    config: RunConfig
+    directory: RunDirectory
+    progress: Progress
+    memory: dict[str, float]
+    alive: bool = True  # not failed, not lost
+    observation: np.ndarray | None = None  # (O,), of the running episode
+    last_return: float | None = None
+    reported: int = 0  # training episodes written to training.csv
+    wall_seconds: float = 0.0  # in earlier sessions
+
+
+class Trainer:
+    """Trains runs that differ in nothing but their seed.
+
+    Args:
+        configs: the runs.
+        directories: theirs, claimed by this process.
+        plan: device, precision, compilation, threads and workers.
+        stop: asked at every decision and update; when it says True, checkpoint and return.
+        announce: told a line at evaluations and notable events.
+    """
+
+    def __init__(
+        self, configs: Sequence[RunConfig], directories: Sequence[RunDirectory], plan: Plan, *,
+        stop: Callable[[], bool] = lambda: False, announce: Callable[[str], None] = lambda line: None,
+    ) -> None:
+        first = configs[0]
+        self.plan, self.stop, self.announce = plan, stop, announce
+        self.spec = tasks.spec(first.task)
+        self.budget = -(-first.train.env_steps // self.spec.action_repeat)  # decisions
+        self.every = max(1, first.evaluate.every // self.spec.action_repeat)
+        self.episodes = first.evaluate.episodes
+        self.agent = first.agent(first.settings, self.spec, plan.dtype)
+        seeds = [c.seed for c in configs]
+        # No replay is larger than the budget: a short run does not reserve a million transitions.
+        capacity = min(first.settings.buffer_size, self.budget + self.spec.episode_decisions)
+        self.replay = Replay(self.spec, len(seeds), self.agent.slices, capacity, plan.device)
+        self.engine = Engine(self.agent, seeds, self.replay, device=plan.device, compiled=plan.compiled)
+        self.lanes = [
+            Lane(c, d, Progress(), self.agent.remember()) for c, d in zip(configs, directories, strict=True)
+        ]
+        self.carry = self.engine.initial_carry(len(seeds), 1)
+        self.environments = EnvironmentPool(first.task, len(seeds), self.spec.action_repeat, plan.workers)
+        self.evaluators: EnvironmentPool | None = None
+        self.started = time.monotonic()
+        self.saved_at = self.reported_at = self.started
+        self.rate_marks: list[tuple[float, int, int]] = []
+
+    # --- the loop
+
+    def run(self) -> str:
+        """Train to the end of the budget.
+
+        Returns:
+            "done" when every run has ended (each in its DONE or FAILED), or "interrupted".
+
+        Raises:
+            OSError: if a file cannot be written; what was saved before stands.
+        """
+        try:
+            self._resume()
+            outcome = self._loop()
+            for lane in self._living():
+                with self._isolated(lane):
+                    lane.directory.end_session(outcome)
+            return outcome
+        finally:
+            self.environments.close()
+            if self.evaluators is not None:
+                self.evaluators.close()
+            for lane in self.lanes:
+                lane.directory.release()
+
+    def fail_all(self, reason: str) -> None:
+        """Mark every run that has not ended as failed."""
+        for lane in self._living():
+            self._fail(lane, reason)
+
+    def _loop(self) -> str:
+        while self._living():
+            if not self._learn():
+                return self._interrupt()
+            self._report_episodes()
+            self._evaluate()
+            self._finish()
+            if not self._living():
+                break
+            if self.stop():
+                return self._interrupt()
+            self._decide()
+            self._tick()
+        return "done"
+
+    def _living(self) -> list[Lane]:
+        return [lane for lane in self.lanes if lane.alive]
+
+    def _places(self, lanes: Sequence[Lane]) -> list[int]:
+        return [i for i, lane in enumerate(self.lanes) if any(lane is other for other in lanes)]
+
+    def _interrupt(self) -> str:
+        self._save()
+        return "interrupted"
+
+    # --- learning
+
+    def _learn(self) -> bool:
+        """Do every update that is due. False if asked to stop before they are done."""
+        progress = [lane.progress for lane in self.lanes]
+        while True:
+            due = [i for i in self._places(self._living()) if progress[i].pending > 0]
+            if not due:
+                return True
+            if self.stop():
+                return False
+            # Runs that stand at different updates (after a policy checkpoint, say) go on one group at a time.
+            group = [i for i in due if progress[i].updates == progress[due[0]].updates]
+            self.engine.update(group, progress)
+            for i in group:
+                progress[i].pending -= 1
+            self._tick()
+
+    # --- acting
+
+    def _decide(self) -> None:
+        """One decision of every living run."""
+        self._begin_episodes()
+        lanes = self._living()
+        places = self._places(lanes)
+        if not lanes:
+            return
+        progress = [lane.progress for lane in self.lanes]
+        observation = np.stack([lane.observation for lane in lanes if lane.observation is not None])
+        carry = {k: v[places] for k, v in self.carry.items()}
+        action, carry = self.engine.explore(places, observation, carry, progress)
+        for k, v in carry.items():
+            self.carry[k][places] = v
+        everyone = np.zeros((len(self.lanes), self.spec.action_dim), np.float32)
+        everyone[places] = action
+        active = np.zeros(len(self.lanes), bool)
+        active[places] = True
+        after, reward, terminated, truncated = self.environments.step(everyone, active)
+        for i, lane in zip(places, lanes, strict=True):
+            if i in self.environments.errors:
+                self._fail(lane, f"environment: {self.environments.errors[i]}")
+                continue
+            with self._isolated(lane):
+                self._record(i, lane, everyone[i], float(reward[i]), bool(terminated[i]), bool(truncated[i]), after[i])
+
+    def _record(
+        self, place: int, lane: Lane, action: np.ndarray, reward: float, terminated: bool, truncated: bool,
+        after: np.ndarray,
+    ) -> None:
+        assert lane.observation is not None and lane.directory.replay is not None
+        rows = self.replay.add(place, lane.observation, action, reward, terminated, truncated, after)
+        lane.directory.replay.append(rows)
+        p = lane.progress
+        p.decisions += 1
+        p.episode_decisions += 1
+        p.episode_return += reward
+        lane.observation = after.copy()
+        due, stages = self.agent.after_decision(p), ()
+        if terminated or truncated:
+            p.episodes += 1
+            more, stages = self.agent.after_episode(p, lane.memory)
+            due += more
+            lane.last_return = p.episode_return
+            p.episode_decisions, p.episode_return = 0, 0.0
+            lane.observation = None
+        for stage in stages:
+            self.engine.run(stage, [place], [other.progress for other in self.lanes])
+        p.pending += due
+
+    def _begin_episodes(self) -> None:
+        keys: list[tuple[int, ...] | None] = [None] * len(self.lanes)
+        for i, lane in enumerate(self.lanes):
+            if lane.alive and lane.observation is None:
+                keys[i] = (lane.config.seed, TRAINING, lane.progress.episodes)
+        if not any(keys):
+            return
+        first = self.environments.reset(keys)
+        fresh = self.engine.initial_carry(1, 1)
+        for i, lane in enumerate(self.lanes):
+            if keys[i] is not None:
+                lane.observation = first[i].copy()
+                for k, v in self.carry.items():
+                    v[i] = fresh[k][0]
+                if i in self.environments.errors:
+                    self._fail(lane, f"environment: {self.environments.errors[i]}")
+
+    # --- evaluating
+
+    def _due(self, lane: Lane) -> bool:
+        p = lane.progress
+        at_mark = p.decisions % self.every == 0 or p.decisions >= self.budget
+        return at_mark and p.evaluated < p.decisions
+
+    def _evaluate(self) -> None:
+        due = [lane for lane in self._living() if self._due(lane)]
+        together = due if self.engine.packed else []
+        for group in [together] if together else [[lane] for lane in due]:
+            returns, lengths = self._evaluation_episodes(self._places(group))
+            for lane, g, n in zip(group, returns, lengths, strict=True):
+                with self._isolated(lane):
+                    self._record_evaluation(lane, g, n)
+
+    def _evaluation_episodes(self, places: list[int]) -> tuple[np.ndarray, np.ndarray]:
+        """Returns and lengths (env steps) of the evaluation episodes of the runs at `places`: (n, episodes) each."""
+        n, count = len(places), self.episodes
+        lanes = [self.lanes[i] for i in places]
+        progress = [lane.progress for lane in self.lanes]
+        pool = self._evaluation_pool(n * count)
+        keys = [
+            (lane.config.seed, EVALUATION, lane.progress.decisions * self.spec.action_repeat, episode)
+            for lane in lanes for episode in range(count)
+        ]
+        spare = [None] * (pool.count - len(keys))
+        observation = pool.reset([*keys, *spare])[: n * count]
+        carry = self.engine.initial_carry(n, count)
+        active = np.array([True] * len(keys) + [False] * len(spare))
+        total = np.zeros(pool.count)
+        length = np.zeros(pool.count, int)
+        action = np.zeros((pool.count, self.spec.action_dim), np.float32)
+        step = 0
+        while active.any():
+            noise = [self.engine.evaluation_noise(i, progress[i].decisions, step, count) for i in places]
+            chosen, carry = self.engine.act(places, observation.reshape(n, count, -1), carry, noise, progress)
+            action[: len(keys)] = chosen.reshape(len(keys), -1)
+            after, reward, terminated, truncated = pool.step(action, active)
+            total += np.where(active, reward, 0.0)
+            length += active
+            observation = after[: len(keys)]
+            active &= ~(terminated | truncated)
+            step += 1
+            for i in [i for i in pool.errors if active[i]]:
+                self._fail(lanes[i // count], f"environment, while evaluating: {pool.errors[i]}")
+                active[i] = False
+        shape = (n, count)
+        return total[: len(keys)].reshape(shape), length[: len(keys)].reshape(shape) * self.spec.action_repeat
+
+    def _evaluation_pool(self, count: int) -> EnvironmentPool:
+        if self.evaluators is not None and self.evaluators.count < count:
+            self.evaluators.close()
+            self.evaluators = None
+        if self.evaluators is None:
+            self.evaluators = EnvironmentPool(self.lanes[0].config.task, count, self.spec.action_repeat, self.plan.workers)
+        return self.evaluators
+
+    def _record_evaluation(self, lane: Lane, returns: np.ndarray, lengths: np.ndarray) -> None:
+        p, step = lane.progress, lane.progress.decisions * self.spec.action_repeat
+        if not lane.alive:
+            return
+        for episode, (g, n) in enumerate(zip(returns, lengths, strict=True)):
+            row = {"env_step": step, "episode": episode, "episode_return": float(g), "length": int(n)}
+            lane.directory.append("evaluations.csv", row)
+        place = self._places([lane])[0]
+        looked = self._diagnose(place, lane)
+        if looked:
+            lane.directory.append("latents.csv", {"env_step": step, **looked})
+        seconds = lane.wall_seconds + time.monotonic() - self.started
+        lane.directory.append("timing.csv", {"env_step": step, "wall_seconds": round(seconds, 3), "updates": p.updates})
+        p.evaluated = p.decisions
+        rank = f"  rank {looked['rank_0.01']}/{looked['width']}" if "rank_0.01" in looked else ""
+        self.announce(f"{self._name(lane)}  step {step:>9,}  return {returns.mean():7.1f}{rank}  {seconds / 60:.1f} min")
+
+    def _diagnose(self, place: int, lane: Lane) -> dict[str, Any]:
+        """Latent diagnostics on slice starts drawn from the replay; nothing while it is empty."""
+        if not self.replay.available(place):
+            return {}
+        count = self.agent.latent_width() or 1024
+        source = generator("cpu", lane.config.seed, DIAGNOSTICS, lane.progress.decisions)
+        uniform = torch.rand(count, generator=source, dtype=torch.float64).to(self.engine.device)
+        memory = {k: v[place] for k, v in self.replay.memory().items()}
+        places = sample_uniform(memory["window"], self.replay.ring, uniform)
+        batch = gather(memory, places, self.spec, dataclasses.replace(self.agent.slices, cross_episodes=False))
+        state = {k: v[place] for k, v in self.engine.state.items()}
+        return diagnose(self.agent, state, batch.observation[0], batch.action[0])
+
+    # --- files
+
+    def _report_episodes(self) -> None:
+        for i, lane in enumerate(self.lanes):
+            if not lane.alive or lane.reported == lane.progress.episodes:
+                continue
+            with self._isolated(lane):
+                p = lane.progress
+                metrics = self.engine.metrics(i)
+                row = {
+                    "env_step": p.decisions * self.spec.action_repeat, "episode": p.episodes - 1, "updates": p.updates,
+                    "episode_return": lane.last_return,
+                }
+                lane.directory.append("training.csv", {**row, **metrics})
+                lane.reported = p.episodes
+                bad = [k for k, v in metrics.items() if not np.isfinite(v)]
+                if bad:
+                    raise FloatingPointError(f"{bad[0]} is {metrics[bad[0]]} at env step {row['env_step']}")
+
+    def _finish(self) -> None:
+        for lane in self._living():
+            p = lane.progress
+            if p.decisions >= self.budget and p.evaluated == p.decisions and p.pending == 0:
+                with self._isolated(lane):
+                    self._save_lane(lane)
+                    self._report(lane, force=True)
+                    lane.directory.finish(p.decisions * self.spec.action_repeat)
+                    lane.directory.end_session("done")
+                    lane.alive = False
+
+    def _tick(self) -> None:
+        """What clocks decide: when to save, and when to tell how far things are."""
+        now = time.monotonic()
+        if now - self.saved_at >= self.plan.checkpoint_seconds:
+            self._save()
+        if now - self.reported_at >= REPORT_SECONDS:
+            self.reported_at = now
+            first = self.lanes[self._places(self._living())[0]].progress if self._living() else Progress()
+            self.rate_marks = [*self.rate_marks[-30:], (now, first.decisions, first.updates)]
+            for lane in self._living():
+                with self._isolated(lane):
+                    self._report(lane)
+
+    def _report(self, lane: Lane, force: bool = False) -> None:
+        p, repeat = lane.progress, self.spec.action_repeat
+        (t0, d0, u0), (t1, d1, u1) = (self.rate_marks or [(0.0, 0, 0)])[0], (self.rate_marks or [(0.0, 0, 0)])[-1]
+        elapsed = max(t1 - t0, 1e-9)
+        lane.directory.report({
+            "env_step": p.decisions * repeat, "env_steps": self.budget * repeat, "updates": p.updates,
+            "pending": p.pending, "last_return": lane.last_return,
+            "env_steps_per_second": (d1 - d0) * repeat / elapsed, "updates_per_second": (u1 - u0) / elapsed,
+            "wall_seconds": lane.wall_seconds + time.monotonic() - self.started,
+        })
+
+    def _save(self) -> None:
+        for lane in self._living():
+            with self._isolated(lane):
+                self._save_lane(lane)
+        self.saved_at = time.monotonic()
+
+    def _save_lane(self, lane: Lane) -> None:
+        place = self._places([lane])[0]
+        p = lane.progress
+        content = {
+            "format": 1,
+            "identity": lane.config.identity,
+            "engine": self.engine.save(place),
+            "progress": p.state(),
+            "memory": dict(lane.memory),
+            "replay_extra": self.replay.save(place),
+            "carry": {k: v[place].cpu().clone() for k, v in self.carry.items()},
+            "last_return": lane.last_return,
+            "reported": lane.reported,
+            "wall_seconds": lane.wall_seconds + time.monotonic() - self.started,
+        }
+        lane.directory.save((p.decisions, p.updates), content)
+
+    # --- resuming
+
+    def _resume(self) -> None:
+        """Put every run where its newest usable checkpoint left it, all of them at the same point if there is one."""
+        found: list[dict[tuple[int, int], dict[str, Any]]] = []
+        for lane in self.lanes:
+            usable = {}
+            for key, file in lane.directory.checkpoints():
+                try:
+                    usable[key] = lane.directory.load(file, self.replay.width)
+                    if usable[key]["identity"] != lane.config.identity:
+                        raise ValueError(f"{file}: belongs to another configuration")
+                except Exception as error:  # a damaged file can raise anything in the unpickler
+                    usable.pop(key, None)
+                    warn(f"{error}; going back to the checkpoint before it")
+            found.append(usable)
+        common = set.intersection(*(set(usable) for usable in found)) if found else set()
+        key = max(common, default=None)
+        for i, lane in enumerate(self.lanes):
+            self._restore(i, lane, found[i][key] if key is not None else None)
+        self._restore_episodes()
+        for lane in self.lanes:
+            lane.directory.begin_session({**self.plan.provenance(), "pack": len(self.lanes)})
+
+    def _restore(self, place: int, lane: Lane, saved: dict[str, Any] | None) -> None:
+        if saved is None:
+            lane.directory.open({}, [], self.replay.width)
+            return
+        lane.directory.open(saved["rows"], saved["replay"], self.replay.width)
+        rows = ReplayLog.read(lane.directory.path / "replay", saved["replay"], self.replay.width)
+        self.replay.extend(place, rows)
+        self.replay.load(place, saved["replay_extra"])
+        self.engine.load(place, saved["engine"])
+        lane.progress = Progress(**saved["progress"])
+        lane.memory = dict(saved["memory"])
+        for k, v in self.carry.items():
+            v[place] = saved["carry"][k].to(v.device)
+        lane.last_return, lane.reported = saved["last_return"], saved["reported"]
+        lane.wall_seconds = saved["wall_seconds"]
+        self.announce(f"{self._name(lane)}  resumed at step {lane.progress.decisions * self.spec.action_repeat:,}")
+
+    def _restore_episodes(self) -> None:
+        """Bring environments back into their episodes by taking the same actions again."""
+        actions = {
+            i: self.replay.newest_actions(i, lane.progress.episode_decisions)
+            for i, lane in enumerate(self.lanes) if lane.progress.episode_decisions
+        }
+        if not actions:
+            return
+        keys = [
+            (lane.config.seed, TRAINING, lane.progress.episodes) if i in actions else None
+            for i, lane in enumerate(self.lanes)
+        ]
+        observation = self.environments.reset(keys)
+        for step in range(max(map(len, actions.values()))):
+            chosen = np.zeros((len(self.lanes), self.spec.action_dim), np.float32)
+            active = np.zeros(len(self.lanes), bool)
+            for i, taken in actions.items():
+                if step < len(taken):
+                    chosen[i], active[i] = taken[step], True
+            after = self.environments.step(chosen, active)[0]
+            observation = np.where(active[:, None], after, observation)
+        for i in actions:
+            self.lanes[i].observation = observation[i].copy()
+
+    # --- one run's trouble is its own
+
+    @contextlib.contextmanager
+    def _isolated(self, lane: Lane):  # type: ignore[no-untyped-def]
+        """Errors of one run end that run. A disk that cannot be written ends the process: nothing is lost by that."""
+        try:
+            yield
+        except LeaseLost as error:
+            lane.alive = False
+            warn(str(error))
+        except (OSError, WorkerError):
+            raise
+        except Exception as error:
+            self._fail(lane, f"{type(error).__name__}: {error}", traceback.format_exc())
+
+    def _fail(self, lane: Lane, reason: str, trace: str = "") -> None:
+        lane.alive = False
+        self.announce(f"{self._name(lane)}  FAILED: {reason}")
+        with contextlib.suppress(LeaseLost):
+            lane.directory.fail(lane.progress.decisions * self.spec.action_repeat, reason, trace)
+            lane.directory.end_session("failed")
+
+    @staticmethod
+    def _name(lane: Lane) -> str:
+        return f"{lane.config.agent.name} {lane.config.task} s{lane.config.seed}"
+
+
+def disk_message(error: OSError, folder: Path) -> str:
+    """One line for an error while writing."""
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return f"{folder}: the disk is full; the runs go on from their last checkpoints when there is room"
+    return f"{error.filename or folder}: {error.strerror or error}; the runs go on from their last checkpoints"
+
