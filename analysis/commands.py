@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import shlex
 import time
 from pathlib import Path
 from typing import Any
+
+import pandas as pd
 
 from analysis import runs, style
 from analysis.errors import InputError
 from analysis.figures import FIGURES
 from analysis.figures.drawing import Context, Published
-from analysis.study import Problem, Study, build
+from analysis.render import render
+from analysis.study import Problem, Study, build, read_manifests
 
 MOST_PROBLEMS = 12  # printed on the terminal; the rest is in problems.csv
 
@@ -38,24 +42,197 @@ def _contexts(studies: list[Study], options: dict[str, Any]) -> list[Context]:
 
 
 def figures(options: dict[str, Any]) -> None:
-    from analysis.render import render
-
+    """Everything for a paper: figures, tables and the report."""
     started = time.monotonic()
     only = _only(options["only"])
     studies, problems, tables = _studies(options)
-    contexts = _contexts(studies, options)
-    rendered = render(contexts, options["out"], svg=True, only=only)
+    rendered = render(_contexts(studies, options), options["out"], svg=True, only=only)
+    made = _tables(studies, options)
     for study in studies:
-        _print_study(study)
         own = [figure for figure in rendered if figure.study == study.name]
-        drawn = [figure.name for figure in own if not figure.skipped]
-        print(f"  {options['out'] / study.name}/: {', '.join(drawn)} (.pdf, .png)")
+        _write_captions(options["out"] / study.name, own)
+        _print_study(study)
+        print(f"  {options['out'] / study.name}/: {', '.join(f.name for f in own if not f.skipped)} (.pdf, .png)")
         for figure in own:
             if figure.skipped:
                 print(f"  no {figure.name}: {figure.skipped}")
-        _write_captions(options["out"] / study.name, own)
-    _print_problems(problems)
-    print(f"{time.monotonic() - started:.0f} s")
+    _write_problems(options["out"], studies, problems)
+    page = _write_report(options, studies, problems, tables, rendered, made)
+    _print_problems("other", problems)
+    print(f"{page} and tables/ beside the figures; {time.monotonic() - started:.0f} s")
+
+
+def tables(options: dict[str, Any]) -> None:
+    from analysis.tables import markdown
+
+    studies, problems, _ = _studies(options)
+    for name, made in _tables(studies, options).items():
+        print(f"## {name}\n")
+        for table in made:
+            print(markdown(table))
+        print(f"{options['out'] / name / 'tables'}/: {', '.join(t.name for t in made)} (.tex, .md, .csv)\n")
+    for study in studies:
+        _print_problems(study.name, study.problems)
+    _print_problems("other", problems)
+
+
+def report(options: dict[str, Any]) -> None:
+    studies, problems, tables = _studies(options)
+    rendered = render(_contexts(studies, options), None, svg=True)
+    for study in studies:
+        _print_study(study)
+    page = _write_report(options, studies, problems, tables, rendered, _tables(studies, options, write=False))
+    _print_problems("other", problems)
+    print(page)
+
+
+def watch(options: dict[str, Any]) -> None:
+    """The report, again whenever a run has written something; ends when no run is left to wait for."""
+    before: Any = None
+    reports = 0
+    while True:
+        loaded = runs.load(options["runs"], cache=options["cache"])
+        state = tuple(loaded.runs["signature"])
+        if state != before:
+            before = state
+            reports += _watch_once(options, loaded)
+        waiting = int((loaded.runs["status"] == "unfinished").sum()) + _not_started(options["runs"], loaded)
+        if waiting == 0 or (options["times"] is not None and reports >= options["times"]):
+            return
+        time.sleep(options["every"])
+
+
+def _watch_once(options: dict[str, Any], loaded: runs.RunTables) -> int:
+    counts = ", ".join(f"{count} {status}" for status, count in loaded.runs["status"].value_counts().items())
+    try:
+        studies, problems = build(loaded, options["runs"], options["sweep"], options["short"], options["at"])
+    except InputError as error:  # before the first evaluation there is nothing to show; it will come
+        print(f"{counts or 'no run yet'}: {error}", flush=True)
+        return 0
+    rendered = render(_contexts(studies, options), None, svg=True)
+    made = _tables(studies, options, write=False)
+    page = _write_report(options, studies, problems, loaded, rendered, made, refresh=options["every"])
+    print(f"{time.strftime('%H:%M:%S')} {page}: {counts}", flush=True)
+    return 1
+
+
+def _not_started(folders: list[Path], loaded: runs.RunTables) -> int:
+    """Runs that a sweep lists and that have no directory yet."""
+    manifests, _ = read_manifests(folders)
+    return len({row["run"] for manifest in manifests for row in manifest["runs"]} - set(loaded.runs["run"]))
+
+
+def compare(options: dict[str, Any]) -> None:
+    from analysis import compare as comparison
+    from analysis.tables import markdown, write
+
+    overlay = _published(options)
+    if overlay is None:
+        raise InputError("published=: expected the path of published results (a checkout, a file, a tidy Parquet file)")
+    studies, _, _ = _studies(options)
+    for study in studies:
+        frame = comparison.compare(study, overlay)
+        if frame.empty:
+            steps = ", ".join(style.steps(mark) for mark in comparison.MARKS)
+            print(f"{study.name}: nothing to compare at {steps} env steps (own runs reach {style.steps(study.mark)})")
+            continue
+        table = comparison.table(study, overlay, frame)
+        write([table], options["out"] / study.name / "tables")
+        print(f"## {study.name}\n\n{markdown(table)}")
+        own = frame[frame["same"]]
+        for arm, verdicts in own.groupby("arm")["verdict"]:
+            counts = ", ".join(f"{count} {verdict}" for verdict, count in verdicts.value_counts().items())
+            print(f"{arm} against its own algorithm's published seeds: {counts}")
+
+
+def status(options: dict[str, Any]) -> None:
+    studies, problems, tables = _studies(options)
+    counts = ", ".join(f"{count} {status}" for status, count in tables.runs["status"].value_counts().items())
+    print(f"{len(tables.runs)} runs: {counts}")
+    for study in studies:
+        _print_study(study, limit=None)
+    _print_problems("other", problems, limit=None)
+
+
+def export(options: dict[str, Any]) -> None:
+    tables = runs.load(options["runs"], cache=options["cache"])
+    out: Path = options["out"]
+    _make(out)
+    for name in ("runs", "evaluations", "latents"):
+        path = out / f"{name}.{options['format']}"
+        frame = getattr(tables, name)
+        frame.to_csv(path, index=False) if options["format"] == "csv" else frame.to_parquet(path, index=False)
+        print(f"{path}: {len(frame)} rows")
+    damaged = tables.runs[tables.runs["status"].isin(["unreadable", "torn", "failed"]) | (tables.runs["remarks"] != "")]
+    for row in damaged.itertuples():
+        print(f"  {row.run}: {row.status}: {'; '.join(filter(None, [row.reason, row.remarks]))}")
+
+
+def tensorboard(options: dict[str, Any]) -> None:
+    from analysis.exports import tensorboard as target
+
+    _print_export(target.export(options["runs"], options["out"]), options["out"])
+
+
+def wandb(options: dict[str, Any]) -> None:
+    from analysis.exports import wandb as target
+
+    _print_export(target.export(options["runs"], options["out"]), options["out"])
+
+
+def _print_export(written: dict[str, int], out: Path) -> None:
+    new = sum(1 for rows in written.values() if rows)
+    print(f"{out}: {sum(written.values())} new rows of {new} runs; {len(written) - new} runs had nothing new")
+
+
+def _tables(studies: list[Study], options: dict[str, Any], write: bool = True) -> dict[str, list[Any]]:
+    from analysis import tables as module
+
+    made = {study.name: module.tables(study, options["replicates"]) for study in studies}
+    if write:
+        for name, own in made.items():
+            _make(options["out"] / name / "tables")
+            module.write(own, options["out"] / name / "tables")
+    return made
+
+
+def _write_report(
+    options: dict[str, Any], studies: list[Study], problems: list[Problem], tables: runs.RunTables,
+    rendered: list[Any], made: dict[str, list[Any]], refresh: int | None = None,
+) -> Path:  # fmt: skip
+    from analysis import report as page
+
+    path = options["out"] / "report.html"
+    _make(options["out"])
+    command = " ".join(["python -m analysis report", *_given(options)])
+    page.write(path, studies, rendered, made, problems, tables.runs, command, refresh)
+    return path
+
+
+def _given(options: dict[str, Any]) -> list[str]:
+    """The options that a report depends on, as one types them."""
+    texts = {"runs": ",".join(map(str, options["runs"]))}
+    for key in ("sweep", "style", "published", "at"):
+        if options.get(key) is not None:
+            texts[key] = str(options[key])
+    texts |= {key: str(options[key]) for key in ("short", "replicates")}
+    return [f"{key}={shlex.quote(text)}" for key, text in texts.items()]
+
+
+def _write_problems(out: Path, studies: list[Study], problems: list[Problem]) -> None:
+    for study in studies:
+        path = out / study.name / "problems.csv"
+        rows = [(p.run, p.kind, p.detail, p.effect) for p in [*study.problems, *problems]]
+        path.unlink(missing_ok=True)
+        if rows:
+            pd.DataFrame(rows, columns=["run", "kind", "detail", "effect"]).to_csv(path, index=False)
+
+
+def _make(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"out={folder}: cannot make this folder ({error.strerror})") from None
 
 
 def _only(text: str | None) -> tuple[str, ...]:
@@ -73,18 +250,20 @@ def _write_captions(folder: Path, rendered: list[Any]) -> None:
     (folder / "captions.md").write_text("\n".join(lines))
 
 
-def _print_study(study: Study) -> None:
+def _print_study(study: Study, limit: int | None = MOST_PROBLEMS) -> None:
     low, high = study.seeds
     seeds = f"{high}" if low == high else f"{low} to {high}"
     arms = ", ".join(style.label(arm) for arm in study.arms)
     print(f"{study.name}: {len(study.members)} runs of {arms}; {len(study.tasks)} tasks, {seeds} seeds each")
     if study.note:
         print(f"  note: {study.note}")
-    _print_problems(study.problems)
+    _print_problems("", study.problems, limit)
 
 
-def _print_problems(problems: list[Problem]) -> None:
-    for problem in problems[:MOST_PROBLEMS]:
+def _print_problems(title: str, problems: list[Problem], limit: int | None = MOST_PROBLEMS) -> None:
+    if title and problems:
+        print(f"{title}:")
+    for problem in problems[:limit]:
         print(f"  {problem}")
-    if len(problems) > MOST_PROBLEMS:
-        print(f"  ... and {len(problems) - MOST_PROBLEMS} more, all in problems.csv")
+    if limit is not None and len(problems) > limit:
+        print(f"  ... and {len(problems) - limit} more: python -m analysis status lists them all")

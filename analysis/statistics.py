@@ -182,14 +182,18 @@ def aggregate_difference(
     first: list[np.ndarray], second: list[np.ndarray], statistic: Statistic = iqm, replicates: int = REPLICATES,
     seed: int = 0,
 ) -> Estimate:
-    """statistic(first) - statistic(second) with both resampled: independent seeds, the same tasks."""
+    """statistic(first) - statistic(second) with both resampled: independent seeds, the same tasks.
+
+    Scores must have one step.
+    """
     random = np.random.default_rng(seed)
 
-    def resample(tasks: list[np.ndarray]) -> list[np.ndarray]:
-        return [task[random.integers(len(task), size=len(task))] for task in tasks]
+    def resampled(tasks: list[np.ndarray]) -> np.ndarray:  # the replicates stand where the steps are elsewhere
+        drawn = [task[random.integers(len(task), size=(len(task), replicates)), 0] for task in tasks]
+        return point(drawn, statistic)
 
-    draws = [point(resample(first), statistic) - point(resample(second), statistic) for _ in range(replicates)]
-    low, high = np.quantile(draws, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2], axis=0)
+    draws = resampled(first) - resampled(second)
+    low, high = np.quantile(draws, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2], keepdims=True)
     if all(len(task) == 1 for task in [*first, *second]):
         low = high = np.full_like(low, np.nan)
     return Estimate(point(first, statistic) - point(second, statistic), low, high)

@@ -136,15 +136,21 @@ class Study:
 
     def runs(self, arm: str, task: str, quantity: str, steps: np.ndarray) -> np.ndarray:
         """(runs, steps): each run's latest value at or before each env step; NaN before its first."""
-        rows = self.members[(self.members["arm"] == arm) & (self.members["task"] == task)].sort_values("seed")
+        keys = self._keys.get((arm, task), [])
         columns = self._columns(quantity)
-        values = np.full((len(rows), len(steps)), np.nan)
-        for i, key in enumerate(rows["key"]):
+        values = np.full((len(keys), len(steps)), np.nan)
+        for i, key in enumerate(keys):
             own_steps, own = columns.get(str(key), (np.empty(0), np.empty(0)))
             place = np.searchsorted(own_steps, steps, side="right") - 1
             if len(own):
                 values[i] = np.where(place >= 0, own[np.maximum(place, 0)], np.nan)
         return values
+
+    @cached_property
+    def _keys(self) -> dict[tuple[str, str], list[str]]:
+        """(arm, task) -> keys of its runs, by seed."""
+        groups = self.members.sort_values("seed", kind="stable").groupby(["arm", "task"])["key"]
+        return {(str(arm), str(task)): list(keys) for (arm, task), keys in groups}
 
     def scores(self, arm: str, steps: np.ndarray, tasks: list[str] | None = None) -> list[np.ndarray]:
         """Normalised returns, one (runs, steps) array a task, of the tasks with a known scale."""

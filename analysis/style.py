@@ -32,6 +32,7 @@ class Style:
     font_size: float
     family: str
     line_width: float
+    character_width: float = 0.44  # mean width of a letter of the family, in font sizes
 
     @property
     def rc(self) -> dict[str, Any]:
@@ -52,7 +53,7 @@ class Style:
 STYLES = {
     "neurips": Style("neurips", column=5.5, page=5.5, font_size=9, family="STIXGeneral", line_width=1.3),
     "icml": Style("icml", column=3.25, page=6.75, font_size=8, family="STIXGeneral", line_width=1.1),
-    "slides": Style("slides", column=8.0, page=12.0, font_size=16, family="DejaVu Sans", line_width=2.5),
+    "slides": Style("slides", column=8.0, page=12.0, font_size=16, family="DejaVu Sans", line_width=2.5, character_width=0.53),
 }
 
 

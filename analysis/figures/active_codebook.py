@@ -40,7 +40,7 @@ def draw(context: Context) -> Drawing:
     ax.set_ylim(0, 102)
     ax.set_ylabel("Active codebook (%)")
     dotted = Line2D([], [], linestyle=":", color="#606060", linewidth=0.9, label="least and most used dimension")
-    legend_above(context, figure, [dotted])
+    legend_above(context, figure, [dotted], arms=frame["arm"])
     caption = (
         f"{TITLE}: share of the codes of each latent dimension that occur in the diagnostic batch, mean over latent "
         f"dimensions and over {describe(context.study)}. "

@@ -32,7 +32,7 @@ def draw(context: Context) -> Drawing:
     study = context.study
     names = list(AGGREGATES)
     grid = (1, 4) if context.style.column > 4 else (2, 2)
-    figure, axes = canvas(context, height=grid[0] * (0.5 + 0.17 * len(study.arms)), rows=grid[0], columns=grid[1],
+    figure, axes = canvas(context, height=grid[0] * (0.75 + 0.2 * len(study.arms)), rows=grid[0], columns=grid[1],
                           sharey=True)  # fmt: skip
     places = np.arange(len(study.arms))[::-1]
     for ax, name in zip(axes.flat, names):
@@ -46,10 +46,9 @@ def draw(context: Context) -> Drawing:
         ax.grid(axis="y", visible=False)
         ax.locator_params(axis="x", nbins=4)
         ax.tick_params(axis="y", length=0)
-    figure.supxlabel("Normalised return", fontsize=context.style.font_size)
     caption = (
         f"{TITLE} at {style.steps(study.mark)} environment steps (return / 1000), "
         f"{describe(study, study.shared_tasks())}. Bars: {bootstrap_text(context)}. "
         "A higher IQM, median and mean and a lower optimality gap are better."
     )
-    return Drawing(figure, finish(context, figure, caption))
+    return Drawing(figure, finish(context, figure, caption, x_label="Normalised return"))

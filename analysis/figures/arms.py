@@ -48,7 +48,7 @@ def draw(context: Context) -> Drawing:
     frame = data(context)
     study = context.study
     shown = [quantity for quantity in PANELS if quantity in set(frame["quantity"])]
-    figure, axes = canvas(context, height=0.7 + 0.2 * len(study.arms), columns=len(shown), wide=True, sharey=True)
+    figure, axes = canvas(context, height=0.8 + 0.2 * len(study.arms) + 0.25 * bool(study.question), columns=len(shown), wide=True, sharey=True)
     places = np.arange(len(study.arms))[::-1]
     for ax, quantity in zip(axes[0], shown):
         rows = frame[frame["quantity"] == quantity].set_index("arm")

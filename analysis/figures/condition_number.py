@@ -25,7 +25,7 @@ def draw(context: Context) -> Drawing:
     step_axis(axes[0, 0])
     axes[0, 0].set_yscale("log")
     axes[0, 0].set_ylabel("Condition number")
-    legend_above(context, figure)
+    legend_above(context, figure, arms=frame["arm"])
     infinite = sorted({context.label(arm) for arm in frame.loc[np.isinf(frame["point"]), "arm"]})
     caption = (
         f"{TITLE}: median over runs of {describe(context.study)}. Bands: quartiles over runs, not a confidence "

@@ -23,7 +23,7 @@ def draw(context: Context) -> Drawing:
     step_axis(axes[0, 0])
     axes[0, 0].set_ylim(bottom=0)
     axes[0, 0].set_ylabel("Dormant units (%)")
-    legend_above(context, figure)
+    legend_above(context, figure, arms=frame["arm"])
     caption = (
         f"{TITLE}: hidden units whose activation is at most 0.025 of their layer's mean, mean over "
         f"{describe(context.study)}. Bands: {bootstrap_text(context)}.{lacking(context, frame)}"

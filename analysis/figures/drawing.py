@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import textwrap
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -69,14 +71,14 @@ def canvas(
     return figure, figure.subplots(rows, columns, squeeze=False, **options)
 
 
-def finish(context: Context, figure: Figure, caption: str) -> str:
-    """Put the study's note above, and caption and problems below the figure; return the caption.
+def finish(context: Context, figure: Figure, caption: str, x_label: str = "") -> str:
+    """Put the caption, the problems and the study's note below the figure; return them as one text.
 
-    What is missing and the study's note stand on the figure even where the caption does not (caption=off).
+    `x_label` is one label below all axes. What is missing and the study's note stand on the figure even where the caption does not (caption=off).
     """
     size = context.style.font_size * CAPTION_SIZE
     width, body = figure.get_size_inches()
-    characters = int(width * 72 / (size * 0.46))
+    characters = int(width * 72 / (size * context.style.character_width))
     problems = problem_line(context.study)
     lines = textwrap.wrap(caption, characters) if context.caption else []
     warning = textwrap.wrap(problems, characters) if problems else []
@@ -86,9 +88,12 @@ def finish(context: Context, figure: Figure, caption: str) -> str:
     foot = line_height * (len(lines) + len(warning)) + (0.08 if lines or warning else 0.0)
     figure.set_size_inches(width, body + foot)
     share = foot / (body + foot)
+    label = 1.5 * context.style.font_size / 72 / (body + foot) if x_label else 0.0  # its height, as a share
+    if x_label:
+        figure.text(0.5, share + label / 2, x_label, ha="center", va="center", fontsize=context.style.font_size)
     engine = figure.get_layout_engine()
     if engine is not None:
-        engine.set(rect=(0, share, 1, 1 - share))  # type: ignore[call-arg]
+        engine.set(rect=(0, share + label, 1, 1 - share - label))  # type: ignore[call-arg]
     options: dict[str, Any] = {"va": "top", "ha": "left", "fontsize": size, "linespacing": 1.3}
     top = share - 0.06 / (body + foot)
     if lines:
@@ -141,8 +146,11 @@ def frame_of(arm: str, steps: np.ndarray, estimate: Estimate, **columns: Any) ->
     return pd.DataFrame({"arm": arm, "env_step": steps, **values, **columns})
 
 
-def draw_curves(context: Context, axes: Axes, frame: pd.DataFrame) -> list[dict[str, Any]]:
-    """Lines and bands of a tidy frame (arm, env_step, point, low, high); returns the series behind them."""
+def draw_curves(context: Context, axes: Axes, frame: pd.DataFrame, small: bool = False) -> list[dict[str, Any]]:
+    """Lines and bands of a tidy frame (arm, env_step, point, low, high); returns the series behind them.
+
+    `small` is for panels in a grid: thinner lines, no markers.
+    """
     series = []
     for i, arm in enumerate(context.study.arms):
         rows = frame[frame["arm"] == arm.name].sort_values("env_step")
@@ -150,9 +158,10 @@ def draw_curves(context: Context, axes: Axes, frame: pd.DataFrame) -> list[dict[
             continue
         colour = context.colours[arm.name]
         few = len(rows) <= 12
+        width = context.style.line_width * (0.75 if small else 1.0)
         axes.plot(
             rows["env_step"], rows["point"], color=colour, label=style.label(arm),
-            marker=style.MARKERS[i % len(style.MARKERS)], markersize=2.2 * context.style.line_width,
+            linewidth=width, marker="" if small else style.MARKERS[i % len(style.MARKERS)], markersize=2.2 * width,
             markevery=1 if few else max(1, len(rows) // 8), zorder=3,
         )  # fmt: skip
         axes.fill_between(rows["env_step"], rows["low"], rows["high"], color=colour, alpha=0.18, linewidth=0)
@@ -181,17 +190,24 @@ def step_axis(axes: Axes, label: bool = True) -> None:
         axes.set_xlabel(ENV_STEPS)
 
 
-def legend_above(context: Context, figure: Figure, extra: list[Line2D] | None = None, columns: int = 6) -> None:
+def legend_above(
+    context: Context, figure: Figure, extra: list[Line2D] | None = None, arms: Iterable[str] | None = None
+) -> None:
     """One legend for the whole figure, above the axes, so that it can cover no curve."""
+    shown = None if arms is None else set(arms)
     handles = [
         Line2D([], [], color=context.colours[arm.name], label=style.label(arm),
                marker=style.MARKERS[i % len(style.MARKERS)], markersize=2.2 * context.style.line_width)
         for i, arm in enumerate(context.study.arms)
+        if shown is None or arm.name in shown
     ] + (extra or [])  # fmt: skip
-    width = figure.get_size_inches()[0] * 72
-    widest = max(len(str(handle.get_label())) for handle in handles) * context.style.font_size * 0.5 + 40
-    fitting = max(1, min(columns, len(handles), int(width / widest)))
-    figure.legend(handles=handles, loc="outside upper center", ncols=fitting, columnspacing=1.2, handlelength=1.8)
+    room = figure.get_size_inches()[0] * 72 / context.style.font_size  # in letters of one em
+    lengths = [len(str(handle.get_label())) * 0.5 + 4.5 for handle in handles]
+    rows = math.ceil(sum(lengths) / room)
+    while rows < len(handles) and math.ceil(len(handles) / rows) * max(lengths) > room and rows > 1:
+        rows += 1
+    columns = math.ceil(len(handles) / rows)
+    figure.legend(handles=handles, loc="outside upper center", ncols=columns, columnspacing=1.2, handlelength=1.8)
 
 
 def arms_with(context: Context, quantity: str) -> list[Arm]:

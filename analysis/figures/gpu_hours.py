@@ -31,7 +31,7 @@ def data(context: Context) -> pd.DataFrame:
         hours = np.concatenate([
             study.runs(arm.name, task, "wall_seconds", steps)
             / 3600
-            / rows[rows["task"] == task].sort_values("seed")["pack"].to_numpy()[:, None]
+            / rows[rows["task"] == task].sort_values("seed", kind="stable")["pack"].to_numpy()[:, None]
             for task in packs.groups
         ])  # fmt: skip
         hours = hours[~np.isnan(hours).any(axis=1)]
@@ -55,7 +55,7 @@ def draw(context: Context) -> Drawing:
     ax.set_xlim(left=0)
     ax.set_ylabel("IQM of normalised return")
     ax.set_ylim(bottom=0)
-    legend_above(context, figure)
+    legend_above(context, figure, arms=frame["arm"])
     packs = sorted(set(study.members["pack"]))
     caption = (
         f"{TITLE}, {describe(study, study.shared_tasks())}. Hours: median over runs of the wall-clock time of training, "

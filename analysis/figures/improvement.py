@@ -42,7 +42,7 @@ def data(context: Context) -> pd.DataFrame:
 def draw(context: Context) -> Drawing:
     frame = data(context)
     study = context.study
-    figure, axes = canvas(context, height=0.7 + 0.17 * len(frame))
+    figure, axes = canvas(context, height=0.7 + 0.19 * len(frame))
     ax = axes[0, 0]
     places = np.arange(len(frame))[::-1]
     for place, row in zip(places, frame.itertuples()):
@@ -50,7 +50,7 @@ def draw(context: Context) -> Drawing:
         ax.barh(place, row.high - row.low, left=row.low, height=0.6, color=colour, alpha=0.35)
         ax.plot([row.point] * 2, [place - 0.3, place + 0.3], color=colour, solid_capstyle="butt")
     ax.axvline(0.5, color="#404040", linewidth=0.8, linestyle="--")
-    ax.set_xlim(0, 1)
+    ax.set_xlim(-0.02, 1.02)
     ax.set_ylim(-0.6, len(frame) - 0.4)
     ax.set_yticks(places, [context.label(arm) for arm in frame["first"]])
     other = ax.secondary_yaxis("right")

@@ -24,7 +24,7 @@ def draw(context: Context) -> Drawing:
     step_axis(axes[0, 0])
     axes[0, 0].set_ylabel("Latent rank (tolerance $10^{-2}$)")
     axes[0, 0].set_ylim(bottom=0)
-    legend_above(context, figure)
+    legend_above(context, figure, arms=frame["arm"])
     latents = context.study.tables.latents
     latents = latents[latents["key"].isin(set(context.study.members["key"]))]
     widths = sorted({int(width) for width in latents["width"].dropna().unique()})

@@ -47,9 +47,9 @@ def draw(context: Context) -> Drawing:
         rows = frame[frame["arm"] == arm.name]
         if len(rows):
             marker, colour = style.MARKERS[i % len(style.MARKERS)], context.colours[arm.name]
-            size = 9 if len(frame) < 300 else 4
+            size = 30 if len(frame) < 30 else 12 if len(frame) < 300 else 5
             ax.scatter(rows["rank_percent"], rows["score"], s=size, marker=marker, color=colour, alpha=0.6, linewidths=0)
-            handles.append(Line2D([], [], linestyle="", marker=marker, color=colour, label=style.label(arm)))
+            handles.append(Line2D([], [], linestyle="", marker=marker, markersize=4, color=colour, label=style.label(arm)))
     ax.set_xlabel("Latent rank at tolerance $10^{-2}$ (% of latent width)")
     ax.set_ylabel("Normalised return")
     ax.set_xlim(left=0)

@@ -65,15 +65,15 @@ def draw(context: Context) -> Drawing:
     )
     hover: list[tuple[Any, list[dict[str, Any]]]] = []
     for ax, task in zip(axes.flat, study.tasks):
-        series = draw_curves(context, ax, frame[frame["task"] == task])
+        series = draw_curves(context, ax, frame[frame["task"] == task], small=columns > 2)
         for algorithm, own in published[published["task"] == task].groupby("arm"):
             colour = published_colour(str(algorithm))
             ax.plot(own["env_step"], own["point"], "--", color=colour, linewidth=context.style.line_width * 0.8)
             series.append(hover_series(f"{algorithm} (published)", colour, own))
-        ax.set_title(task)
+        ax.set_title(task, fontsize=context.style.font_size - (1 if len(task) < 20 else 2))
         step_axis(ax, label=False)
         ax.locator_params(axis="x", nbins=3 if columns > 2 else 5)
-        ax.set_ylim(bottom=min(0.0, float(np.nanmin(frame.loc[frame["task"] == task, "point"]))))
+        ax.set_ylim(*_limits(frame[frame["task"] == task]))
         ax.locator_params(axis="y", nbins=5)
         hover.append((ax, series))
     for ax in axes.flat[len(study.tasks) :]:
@@ -81,7 +81,6 @@ def draw(context: Context) -> Drawing:
     for column in range(columns):  # with a last row not full, the lowest panel of each column carries the numbers
         lowest = max(i for i in range(column, len(study.tasks), columns))
         axes.flat[lowest].tick_params(labelbottom=True)
-    figure.supxlabel(ENV_STEPS, fontsize=context.style.font_size)
     figure.supylabel("Mean return", fontsize=context.style.font_size)
     seeds = published.groupby("arm")["seeds"].max()
     legend_above(context, figure, [
@@ -94,7 +93,15 @@ def draw(context: Context) -> Drawing:
         + (" Dashed: published results, never pooled with own runs; " + "; ".join(context.published.remarks) + "."
            if context.published and len(published) else "")
     )  # fmt: skip
-    return Drawing(figure, finish(context, figure, caption), hover)
+    return Drawing(figure, finish(context, figure, caption, x_label=ENV_STEPS), hover)
+
+
+def _limits(frame: pd.DataFrame) -> tuple[float, float]:
+    """A return is within 0 and 1000, whatever Student's t makes of two seeds; Gymnasium tasks have other scales."""
+    lowest, highest = float(frame["point"].min()), float(frame["point"].max())
+    widest = float(np.nanmax([*frame["high"], highest]))
+    bound = 1000.0 if highest <= 1000.0 else widest
+    return min(0.0, lowest * 1.05), max(highest * 1.05, min(widest, bound), 1e-9)
 
 
 def published_colour(algorithm: str) -> str:

@@ -78,7 +78,7 @@ def write_run(
         level = STRENGTH.get(agent, 0.5) if strength is None else strength
         hardness = (zlib.crc32(task.encode()) % 100) / 100
         middle = env_steps * (0.15 + 0.5 * hardness + random.normal(0, 0.03))
-        final = 1000 * level * (1 - 0.5 * hardness)
+        final = 1000 * level * (1 - 0.5 * hardness) * random.uniform(0.8, 1.05)
         mean = final / (1 + np.exp(-(steps - middle) / (0.08 * env_steps))) + 5
         table = np.clip(mean[:, None] + random.normal(0, 0.06 * final, (len(steps), episodes)), 0, 1000)
     else:
@@ -87,7 +87,7 @@ def write_run(
     for step, episode_returns in zip(steps.tolist(), table.tolist()):
         rows += [f"{step},{episode},{value!r},1000" for episode, value in enumerate(episode_returns)]
     (run / "evaluations.csv").write_text("\n".join(rows) + "\n")
-    _write_latents(run, agent, steps, rank, random)
+    _write_latents(run, agent, steps, rank * (0.7 + 0.3 * STRENGTH.get(agent, 0.5)), random)
     _write_training(run, steps, random)
     seconds = 3.1 + 0.004 * steps
     lines = [f"{step},{wall!r},{step // 2}" for step, wall in zip(steps.tolist(), seconds.tolist())]
@@ -121,14 +121,14 @@ def _write_latents(run: Path, agent: str, steps: np.ndarray, rank: float, random
     budget = max(int(steps[-1]), 1) if len(steps) else 1
     for step in steps.tolist():
         if agent in LATENT_AGENTS:
-            full = 512 * min(1.0, rank * (0.35 + 0.5 * np.exp(-4 * step / budget)) + random.normal(0, 0.01))
+            full = 512 * min(1.0, rank * (0.35 + 0.5 * np.exp(-4 * step / budget)) + random.normal(0, 0.04))
             ranks = f"1024,512,{int(full * 0.5)},{int(full)},{int(min(512, full * 1.2))}"
             condition = "inf" if full < 40 else repr(float(10 ** (3 + 2 * step / budget + random.normal(0, 0.1))))
         else:
             ranks, condition = ",,,,", ""
         codebook = ",,"
         if agent in CODEBOOK_AGENTS:
-            share = float(40 + 30 * step / budget + random.normal(0, 2))
+            share = float((40 if agent == "iqrl" else 33) + 30 * step / budget + random.normal(0, 2))
             codebook = f"{share!r},{max(share - 15, 0)!r},{min(share + 15, 100)!r}"
         dormant = float(max(0, 2 + 5 * step / budget + random.normal(0, 0.5)))
         rows.append(f"{step},{ranks},{condition},{codebook},{dormant!r},{int(dormant * 20)}")

@@ -1,0 +1,75 @@
+"""Own results beside published ones, task by task, at fixed numbers of env steps."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+
+from analysis import style
+from analysis.figures.drawing import Published
+from analysis.published import at
+from analysis.statistics import student_t
+from analysis.study import Study
+from analysis.tables import Table
+
+MARKS = (100_000, 500_000, 1_000_000)
+SAME = {"dcmpc": "dcwm"}  # published under another name
+
+
+def agent_of(algorithm: str) -> str:
+    """The agent here that implements a published algorithm: "MR.Q" -> "mrq", "SAC [simba]" -> "sac"."""
+    key = "".join(letter for letter in algorithm.partition(" [")[0].lower() if letter.isalnum())
+    return SAME.get(key, key)
+
+
+def compare(study: Study, published: Published, marks: tuple[int, ...] = MARKS) -> pd.DataFrame:
+    """One row an arm, task, mark and published algorithm.
+
+    Columns: task, env_step, arm, own, own_low, own_high, own_seeds, algorithm, published, published_low,
+    published_high (lowest and highest seed), published_seeds, same (it is the arm's own algorithm), verdict
+    ("inside" the published seeds' range, "above", "below").
+    """
+    theirs = at(published.frame, marks)
+    rows = []
+    for arm in study.arms:
+        members = study.members[study.members["arm"] == arm.name]
+        for task in sorted(members["task"].unique()):
+            reached = members.loc[members["task"] == task, "env_step"].min()
+            for mark in (mark for mark in marks if mark <= reached):
+                own = student_t(study.runs(arm.name, task, "mean_return", np.array([mark])))
+                count = int((members["task"] == task).sum())
+                here = theirs[(theirs["task"] == task) & (theirs["mark"] == mark)]
+                for algorithm, seeds in here.groupby("algorithm")["episode_return"]:
+                    low, high, value = seeds.min(), seeds.max(), own.point[0]
+                    verdict = "below" if value < low else "above" if value > high else "inside"
+                    rows.append((
+                        task, mark, arm.name, value, own.low[0], own.high[0], count, algorithm, seeds.mean(), low, high,
+                        len(seeds), agent_of(str(algorithm)) == arm.agent, verdict,
+                    ))  # fmt: skip
+    columns = [
+        "task", "env_step", "arm", "own", "own_low", "own_high", "own_seeds", "algorithm", "published",
+        "published_low", "published_high", "published_seeds", "same", "verdict",
+    ]  # fmt: skip
+    return pd.DataFrame(rows, columns=columns)
+
+
+def table(study: Study, published: Published, frame: pd.DataFrame) -> Table:
+    """The comparison as a table: the arm's own algorithm first, then the others."""
+    labels = {arm.name: style.label(arm) for arm in study.arms}
+    ordered = frame.sort_values(["env_step", "task", "arm", "same", "algorithm"], ascending=[True] * 3 + [False, True])
+    rows = [
+        [
+            row.task, style.steps(row.env_step), labels[row.arm], f"{row.own:.0f} ({row.own_seeds})",
+            f"{row.algorithm}{' *' if row.same else ''}",
+            f"{row.published:.0f} [{row.published_low:.0f}, {row.published_high:.0f}] ({row.published_seeds})",
+            row.verdict,
+        ]
+        for row in ordered.itertuples()
+    ]  # fmt: skip
+    caption = (
+        "Own mean return (seeds) beside published ones: mean [lowest, highest seed] (seeds), and where the own mean lies. "
+        "An asterisk marks the arm's own algorithm. Each published value is the latest at or before the mark (at most "
+        "1k environment steps after it). " + "; ".join(published.remarks) + "."
+    )
+    columns = ["Task", "Env steps", "Arm", "Own", "Algorithm", "Published", "Own is"]
+    return Table("compare", caption, columns, rows, ordered)

@@ -1,0 +1,191 @@
+"""Published learning curves, read from public repositories as they are in a checkout. Never pooled with own runs.
+
+`load` takes a checkout, one of its files, or a tidy Parquet file, and recognises each file by its columns. Env steps
+are simulator control steps (1000 an episode of DeepMind Control); every format's own convention:
+
+    tdmpc2    results/<algorithm>/<task>.csv: step,reward,seed            step counts env steps
+    MR.Q      results/dmc_results.txt: tables, a column a seed            Timestep counts decisions: doubled for dmc
+    TCRL      results/tcrl.csv: env_step,episode_reward,env,seed,agent    env steps; points lie 1k after the mark
+    DC-MPC    results/data/*.csv: agent,env,env_step,episode_reward,seed  env steps
+    SimBa     results/*.csv: exp_name,env_name,seed,metric,env_step,value as labelled; TD7's labels run late
+    tidy      Parquet with algorithm, task, seed, env_step, episode_return (and variant: only '' is read)
+"""
+
+from __future__ import annotations
+
+import csv
+import re
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+import pandas as pd
+
+from analysis.errors import InputError
+from analysis.figures.drawing import Published
+
+COLUMNS = ("source", "algorithm", "task", "seed", "env_step", "episode_return")
+REMARKS = {
+    "tdmpc2": "tdmpc2 files count env steps",
+    "MR.Q": "MR.Q files count decisions, doubled here",
+    "TCRL": "TCRL evaluates 1k env steps after each mark",
+    "DC-MPC": "DC-MPC files count env steps",
+    "SimBa": "SimBa files as labelled; TD7's labels in them run late, by up to a factor of two",
+    "tidy": "tidy table in env steps",
+}
+NAMES = {
+    "dcwm": "DC-MPC", "dcmpc": "DC-MPC", "tdmpc2": "TD-MPC2", "tdmpc": "TD-MPC", "sac": "SAC", "dreamerv3": "DreamerV3",
+    "tcrl": "TCRL", "td7": "TD7", "mrq": "MR.Q", "bro": "BRO", "ddpg": "DDPG", "iqrl": "iQRL", "td3": "TD3",
+    "sacsimba": "SAC-SimBa", "ddpgsimba": "DDPG-SimBa", "tdmpcv2": "TD-MPC2", "simbatdmpcv2": "TD-MPC2-SimBa",
+}  # fmt: skip
+SUFFIXES = (".csv", ".txt", ".parquet")
+
+
+def load(path: Path) -> Published:
+    """All published curves below `path` that are from states and in a known format.
+
+    Where several sources have the same algorithm, each is kept under "algorithm [source]".
+
+    Raises:
+        InputError: there is no such path, or nothing in it is in a known format.
+    """
+    if not path.exists():
+        raise InputError(f"published={path}: no such file or folder")
+    files = [path] if path.is_file() else sorted(file for file in path.rglob("*") if file.suffix in SUFFIXES)
+    frames, formats = [], set()
+    for file in files:
+        recognised = _read(file)
+        if recognised is not None and len(recognised[1]):
+            formats.add(recognised[0])
+            frames.append(recognised[1])
+    if not frames:
+        known = "tdmpc2, MR.Q, TCRL, DC-MPC, SimBa or a tidy Parquet file"
+        raise InputError(f"published={path}: no results in a known format; expected those of {known}")
+    frame = pd.concat(frames, ignore_index=True)
+    frame["algorithm"] = [_algorithm(str(name)) for name in frame["algorithm"]]
+    frame = _named_by_source(frame)
+    frame["task"] = frame["task"].str.replace("_", "-").str.replace("ball-in-cup", "cup", regex=False)
+    frame = frame.dropna(subset=["episode_return"]).astype({"seed": int, "env_step": int, "episode_return": float})
+    frame = _split_repeated_seeds(frame)
+    return Published(frame[list(COLUMNS)], [REMARKS[name] for name in sorted(formats)])
+
+
+def _algorithm(name: str) -> str:
+    key = re.sub(r"[^a-z0-9]", "", name.lower())
+    return NAMES.get(key, name)
+
+
+def _named_by_source(frame: pd.DataFrame) -> pd.DataFrame:
+    sources = frame.groupby("algorithm")["source"].nunique()
+    several = set(sources[sources > 1].index)
+    if several:
+        clash = frame["algorithm"].isin(several)
+        frame.loc[clash, "algorithm"] = frame["algorithm"] + " [" + frame["source"] + "]"
+    return frame
+
+
+def _split_repeated_seeds(frame: pd.DataFrame) -> pd.DataFrame:
+    """Two runs under one seed (the steps appear twice) become two seeds, in file order."""
+    keys = ["algorithm", "task", "seed"]
+    copy = frame.groupby([*keys, "env_step"]).cumcount()
+    return frame.assign(seed=frame["seed"] + 1_000_000 * copy)
+
+
+def _read(file: Path) -> tuple[str, pd.DataFrame] | None:
+    """(format, rows) of one file, or None where it holds no learning curves that this module knows."""
+    if file.suffix == ".parquet":
+        return _read_tidy(file)
+    if file.suffix == ".txt":
+        return _read_mrq(file)
+    try:
+        with open(file, newline="", encoding="utf-8", errors="replace") as opened:
+            header = set(next(csv.reader(opened), []))
+    except OSError:
+        return None
+    for name, (required, reader) in CSV_FORMATS.items():
+        if required <= header:
+            return name, reader(file)
+    return None
+
+
+def _read_tidy(file: Path) -> tuple[str, pd.DataFrame] | None:
+    try:
+        frame = pd.read_parquet(file)
+    except Exception as error:
+        raise InputError(f"published={file}: not a Parquet file ({str(error).splitlines()[0]})") from None
+    required = {"algorithm", "task", "seed", "env_step", "episode_return"}
+    if lacking := required - set(frame.columns):
+        raise InputError(f"published={file}: no column {sorted(lacking)[0]!r}; expected {', '.join(sorted(required))}")
+    if "variant" in frame:
+        frame = frame[frame["variant"] == ""]
+    if "suite" in frame:
+        frame = frame[frame["suite"] == "dmc"]
+    source = frame["source"] if "source" in frame else file.stem
+    return "tidy", frame.assign(source=source)
+
+
+def _read_mrq(file: Path) -> tuple[str, pd.DataFrame] | None:
+    """Blocks of `Env: Dmc-<task>`, a header `Timestep Seed 0 ...`, and a row a time step."""
+    text = file.read_text(encoding="utf-8", errors="replace")
+    rows: list[tuple[str, str, str, int, int, float]] = []
+    for block in re.split(r"^Env:\s*", text, flags=re.MULTILINE)[1:]:
+        name, *lines = block.splitlines()
+        suite, _, task = name.strip().partition("-")
+        if suite.lower() != "dmc" or task.startswith("visual"):  # other scales; another input
+            continue
+        for line in lines:
+            fields = line.split()
+            if fields and fields[0].isdigit():
+                step = 2 * int(fields[0])
+                rows += [("mrq", "MR.Q", task, seed, step, float(value)) for seed, value in enumerate(fields[1:])]
+    return ("MR.Q", pd.DataFrame(rows, columns=list(COLUMNS))) if rows else None
+
+
+def _read_tdmpc2(file: Path) -> pd.DataFrame:
+    frame = pd.read_csv(file)
+    if "pixels" in file.parent.name:
+        return frame.iloc[:0]
+    return pd.DataFrame({
+        "source": "tdmpc2", "algorithm": file.parent.name, "task": file.stem, "seed": frame["seed"],
+        "env_step": frame["step"], "episode_return": frame["reward"],
+    })  # fmt: skip
+
+
+def _read_tcrl(file: Path) -> pd.DataFrame:
+    return _renamed(file, "tcrl", {"agent": "algorithm", "env": "task", "episode_reward": "episode_return"})
+
+
+def _read_dcmpc(file: Path) -> pd.DataFrame:
+    """Main results only: ablations and sensitivity files repeat arms, baselines are copies from elsewhere."""
+    if {"ablations", "sensitivity", "baselines"} & set(file.parts):
+        return pd.DataFrame(columns=list(COLUMNS))
+    return _renamed(file, "dcmpc", {"agent": "algorithm", "env": "task", "episode_reward": "episode_return"})
+
+
+def _read_simba(file: Path) -> pd.DataFrame:
+    frame = _renamed(file, "simba", {"exp_name": "algorithm", "env_name": "task", "value": "episode_return"})
+    return frame[frame["metric"] == "avg_return"]
+
+
+def _renamed(file: Path, source: str, names: dict[str, str]) -> pd.DataFrame:
+    return pd.read_csv(file).rename(columns=names).assign(source=source)
+
+
+CSV_FORMATS: dict[str, tuple[set[str], Callable[[Path], pd.DataFrame]]] = {
+    "TCRL": ({"env_step", "episode_reward", "env", "seed", "agent", "frame"}, _read_tcrl),
+    "DC-MPC": ({"agent", "env", "env_step", "episode_reward", "seed"}, _read_dcmpc),
+    "SimBa": ({"exp_name", "env_name", "seed", "metric", "env_step", "value"}, _read_simba),
+    "tdmpc2": ({"step", "reward", "seed"}, _read_tdmpc2),
+}
+
+
+def at(published: pd.DataFrame, env_steps: Iterable[int], tolerance: float = 0.06) -> pd.DataFrame:
+    """Each published seed's latest value at or before each mark, if it is not older than `tolerance` of the mark.
+
+    An algorithm's marks count from 1k env steps later where its points lie just behind the mark (TCRL: 101k for 100k).
+    """
+    rows = []
+    for mark in env_steps:
+        early = published[published["env_step"] <= mark + 1000]
+        latest = early.sort_values("env_step").groupby(["algorithm", "task", "seed"]).tail(1)
+        rows.append(latest[latest["env_step"] >= mark * (1 - tolerance)].assign(mark=mark))
+    return pd.concat(rows, ignore_index=True)

@@ -1,0 +1,240 @@
+"""Tables of a study: scores, differences and sample efficiency, as LaTeX (booktabs), Markdown and CSV."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from analysis import statistics, style
+from analysis.figures.drawing import describe, problem_line
+from analysis.statistics import REPLICATES, Estimate
+from analysis.study import Arm, Study
+
+SHARE = 0.9  # of the best arm's final mean, for "steps to reach"
+
+
+@dataclass
+class Table:
+    """Cells as text with the ones to print bold, and the same as numbers, tidy, for the CSV file."""
+
+    name: str
+    caption: str
+    columns: list[str]
+    rows: list[list[str]]
+    numbers: pd.DataFrame
+    bold: set[tuple[int, int]] = field(default_factory=set)
+    rules: tuple[int, ...] = ()  # rows above which a line is drawn
+
+
+def tables(study: Study, replicates: int = REPLICATES) -> list[Table]:
+    """All tables of a study."""
+    made = [scores(study, replicates), efficiency(study, replicates)]
+    if len(study.arms) > 1:
+        made.append(differences(study, replicates))
+    return made
+
+
+def _final(study: Study, arm: Arm, task: str) -> np.ndarray:
+    """Mean return of each run of an arm on a task at the compared env step: (runs,)."""
+    return study.runs(arm.name, task, "mean_return", np.array([study.mark]))[:, 0]
+
+
+def scores(study: Study, replicates: int = REPLICATES) -> Table:
+    """Per-task mean return with its half interval, and the aggregates; the best and all within its interval bold."""
+    rows, numbers, bold = [], [], set()
+    for task in study.tasks:
+        estimates = [_mean(_final(study, arm, task)) for arm in study.arms]
+        bold |= {(len(rows), 1 + i) for i in _best(estimates)}
+        rows.append([task, *(_plus_minus(estimate) for estimate in estimates)])
+        numbers += [_number(task, arm, estimate) for arm, estimate in zip(study.arms, estimates)]
+    first_aggregate = len(rows)
+    shared = study.shared_tasks()
+    if shared:
+        at_once = statistics.several(list(statistics.AGGREGATES.values()))
+        mark = np.array([study.mark])
+        by_arm = [statistics.interval(study.scores(arm.name, mark, shared), at_once, replicates) for arm in study.arms]
+        for k, name in enumerate(statistics.AGGREGATES):
+            estimates = [Estimate(e.point[k : k + 1], e.low[k : k + 1], e.high[k : k + 1]) for e in by_arm]
+            bold |= {(len(rows), 1 + i) for i in _best(estimates, sign=-1 if name == "Optimality gap" else 1)}
+            rows.append([f"{name} (normalised)", *(_bounds(estimate, 3) for estimate in estimates)])
+            numbers += [_number(name, arm, estimate) for arm, estimate in zip(study.arms, estimates)]
+    caption = (
+        f"Mean return at {style.steps(study.mark)} environment steps, with Student's t 95% intervals over seeds; below, "
+        f"aggregates of return / 1000 over {len(shared)} shared tasks with 95% stratified bootstrap intervals "
+        f"({replicates} replicates). {_what(study)} Bold: the best mean, and every mean within its interval."
+    )
+    columns = ["Task", *map(style.label, study.arms)]
+    return Table("scores", caption, columns, rows, pd.DataFrame(numbers), bold, (first_aggregate,))
+
+
+def differences(study: Study, replicates: int = REPLICATES) -> Table:
+    """Each arm minus the first, task by task (Welch), and the difference of their IQMs (bootstrap)."""
+    reference, others = study.arms[0], study.arms[1:]
+    rows, numbers, bold = [], [], set()
+    for task in study.shared_tasks():
+        row = [task]
+        for i, arm in enumerate(others):
+            estimate = statistics.welch(_final(study, arm, task), _final(study, reference, task))
+            if estimate.low[0] > 0 or estimate.high[0] < 0:
+                bold.add((len(rows), 1 + i))
+            row.append(_bounds(estimate, 0, sign=True))
+            numbers.append(_number(task, arm, estimate))
+        rows.append(row)
+    last = len(rows)
+    shared = study.shared_tasks()
+    if shared:
+        row = ["IQM (normalised)"]
+        for i, arm in enumerate(others):
+            mark = np.array([study.mark])
+            estimate = statistics.aggregate_difference(
+                study.scores(arm.name, mark, shared), study.scores(reference.name, mark, shared), replicates=replicates
+            )
+            if estimate.low[0] > 0 or estimate.high[0] < 0:
+                bold.add((len(rows), 1 + i))
+            row.append(_bounds(estimate, 3, sign=True))
+            numbers.append(_number("IQM", arm, estimate))
+        rows.append(row)
+    caption = (
+        f"Mean return minus that of {style.label(reference)} at {style.steps(study.mark)} environment steps, with "
+        f"Welch's t 95% intervals over seeds; for the IQM, bootstrap ({replicates} replicates). {_what(study)} "
+        "Bold: intervals without zero (each taken alone: not corrected for the number of comparisons)."
+    )
+    columns = ["Task", *map(style.label, others)]
+    return Table("differences", caption, columns, rows, pd.DataFrame(numbers), bold, (last,))
+
+
+def efficiency(study: Study, replicates: int = REPLICATES) -> Table:
+    """Env steps to reach a share of the best arm's final mean (median over seeds), and area under the curve."""
+    rows, numbers, bold = [], [], set()
+    for task in study.tasks:
+        finals = [_final(study, arm, task) for arm in study.arms]
+        threshold = SHARE * max((final.mean() for final in finals if len(final)), default=np.nan)
+        cells, medians = [], []
+        for arm in study.arms:
+            steps = study.grid(arm.name)
+            reached = statistics.first_reaching(study.runs(arm.name, task, "mean_return", steps), steps, threshold)
+            middle = float(np.quantile(reached, 0.5, method="higher")) if len(reached) else np.inf
+            count = int(np.isfinite(reached).sum())
+            shown = style.steps(middle) if np.isfinite(middle) else "not"
+            cells.append(f"{shown} ({count}/{len(reached)})" if len(reached) else "")
+            medians.append(middle)
+            numbers.append({"row": task, "arm": arm.name, "point": middle, "low": np.nan, "high": np.nan})
+        if np.isfinite(min(medians)):
+            bold |= {(len(rows), 1 + i) for i, value in enumerate(medians) if value == min(medians)}
+        rows.append([task, *cells])
+    last = len(rows)
+    shared = study.shared_tasks()
+    if shared:
+        estimates = []
+        for arm in study.arms:
+            steps = study.grid(arm.name)
+            steps = steps[steps <= study.mark]
+            areas = [statistics.area_under_curve(task, steps) for task in study.scores(arm.name, steps, shared)]
+            estimates.append(statistics.interval(areas, statistics.iqm, replicates))
+            numbers.append(_number("area under curve", arm, estimates[-1]))
+        bold |= {(last, 1 + i) for i in _best(estimates)}
+        rows.append(["IQM of area under curve", *(_bounds(estimate, 3) for estimate in estimates)])
+    caption = (
+        f"Environment steps until an evaluation first reaches {SHARE:.0%} of the best arm's mean return at "
+        f"{style.steps(study.mark)} steps: median over seeds, with the seeds that reached it; below, the mean normalised "
+        f"return over {style.steps(study.mark)} environment steps. {_what(study)}"
+    )
+    columns = ["Task", *map(style.label, study.arms)]
+    return Table("efficiency", caption, columns, rows, pd.DataFrame(numbers), bold, (last,))
+
+
+def _mean(values: np.ndarray) -> Estimate:
+    if not len(values):
+        nothing = np.array([np.nan])
+        return Estimate(nothing, nothing, nothing)
+    return statistics.student_t(values[:, None])
+
+
+def _best(estimates: list[Estimate], sign: int = 1) -> list[int]:
+    """The best point estimate and all that lie within its interval."""
+    points = np.array([sign * estimate.point[0] for estimate in estimates])
+    if np.isnan(points).all() or len(points) < 2:
+        return []
+    best = int(np.nanargmax(points))
+    edge = estimates[best].low[0] if sign > 0 else -estimates[best].high[0]
+    return [i for i, value in enumerate(points) if value >= (edge if np.isfinite(edge) else points[best])]
+
+
+def _plus_minus(estimate: Estimate) -> str:
+    if np.isnan(estimate.point[0]):
+        return ""
+    half = (estimate.high[0] - estimate.low[0]) / 2
+    return f"{estimate.point[0]:.0f}" + (f" ± {half:.0f}" if np.isfinite(half) else "")
+
+
+def _bounds(estimate: Estimate, digits: int, sign: bool = False) -> str:
+    form = f"{'+' if sign else ''}.{digits}f"
+    text = format(estimate.point[0], form)
+    if np.isnan(estimate.low[0]):
+        return text
+    return f"{text} [{format(estimate.low[0], form)}, {format(estimate.high[0], form)}]"
+
+
+def _number(row: str, arm: Arm, estimate: Estimate) -> dict[str, object]:
+    values = {"point": estimate.point[0], "low": estimate.low[0], "high": estimate.high[0]}
+    return {"row": row, "arm": arm.name, **values}
+
+
+def _what(study: Study) -> str:
+    text = describe(study)
+    parts = [text[0].upper() + text[1:] + "."]
+    parts += [problem_line(study)] if study.problems else []
+    parts += [f"Note: {study.note}."] if study.note else []
+    return " ".join(filter(None, parts))
+
+
+# -------------------------------------------------------------------------------------------------- rendering
+
+
+def markdown(table: Table) -> str:
+    cells = [[f"**{text}**" if (i, j) in table.bold else text for j, text in enumerate(row)]
+             for i, row in enumerate(table.rows)]  # fmt: skip
+    widths = [max(len(row[j]) for row in [table.columns, *cells]) for j in range(len(table.columns))]
+    lines = ["| " + " | ".join(text.ljust(width) for text, width in zip(row, widths)) + " |"
+             for row in [table.columns, *cells]]  # fmt: skip
+    lines.insert(1, "|" + "|".join("-" * (width + 2) if j == 0 else "-" * (width + 1) + ":" for j, width in enumerate(widths)) + "|")
+    return "\n".join([*lines, "", table.caption, ""])
+
+
+def latex(table: Table) -> str:
+    """A table environment that needs the package booktabs."""
+    lines = [
+        r"% needs \usepackage{booktabs}", r"\begin{table}[t]", r"\centering", rf"\caption{{{_tex(table.caption)}}}",
+        rf"\label{{tab:{table.name}}}", rf"\begin{{tabular}}{{l{'r' * (len(table.columns) - 1)}}}", r"\toprule",
+        " & ".join(map(_tex, table.columns)) + r" \\", r"\midrule",
+    ]  # fmt: skip
+    for i, row in enumerate(table.rows):
+        if i in table.rules and i:
+            lines.append(r"\midrule")
+        cells = [rf"\textbf{{{_tex(text)}}}" if (i, j) in table.bold else _tex(text) for j, text in enumerate(row)]
+        lines.append(" & ".join(cells) + r" \\")
+    return "\n".join([*lines, r"\bottomrule", r"\end{tabular}", r"\end{table}", ""])
+
+
+_TEX = {
+    "\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_", "{": r"\{", "}": r"\}",
+    "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "±": r"$\pm$", "<": r"$<$", ">": r"$>$",
+}  # fmt: skip
+
+
+def _tex(text: str) -> str:
+    escaped = "".join(_TEX.get(letter, letter) for letter in text)
+    return re.sub(r"(?<![\w.])([+-])(?=\d)", r"$\1$", escaped)
+
+
+def write(made: list[Table], folder: Path) -> None:
+    """`<folder>/<table>.tex|md|csv`."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for table in made:
+        (folder / f"{table.name}.md").write_text(markdown(table))
+        (folder / f"{table.name}.tex").write_text(latex(table))
+        table.numbers.to_csv(folder / f"{table.name}.csv", index=False)
