@@ -1,0 +1,5 @@
+"""Sweeps as data: one YAML file each, and the loader that checks them."""
+
+from ablations.sweep import Arm, PlannedRun, Sweep, load, names
+
+__all__ = ["Arm", "PlannedRun", "Sweep", "load", "names"]

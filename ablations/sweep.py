@@ -1,0 +1,407 @@
+"""From a sweep's file to its runs.
+
+A sweep is a YAML file of this folder (or anywhere):
+
+    title: Horizon
+    question: How far should the latent dynamics be unrolled?
+    finding: What the source found, and its place there.
+    figure: arms                       # the figure that answers the question (FIGURES below)
+    base: {agent: iqrl}                # agent, preset, agent.*, eval.*, train.*; default: iqrl as it is
+    arms:                              # what each arm changes, as on the command line
+      default: {label: "H = 5"}
+      short: {label: "H = 1", agent.horizon: 1}
+      td3: {label: TD3, agent: td3}    # another agent: without the base's agent.* keys
+    tasks: [walker-walk, acrobot-swingup]
+    seeds: 0..4
+    env_steps: 1000000                 # or by task group or task: {easy: 500000, hard: 3000000}
+    scale: full                        # what is run unless SCALE says otherwise; default: full
+    lite:                              # what differs with scale=lite, and the note that figures then bear
+      note: narrow networks (preset=small)
+      preset: small
+      tasks: [walker-walk]
+      seeds: 0..2
+      env_steps: 100000
+      arms: {short: null}              # leave an arm out, or change it: {short: {agent.horizon: 2}}
+
+An arm may have `tasks`, some of the sweep's; and `start_from: {arm: A, task: T}`: its runs begin with the
+representation that arm A's run of the same seed has learned on task T, so that run comes first.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import difflib
+import functools
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from omegaconf import OmegaConf
+
+from iqrl import config, tasks
+from iqrl.config import RunConfig
+from iqrl.errors import InputError
+
+FOLDER = Path(__file__).parent
+SCALES = ("full", "lite")
+# Figures that answer a question about arms; modules of analysis/figures.
+FIGURES = ("arms", "iqm_return", "tasks", "latent_rank", "active_codebook", "rank_return", "aggregates")
+GROUPS = ("easy", "medium", "hard")
+
+_REQUIRED = ("title", "question", "finding", "arms", "tasks", "seeds", "env_steps")
+_KEYS = (*_REQUIRED, "figure", "base", "scale", "note", "lite")
+_LITE_KEYS = ("note", "preset", "tasks", "seeds", "env_steps", "arms")
+_SECTIONS = ("agent", "eval", "train")  # of dotted keys
+_INSTEAD = {"train.env_steps": "env_steps", "agent.init_from": "start_from", "agent.name": "agent"}
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One configuration of a sweep, as the file says it.
+
+    Attributes:
+        delta: what differs from the base, by dotted key; `preset` and `agent` count as keys too.
+        tasks: canonical names.
+        start_from: (arm, task) whose run gives this arm's runs their representation, or None.
+    """
+
+    name: str
+    label: str
+    agent: str
+    delta: Mapping[str, Any]
+    tasks: tuple[str, ...]
+    start_from: tuple[str, str] | None = None
+
+
+@dataclass(frozen=True)
+class PlannedRun:
+    """One run of a sweep.
+
+    Attributes:
+        words: how to execute it, as on a command line (`train.precision=float32`); not part of its identity.
+        after: directory name of a run that has to be complete before this one starts; "" if none.
+    """
+
+    arm: str
+    config: RunConfig
+    words: tuple[str, ...] = ()
+    after: str = ""
+
+    @functools.cached_property
+    def name(self) -> str:
+        """Name of the run's directory."""
+        return self.config.directory_name
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """A sweep at one scale.
+
+    Attributes:
+        name: of its manifest and figures: the file's, and the scale's where it is not the file's own default.
+        note: text that every figure bears; "" at full scale.
+        runs: arm after arm, task after task. A run that two arms share is there twice.
+    """
+
+    name: str
+    title: str
+    question: str
+    finding: str
+    figure: str
+    scale: str
+    note: str
+    arms: list[Arm]
+    runs: list[PlannedRun]
+
+    def unique_runs(self) -> list[PlannedRun]:
+        """What there is to execute: every run once, those that others start from first."""
+        unique = {run.name: run for run in reversed(self.runs)}
+        return sorted(reversed(unique.values()), key=lambda run: bool(run.after))
+
+    def manifest(self) -> dict[str, Any]:
+        """What `runs/sweeps/<name>.json` holds: which run belongs to which arm."""
+        agents = {arm.name: arm.agent for arm in self.arms}
+        return {
+            "name": self.name, "title": self.title, "question": self.question, "finding": self.finding,
+            "figure": self.figure, "scale": self.scale, "note": self.note,
+            "arms": [{"name": arm.name, "label": arm.label, "agent": arm.agent} for arm in self.arms],
+            "runs": [
+                {"run": run.name, "arm": run.arm, "agent": agents[run.arm], "task": run.config.task,
+                 "seed": run.config.seed, "env_steps": run.config.train.env_steps}
+                for run in self.runs
+            ],
+        }
+
+
+def names() -> list[str]:
+    """The sweeps of this folder."""
+    return sorted(path.stem for path in FOLDER.glob("*.yaml"))
+
+
+def find(name: str) -> Path:
+    """The file of a sweep, by its name or path.
+
+    Raises:
+        InputError: if there is none.
+    """
+    path = Path(name) if name.endswith((".yaml", ".yml")) else FOLDER / f"{name}.yaml"
+    if not path.is_file():
+        known = f"{_suggest(name, names())}; expected one of {', '.join(names())}, or a .yaml file"
+        raise InputError(f"sweep={name}: no such sweep{known}")
+    return path
+
+
+def load(name: str, scale: str | None = None) -> Sweep:
+    """The sweep called `name` (or the file of that path) at a scale; the file's own default if None.
+
+    Raises:
+        InputError: naming the file, and the arm and key, where there is one.
+    """
+    path = find(name)
+    content = read(path)
+    with _within(_shown(path)):
+        return plan(path.stem, content, scale)
+
+
+def read(path: Path) -> dict[str, Any]:
+    """A sweep file's content, its keys and their types checked.
+
+    Raises:
+        InputError: naming the file and the key.
+    """
+    with _within(_shown(path)):
+        try:
+            text = path.read_text()
+            if "${" in text:
+                raise InputError("interpolation is not supported; expected plain values")
+            content = OmegaConf.to_container(OmegaConf.create(text))  # safe YAML; refuses a key given twice
+        except InputError:
+            raise
+        except Exception as error:  # omegaconf wraps yaml's errors in several of its own
+            raise InputError(" ".join(str(error).split()) or type(error).__name__) from error
+        _mapping("a sweep", content, _KEYS)
+        assert isinstance(content, dict)
+        for key in _REQUIRED:
+            if content.get(key) in (None, "", [], {}):
+                raise InputError(f"{key}: missing")
+        for key in ("title", "question", "finding", "note"):
+            if not isinstance(content.get(key, ""), str):
+                raise InputError(f"{key}={content[key]}: expected text")
+        _one_of("figure", content.get("figure", "arms"), FIGURES)
+        _one_of("scale", content.get("scale", "full"), SCALES)
+        _delta("base", content.get("base", {}))
+        for name, arm in _mapping("arms", content["arms"]).items():
+            _delta(f"arm {name}", arm, "label", "tasks", "start_from")
+        if "lite" in content:
+            lite = _mapping("lite", content["lite"], _LITE_KEYS, sections=True)
+            if not isinstance(lite.get("note"), str) or not lite["note"].strip():
+                raise InputError("lite.note: missing; expected what figures say: narrow networks (preset=small)")
+            for name, arm in _mapping("lite.arms", lite.get("arms", {})).items():
+                if name not in content["arms"]:
+                    raise InputError(f"lite.arms.{name}: no such arm{_suggest(name, content['arms'])}")
+                if arm is not None:
+                    _delta(f"lite.arms.{name}", arm, "label", "tasks", "start_from")
+        return {str(k): v for k, v in content.items()}
+
+
+def plan(stem: str, content: Mapping[str, Any], scale: str | None = None) -> Sweep:
+    """The runs of a sweep file's content, as `read` gives it.
+
+    Raises:
+        InputError: naming the arm and key.
+    """
+    own = content.get("scale", "full")
+    scale = own if scale is None else _one_of("scale", scale, SCALES)
+    base, arms_said, chosen = dict(content.get("base", {})), dict(content["arms"]), dict(content)
+    if scale == "lite":
+        if "lite" not in content:
+            raise InputError("scale=lite: this sweep has no `lite` section")
+        chosen |= content["lite"]
+        base |= {k: v for k, v in content["lite"].items() if k == "preset" or "." in k}
+        for name, change in content["lite"].get("arms", {}).items():
+            if change is None:
+                del arms_said[name]
+            else:
+                arms_said[name] = _changed(arms_said[name], change)
+    all_tasks, seeds = _tasks(chosen["tasks"]), config.parse_seeds(chosen["seeds"])
+    budgets = _budgets(chosen["env_steps"], all_tasks)
+    with _within("base"):
+        config.resolve([("base", _nested(base))])
+    arms, runs = [], dict[str, dict[tuple[str, int], PlannedRun]]()
+    for name, said in arms_said.items():
+        with _within(f"arm {name}"):
+            arms.append(_arm(name, said or {}, base, all_tasks))
+            runs[name] = _runs(arms[-1], base, seeds, budgets)
+    for arm in arms:
+        if arm.start_from:
+            with _within(f"arm {arm.name}"):
+                runs[arm.name] = _started(arm, {a.name: a for a in arms}, runs)
+    return Sweep(
+        name=stem if scale == own else f"{stem}-{scale}", scale=scale, note=chosen.get("note", ""),
+        title=content["title"], question=content["question"].strip(), finding=content["finding"].strip(),
+        figure=content.get("figure", "arms"), arms=arms,
+        runs=[run for of_arm in runs.values() for run in of_arm.values()],
+    )
+
+
+def _changed(arm: Mapping[str, Any] | None, change: Mapping[str, Any]) -> dict[str, Any]:
+    """An arm at lite scale; a key changed to null is taken back."""
+    return {k: v for k, v in {**(arm or {}), **change}.items() if v is not None}
+
+
+def _arm(name: str, said: Mapping[str, Any], base: Mapping[str, Any], all_tasks: Sequence[str]) -> Arm:
+    own = _tasks(said["tasks"]) if "tasks" in said else list(all_tasks)
+    for task in own:
+        if task not in all_tasks:
+            raise InputError(f"tasks: {task} is not one of the sweep's tasks")
+    start = said.get("start_from")
+    if start is not None and (not isinstance(start, dict) or set(start) != {"arm", "task"}):
+        raise InputError(f"start_from={start}: expected {{arm: ARM, task: TASK}} of the run to start from")
+    label = said.get("label", name)
+    if not isinstance(label, str) or not label.strip():
+        raise InputError(f"label={label}: expected text")
+    delta = {k: v for k, v in said.items() if k not in ("label", "tasks", "start_from")}
+    agent = str(said.get("agent", base.get("agent", "iqrl")))
+    source = (str(start["arm"]), tasks.parse(start["task"]).name) if start else None
+    return Arm(name, label, agent, delta, tuple(own), source)
+
+
+def _runs(
+    arm: Arm, base: Mapping[str, Any], seeds: Sequence[int], budgets: Mapping[str, int]
+) -> dict[tuple[str, int], PlannedRun]:
+    """An arm's runs by task and seed. Whatever the number of seeds, each task is resolved once."""
+    layers = arm_layers(arm, base)
+    execution = {k: v for _, layer in layers for k, v in layer.get("train", {}).items()}
+    words = tuple(f"train.{k}={v}" for k, v in execution.items())
+    runs = {}
+    for task in arm.tasks:
+        rest = {"task": task, "seeds": list(seeds), "train": {"env_steps": budgets[task]}}
+        for run in config.resolve([*layers, ("sweep", rest)])[0]:
+            runs[task, run.seed] = PlannedRun(arm.name, run, words)
+    return runs
+
+
+def arm_layers(arm: Arm, base: Mapping[str, Any]) -> list[tuple[str, dict[str, Any]]]:
+    """The base's layer and the arm's, for `config.resolve`; an arm of another agent drops the base's."""
+    other = arm.agent != base.get("agent", "iqrl")
+    kept = {k: v for k, v in base.items() if not (other and k.startswith("agent."))}
+    return [("base", _nested(kept)), (f"arm {arm.name}", _nested(arm.delta))]
+
+
+def _started(
+    arm: Arm, arms: Mapping[str, Arm], runs: Mapping[str, Mapping[tuple[str, int], PlannedRun]]
+) -> dict[tuple[str, int], PlannedRun]:
+    """The arm's runs, each beginning with what a run of another arm has learned; their identities say so."""
+    assert arm.start_from is not None
+    source, task = arm.start_from
+    if source not in arms or arms[source].start_from:
+        expected = ", ".join(name for name, a in arms.items() if not a.start_from)
+        raise InputError(f"start_from.arm={source}: expected an arm that starts from scratch: {expected}")
+    if task not in arms[source].tasks:
+        expected = ", ".join(arms[source].tasks)
+        raise InputError(f"start_from.task={task}: arm {source} does not run it; expected one of {expected}")
+    started = {}
+    for (own_task, seed), run in runs[arm.name].items():
+        if not hasattr(run.config.settings, "init_from"):
+            raise InputError(f"start_from: agent {arm.agent} cannot start from another run")
+        first = runs[source][task, seed].name
+        settings = dataclasses.replace(run.config.settings, init_from=first)
+        changed = dataclasses.replace(run.config, settings=settings)
+        started[own_task, seed] = dataclasses.replace(run, config=changed, after=first)
+    return started
+
+
+# --- checking values
+
+
+def _tasks(value: Any) -> list[str]:
+    if not isinstance(value, list) or not value:
+        raise InputError(f"tasks={value}: expected a list, such as [walker-walk, cheetah-run]")
+    with _within("tasks"):
+        found = [tasks.parse(name).name for name in value]
+        for name in found:
+            if found.count(name) > 1:
+                raise InputError(f"{name} is named twice")
+    return found
+
+
+def _budgets(value: Any, all_tasks: Sequence[str]) -> dict[str, int]:
+    """Env steps of each task, from one number or numbers by task group or task."""
+    said = value if isinstance(value, Mapping) else dict.fromkeys(GROUPS, value)
+    for key, steps in said.items():
+        if key not in GROUPS and key not in all_tasks:
+            raise InputError(f"env_steps.{key}: expected {', '.join(GROUPS)} or one of the sweep's tasks")
+        if isinstance(steps, bool) or not isinstance(steps, int) or steps < 1:
+            where = f"env_steps.{key}" if said is value else "env_steps"
+            raise InputError(f"{where}={steps}: expected a whole number of environment steps, at least 1")
+    groups = {task: tasks.parse(task).group for task in all_tasks}
+    for task, group in groups.items():
+        if task not in said and group not in said:
+            raise InputError(f"env_steps.{group}: missing; {task} is a {group} task")
+    return {task: said.get(task, said.get(group)) for task, group in groups.items()}
+
+
+def _mapping(
+    key: str, value: Any, known: Sequence[str] | None = None, sections: bool = False
+) -> dict[str, Any]:
+    """`value`, if it is a mapping of known keys; with `sections`, of dotted keys too."""
+    if not isinstance(value, dict):
+        raise InputError(f"{key}={value}: expected a mapping of keys to values")
+    for name in value:
+        if not isinstance(name, str):
+            raise InputError(f"{key}: key {name!r}: expected a word; quote it")
+        section, dot, _ = name.partition(".")
+        if known is None or name in known or (sections and dot and section in _SECTIONS):
+            continue
+        expected = f"{', '.join(known)}{', agent.*, eval.* or train.*' if sections else ''}"
+        raise InputError(f"{key}: {name}: no such key{_suggest(name, known)}; expected {expected}")
+    return value
+
+
+def _delta(key: str, value: Any, *more: str) -> None:
+    """Checks that a base or an arm consists of keys that it may set."""
+    if value is None:
+        return
+    for name in _mapping(key, value, ("agent", "preset", *more), sections=True):
+        if name in _INSTEAD:
+            raise InputError(f"{key}: {name}: expected the key `{_INSTEAD[name]}` instead")
+
+
+def _nested(delta: Mapping[str, Any]) -> dict[str, Any]:
+    """Dotted keys as the nested layer that `config.resolve` takes."""
+    layer: dict[str, Any] = {}
+    for key, value in delta.items():
+        section, dot, name = key.partition(".")
+        if key == "agent":
+            section, dot, name = "agent", ".", "name"
+        if dot:
+            layer.setdefault(section, {})[name] = value
+        else:
+            layer[key] = value
+    return layer
+
+
+def _one_of(key: str, value: Any, choices: Sequence[str]) -> Any:
+    if value not in choices:
+        raise InputError(f"{key}={value}: expected one of {', '.join(choices)}")
+    return value
+
+
+def _suggest(word: str, known: Any) -> str:
+    close = difflib.get_close_matches(word, list(known), 1)
+    return f"; did you mean {close[0]}?" if close else ""
+
+
+def _shown(path: Path) -> str:
+    return f"ablations/{path.name}" if path.parent == FOLDER else str(path)
+
+
+@contextlib.contextmanager
+def _within(where: str) -> Iterator[None]:
+    """Says in an input error where it is."""
+    try:
+        yield
+    except InputError as error:
+        raise InputError(f"{where}: {error}") from None
