@@ -87,6 +87,7 @@ class Stage:
     batch: bool = True
     noise: Mapping[str, Noise] = field(default_factory=dict)
     reset_priority: bool = False  # afterwards, the highest priority is that of the items still kept
+    statistics: bool = False  # the clock holds `Replay.statistics`, of the transitions kept
 
 
 @dataclass(frozen=True)
@@ -227,7 +228,7 @@ class Agent(Generic[C]):
         """Latents (M, Z) of observations (M, O), or None for an agent without a representation."""
         return None
 
-    def codes(self, latent: Tensor) -> tuple[Tensor, int] | None:
+    def codes(self, state: State, latent: Tensor) -> tuple[Tensor, int] | None:
         """Code indices (M, d) of latents and the codebook's size, or None without a codebook."""
         return None
 

@@ -68,7 +68,7 @@ def diagnose(agent: Agent[Any], state: State, observation: Tensor, action: Tenso
         values = torch.linalg.svdvals(latent.double())
         row |= {f"rank_{t:g}": matrix_rank(values, t) for t in TOLERANCES}
         row["condition_number"] = condition_number(values)
-        codes = agent.codes(latent)
+        codes = agent.codes(state, latent)
         if codes is not None:
             names = ("active_codebook_mean", "active_codebook_min", "active_codebook_max")
             row |= dict(zip(names, active_codebook(*codes), strict=True))

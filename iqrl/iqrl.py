@@ -204,7 +204,8 @@ class IQRL(Agent[Config]):
         c, net = self.config, self.world.networks
         parameters, bar = self.world.unpack(world, self.dtype), self.target.unpack(target, self.dtype)
         weight = self._weights(batch)  # (H, B)
-        loss, metrics = torch.zeros((), device=world.device), Metrics()
+        loss = torch.zeros((), device=world.device)
+        metrics: Metrics = {}
         with torch.no_grad():
             goal = self.encode(bar["encoder"], batch.observation[1:])  # z-bar_1..H
         z = self.encode(parameters["encoder"], batch.observation[0])
@@ -313,7 +314,8 @@ class IQRL(Agent[Config]):
     def _update(
         self, state: State, batch: Batch, noise: Mapping[str, Tensor]
     ) -> tuple[dict[str, Tensor], Metrics, Tensor]:
-        c, metrics = self.config, Metrics()
+        c = self.config
+        metrics: Metrics = {}
         gradient = torch.zeros_like(state["world"])
         if c.enc_grad_from != "td":
             gradient, (loss, parts) = grad_and_value(self.representation_loss, has_aux=True)(
@@ -370,7 +372,7 @@ class IQRL(Agent[Config]):
     def latent(self, state: State, observation: Tensor) -> Tensor:
         return self.encode(self.world.unpack(state["world"], self.dtype)["encoder"], observation)
 
-    def codes(self, latent: Tensor) -> tuple[Tensor, int] | None:
+    def codes(self, state: State, latent: Tensor) -> tuple[Tensor, int] | None:
         if self.config.quantizer != "fsq":
             return None
         return self.quantise.indices(latent), self.quantise.codebook_size

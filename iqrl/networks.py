@@ -72,7 +72,7 @@ class MLP:
     """Fully connected network: hidden layers ``Linear [-> LayerNorm] -> activation``, plain linear output.
 
     Attributes:
-        inputs, outputs: widths.
+        inputs, outputs: widths; no outputs (0) means that the last hidden layer is the network's output.
         hidden: hidden widths.
         activation: of the hidden layers.
         norm: layer normalisation before each activation: "affine", "plain" (no parameters) or "none".
@@ -81,6 +81,8 @@ class MLP:
             "xavier_relu" (Xavier uniform with gain sqrt 2, biases zero).
         precise_input: keep the first layer in float32 when the rest runs in bfloat16. For networks
             that read raw observations, whose scale is arbitrary; the layer is small.
+        precise_output: likewise the last layer. For scalars that are compared or summed: bfloat16 would
+            round a value of 100 to a multiple of 0.5.
     """
 
     inputs: int
@@ -91,12 +93,18 @@ class MLP:
     ensemble: int = 0
     initialisation: str = "torch"
     precise_input: bool = False
+    precise_output: bool = False
+
+    @property
+    def sizes(self) -> list[int]:
+        """Widths from the input to the output."""
+        return [self.inputs, *self.hidden, *([self.outputs] if self.outputs else [])]
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """Name and shape of every parameter, in the order of the forward pass."""
         lead = (self.ensemble,) if self.ensemble else ()
         vector = (self.ensemble, 1) if self.ensemble else ()
-        sizes = [self.inputs, *self.hidden, self.outputs]
+        sizes = self.sizes
         shapes: dict[str, tuple[int, ...]] = {}
         for i, (n_in, n_out) in enumerate(zip(sizes[:-1], sizes[1:], strict=True)):
             shapes[f"{i}.weight"] = (*lead, n_in, n_out)
@@ -107,8 +115,9 @@ class MLP:
         return shapes
 
     def castable(self, name: str) -> bool:
-        """Whether a parameter may be used in bfloat16: matrices, but for a precise input layer."""
-        return name.endswith("weight") and not (self.precise_input and name.startswith("0."))
+        """Whether a parameter may be used in bfloat16: matrices, but for a precise input or output layer."""
+        first, last = name.startswith("0."), name.startswith(f"{len(self.hidden)}.")
+        return name.endswith("weight") and not (self.precise_input and first or self.precise_output and last)
 
     def initialise(self, generator: torch.Generator) -> dict[str, Tensor]:
         """Fresh parameters on the CPU; every ensemble member is drawn on its own."""
@@ -119,7 +128,7 @@ class MLP:
         return {k: torch.stack([m[k] for m in members]).reshape(shapes[k]) for k in shapes}
 
     def _initialise_member(self, generator: torch.Generator) -> dict[str, Tensor]:
-        sizes = [self.inputs, *self.hidden, self.outputs]
+        sizes = self.sizes
         parameters: dict[str, Tensor] = {}
         for i, (n_in, n_out) in enumerate(zip(sizes[:-1], sizes[1:], strict=True)):
             weight, bias = initialise_linear(n_in, n_out, self.initialisation, generator)
@@ -143,6 +152,8 @@ class MLP:
             x = activation(x.float())
             if hidden is not None:
                 hidden.append(x)
+        if not self.outputs:
+            return x
         last = len(self.hidden)
         return linear(x, parameters[f"{last}.weight"], parameters[f"{last}.bias"]).float()
 
