@@ -37,7 +37,8 @@ def _contexts(studies: list[Study], options: dict[str, Any]) -> list[Context]:
     overlay = _published(options)
     chosen = style.STYLES[options.get("style", "neurips")]
     return [
-        Context(study, chosen, options["replicates"], overlay, options.get("caption", True)) for study in studies
+        Context(study, chosen, options["replicates"], overlay, options.get("caption", True))
+        for study in studies
     ]
 
 
@@ -52,7 +53,10 @@ def figures(options: dict[str, Any]) -> None:
         own = [figure for figure in rendered if figure.study == study.name]
         _write_captions(options["out"] / study.name, own)
         _print_study(study)
-        print(f"  {options['out'] / study.name}/: {', '.join(f.name for f in own if not f.skipped)} (.pdf, .png)")
+        print(
+            f"  {options['out'] / study.name}/: {', '.join(f.name for f in own if not f.skipped)} (.pdf, "
+            f".png)"
+        )
         for figure in own:
             if figure.skipped:
                 print(f"  no {figure.name}: {figure.skipped}")
@@ -128,13 +132,18 @@ def compare(options: dict[str, Any]) -> None:
 
     overlay = _published(options)
     if overlay is None:
-        raise InputError("published=: expected the path of published results (a checkout, a file, a tidy Parquet file)")
+        raise InputError(
+            "published=: expected the path of published results (a checkout, a file, a tidy Parquet file)"
+        )
     studies, _, _ = _studies(options)
     for study in studies:
         frame = comparison.compare(study, overlay)
         if frame.empty:
             steps = ", ".join(style.steps(mark) for mark in comparison.MARKS)
-            print(f"{study.name}: nothing to compare at {steps} env steps (own runs reach {style.steps(study.mark)})")
+            print(
+                f"{study.name}: nothing to compare at {steps} env steps (own runs reach "
+                f"{style.steps(study.mark)})"
+            )
             continue
         table = comparison.table(study, overlay, frame)
         write([table], options["out"] / study.name / "tables")
@@ -163,8 +172,10 @@ def export(options: dict[str, Any]) -> None:
         frame = getattr(tables, name)
         frame.to_csv(path, index=False) if options["format"] == "csv" else frame.to_parquet(path, index=False)
         print(f"{path}: {len(frame)} rows")
-    damaged = tables.runs[tables.runs["status"].isin(["unreadable", "torn", "failed"]) | (tables.runs["remarks"] != "")]
-    for row in damaged.itertuples():
+    damaged = tables.runs[
+        tables.runs["status"].isin(["unreadable", "torn", "failed"]) | (tables.runs["remarks"] != "")
+    ]
+    for row in runs.records(damaged):
         print(f"  {row.run}: {row.status}: {'; '.join(filter(None, [row.reason, row.remarks]))}")
 
 

@@ -8,6 +8,7 @@ import pandas as pd
 from analysis import style
 from analysis.figures.drawing import Published
 from analysis.published import at
+from analysis.runs import records
 from analysis.statistics import student_t
 from analysis.study import Study
 from analysis.tables import Table
@@ -42,10 +43,9 @@ def compare(study: Study, published: Published, marks: tuple[int, ...] = MARKS) 
                 for algorithm, seeds in here.groupby("algorithm")["episode_return"]:
                     low, high, value = seeds.min(), seeds.max(), own.point[0]
                     verdict = "below" if value < low else "above" if value > high else "inside"
-                    rows.append((
-                        task, mark, arm.name, value, own.low[0], own.high[0], count, algorithm, seeds.mean(), low, high,
-                        len(seeds), agent_of(str(algorithm)) == arm.agent, verdict,
-                    ))  # fmt: skip
+                    same = agent_of(str(algorithm)) == arm.agent
+                    own_part = (task, mark, arm.name, value, own.low[0], own.high[0], count)
+                    rows.append((*own_part, algorithm, seeds.mean(), low, high, len(seeds), same, verdict))
     columns = [
         "task", "env_step", "arm", "own", "own_low", "own_high", "own_seeds", "algorithm", "published",
         "published_low", "published_high", "published_seeds", "same", "verdict",
@@ -56,19 +56,24 @@ def compare(study: Study, published: Published, marks: tuple[int, ...] = MARKS) 
 def table(study: Study, published: Published, frame: pd.DataFrame) -> Table:
     """The comparison as a table: the arm's own algorithm first, then the others."""
     labels = {arm.name: style.label(arm) for arm in study.arms}
-    ordered = frame.sort_values(["env_step", "task", "arm", "same", "algorithm"], ascending=[True] * 3 + [False, True])
+    ordered = frame.sort_values(
+        ["env_step", "task", "arm", "same", "algorithm"], ascending=[True] * 3 + [False, True]
+    )
     rows = [
         [
             row.task, style.steps(row.env_step), labels[row.arm], f"{row.own:.0f} ({row.own_seeds})",
             f"{row.algorithm}{' *' if row.same else ''}",
-            f"{row.published:.0f} [{row.published_low:.0f}, {row.published_high:.0f}] ({row.published_seeds})",
+            f"{row.published:.0f} [{row.published_low:.0f}, {row.published_high:.0f}] "
+            f"({row.published_seeds})",
             row.verdict,
         ]
-        for row in ordered.itertuples()
+        for row in records(ordered)
     ]  # fmt: skip
     caption = (
-        "Own mean return (seeds) beside published ones: mean [lowest, highest seed] (seeds), and where the own mean lies. "
-        "An asterisk marks the arm's own algorithm. Each published value is the latest at or before the mark (at most "
+        "Own mean return (seeds) beside published ones: mean [lowest, highest seed] (seeds), and where the "
+        "own mean lies. "
+        "An asterisk marks the arm's own algorithm. Each published value is the latest at or before the "
+        "mark (at most "
         "1k environment steps after it). " + "; ".join(published.remarks) + "."
     )
     columns = ["Task", "Env steps", "Arm", "Own", "Algorithm", "Published", "Own is"]

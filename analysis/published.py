@@ -1,11 +1,14 @@
-"""Published learning curves, read from public repositories as they are in a checkout. Never pooled with own runs.
+"""Published learning curves, read from public repositories as they are in a checkout. Never pooled with own
+runs.
 
-`load` takes a checkout, one of its files, or a tidy Parquet file, and recognises each file by its columns. Env steps
-are simulator control steps (1000 an episode of DeepMind Control); every format's own convention:
+`load` takes a checkout, one of its files, or a tidy Parquet file, and recognises each file by its columns.
+Env steps are simulator control steps (1000 an episode of DeepMind Control); every format's own convention:
 
     tdmpc2    results/<algorithm>/<task>.csv: step,reward,seed            step counts env steps
-    MR.Q      results/dmc_results.txt: tables, a column a seed            Timestep counts decisions: doubled for dmc
-    TCRL      results/tcrl.csv: env_step,episode_reward,env,seed,agent    env steps; points lie 1k after the mark
+    MR.Q      results/dmc_results.txt: tables, a column a seed            Timestep counts decisions: doubled
+    for dmc
+    TCRL      results/tcrl.csv: env_step,episode_reward,env,seed,agent    env steps; points lie 1k after the
+    mark
     DC-MPC    results/data/*.csv: agent,env,env_step,episode_reward,seed  env steps
     SimBa     results/*.csv: exp_name,env_name,seed,metric,env_step,value as labelled; TD7's labels run late
     tidy      Parquet with algorithm, task, seed, env_step, episode_return (and variant: only '' is read)
@@ -33,9 +36,10 @@ REMARKS = {
     "tidy": "tidy table in env steps",
 }
 NAMES = {
-    "dcwm": "DC-MPC", "dcmpc": "DC-MPC", "tdmpc2": "TD-MPC2", "tdmpc": "TD-MPC", "sac": "SAC", "dreamerv3": "DreamerV3",
-    "tcrl": "TCRL", "td7": "TD7", "mrq": "MR.Q", "bro": "BRO", "ddpg": "DDPG", "iqrl": "iQRL", "td3": "TD3",
-    "sacsimba": "SAC-SimBa", "ddpgsimba": "DDPG-SimBa", "tdmpcv2": "TD-MPC2", "simbatdmpcv2": "TD-MPC2-SimBa",
+    "dcwm": "DC-MPC", "dcmpc": "DC-MPC", "tdmpc2": "TD-MPC2", "tdmpcv2": "TD-MPC2", "tdmpc": "TD-MPC",
+    "sac": "SAC", "dreamerv3": "DreamerV3", "tcrl": "TCRL", "td7": "TD7", "mrq": "MR.Q", "bro": "BRO",
+    "ddpg": "DDPG", "iqrl": "iQRL", "td3": "TD3", "sacsimba": "SAC-SimBa", "ddpgsimba": "DDPG-SimBa",
+    "simbatdmpcv2": "TD-MPC2-SimBa",
 }  # fmt: skip
 SUFFIXES = (".csv", ".txt", ".parquet")
 
@@ -64,7 +68,9 @@ def load(path: Path) -> Published:
     frame["algorithm"] = [_algorithm(str(name)) for name in frame["algorithm"]]
     frame = _named_by_source(frame)
     frame["task"] = frame["task"].str.replace("_", "-").str.replace("ball-in-cup", "cup", regex=False)
-    frame = frame.dropna(subset=["episode_return"]).astype({"seed": int, "env_step": int, "episode_return": float})
+    frame = frame.dropna(subset=["episode_return"]).astype(
+        {"seed": int, "env_step": int, "episode_return": float}
+    )
     frame = _split_repeated_seeds(frame)
     return Published(frame[list(COLUMNS)], [REMARKS[name] for name in sorted(formats)])
 
@@ -114,7 +120,9 @@ def _read_tidy(file: Path) -> tuple[str, pd.DataFrame] | None:
         raise InputError(f"published={file}: not a Parquet file ({str(error).splitlines()[0]})") from None
     required = {"algorithm", "task", "seed", "env_step", "episode_return"}
     if lacking := required - set(frame.columns):
-        raise InputError(f"published={file}: no column {sorted(lacking)[0]!r}; expected {', '.join(sorted(required))}")
+        raise InputError(
+            f"published={file}: no column {sorted(lacking)[0]!r}; expected {', '.join(sorted(required))}"
+        )
     if "variant" in frame:
         frame = frame[frame["variant"] == ""]
     if "suite" in frame:
@@ -136,7 +144,9 @@ def _read_mrq(file: Path) -> tuple[str, pd.DataFrame] | None:
             fields = line.split()
             if fields and fields[0].isdigit():
                 step = 2 * int(fields[0])
-                rows += [("mrq", "MR.Q", task, seed, step, float(value)) for seed, value in enumerate(fields[1:])]
+                rows += [
+                    ("mrq", "MR.Q", task, seed, step, float(value)) for seed, value in enumerate(fields[1:])
+                ]
     return ("MR.Q", pd.DataFrame(rows, columns=list(COLUMNS))) if rows else None
 
 
@@ -179,9 +189,11 @@ CSV_FORMATS: dict[str, tuple[set[str], Callable[[Path], pd.DataFrame]]] = {
 
 
 def at(published: pd.DataFrame, env_steps: Iterable[int], tolerance: float = 0.06) -> pd.DataFrame:
-    """Each published seed's latest value at or before each mark, if it is not older than `tolerance` of the mark.
+    """Each published seed's latest value at or before each mark, if it is not older than `tolerance` of the
+    mark.
 
-    An algorithm's marks count from 1k env steps later where its points lie just behind the mark (TCRL: 101k for 100k).
+    An algorithm's marks count from 1k env steps later where its points lie just behind the mark (TCRL: 101k
+    for 100k).
     """
     rows = []
     for mark in env_steps:

@@ -35,8 +35,12 @@ class Rendered:
     files: list[str] = field(default_factory=list)
 
 
-def render(contexts: list[Context], out: Path | None, svg: bool = False, only: tuple[str, ...] = FIGURES) -> list[Rendered]:
-    """Draw the figures of several studies; files go to `out/<study>/<figure>.pdf|png` unless `out` is None."""
+def render(
+    contexts: list[Context], out: Path | None, svg: bool = False, only: tuple[str, ...] = FIGURES
+) -> list[Rendered]:
+    """Draw the figures of several studies; files go to `out/<study>/<figure>.pdf|png` unless `out` is
+    None.
+    """
     jobs = [(i, name) for i in range(len(contexts)) for name in only]
     if out is not None:
         for context in contexts:
@@ -45,7 +49,9 @@ def render(contexts: list[Context], out: Path | None, svg: bool = False, only: t
     processes = min(os.cpu_count() or 1, 4)
     if processes > 1 and runs >= PARALLEL_FROM and hasattr(os, "fork"):
         _JOBS[:] = [(contexts, out, svg)]  # inherited by the forked workers: the tables are not copied
-        slowest_first = sorted(jobs, key=lambda job: job[1] not in ("tasks", "iqm_return", "gpu_hours", "latent_rank"))
+        slowest_first = sorted(
+            jobs, key=lambda job: job[1] not in ("tasks", "iqm_return", "gpu_hours", "latent_rank")
+        )
         import multiprocessing
 
         with ProcessPoolExecutor(processes, mp_context=multiprocessing.get_context("fork")) as pool:
@@ -99,14 +105,14 @@ def _svg(drawing: Drawing, prefix: str) -> tuple[str, list[dict[str, Any]]]:
     text = re.sub(r'\bid="', f'id="{safe}-', text)
     text = re.sub(r'(xlink:href="#|url\(#)', rf"\g<1>{safe}-", text)
     figure = drawing.figure
-    height = figure.get_figheight() * 72
+    height = figure.get_figheight()
     hover = []
     for ax, series in drawing.hover:
         if not series:
             continue
         box = ax.get_window_extent().transformed(figure.dpi_scale_trans.inverted())
         hover.append({
-            "box": [round(v, 2) for v in (box.x0 * 72, height - box.y1 * 72, box.width * 72, box.height * 72)],
+            "box": [round(72 * v, 2) for v in (box.x0, height - box.y1, box.width, box.height)],
             "xlim": [float(v) for v in ax.get_xlim()],
             "title": ax.get_title(),
             "xlabel": ax.get_xlabel(),

@@ -1,4 +1,5 @@
-"""One HTML file that holds everything: what was run, figures with hover values, sortable tables, failures, commands.
+"""One HTML file that holds everything: what was run, figures with hover values, sortable tables, failures,
+commands.
 
 The file loads nothing from anywhere: figures are inline SVG, style and script are inlined from `page/`.
 """
@@ -17,6 +18,7 @@ import pandas as pd
 
 from analysis import style
 from analysis.render import Rendered, as_json
+from analysis.runs import records
 from analysis.study import Problem, Study
 from analysis.tables import Table
 
@@ -89,7 +91,9 @@ def _header(studies: list[Study], runs: pd.DataFrame, command: str) -> str:
 
 
 def _navigation(studies: list[Study]) -> str:
-    links = "".join(f'<a href="#{_anchor(study.name)}">{_text(study.title or study.name)}</a>' for study in studies)
+    links = "".join(
+        f'<a href="#{_anchor(study.name)}">{_text(study.title or study.name)}</a>' for study in studies
+    )
     return f'<nav>{links}<a href="#runs-list">All runs</a></nav>'
 
 
@@ -109,7 +113,9 @@ def _study(study: Study, rendered: list[Rendered], tables: list[Table]) -> str:
         remarks = len(study.problems) - len(counted)
         words = ", ".join(filter(None, [word, f"{remarks} remarks" if remarks else ""]))
         opened = " open" if len(study.problems) <= 10 else ""
-        parts.append(f"<details{opened}><summary>Runs: {words}</summary>{_problems(study.problems)}</details>")
+        parts.append(
+            f"<details{opened}><summary>Runs: {words}</summary>{_problems(study.problems)}</details>"
+        )
     parts += [_figure(figure) for figure in rendered if not figure.skipped]
     skipped = [figure for figure in rendered if figure.skipped]
     if skipped:
@@ -143,7 +149,9 @@ def _facts(study: Study) -> str:
                            for commit, dirty in zip(members["commit"], members["dirty"])),
         "Versions": ", ".join(sorted(packages)) or "unknown",
     }  # fmt: skip
-    items = "".join(f"<dt>{_text(name)}</dt><dd>{_text(value)}</dd>" for name, value in facts.items() if value)
+    items = "".join(
+        f"<dt>{_text(name)}</dt><dd>{_text(value)}</dd>" for name, value in facts.items() if value
+    )
     return f'<dl class="facts">{items}</dl>'
 
 
@@ -162,7 +170,8 @@ def _figure(figure: Rendered) -> str:
     hover = f'<script type="application/json">{as_json(figure.hover)}</script>' if figure.hover else ""
     hint = '<p class="hint">Point at the curves for values.</p>' if figure.hover else ""
     return (
-        f'<figure id="{anchor}"><h3>{_text(figure.title)}</h3><div class="plot" tabindex="0">{figure.svg}{hover}</div>'
+        f'<figure id="{anchor}"><h3>{_text(figure.title)}</h3>'
+        f'<div class="plot" tabindex="0">{figure.svg}{hover}</div>'
         f"{hint}<figcaption>{_text(figure.caption)}</figcaption></figure>"
     )
 
@@ -171,7 +180,8 @@ def _table(study: str, table: Table) -> str:
     head = "".join(f'<th scope="col">{_text(column)}</th>' for column in table.columns)
     body = "".join(
         "<tr>" + "".join(
-            f"<td{' class=best' if (i, j) in table.bold else ''}>{_text(cell)}</td>" for j, cell in enumerate(row)
+            f"<td{' class=best' if (i, j) in table.bold else ''}>{_text(cell)}</td>"
+            for j, cell in enumerate(row)
         ) + "</tr>"
         for i, row in enumerate(table.rows)
     )  # fmt: skip
@@ -212,8 +222,9 @@ def _commands(study: Study) -> str:
 def _run_list(runs: pd.DataFrame) -> str:
     rows = [
         [row.run, row.status, f"{max(row.env_step, 0)}", f"{max(row.budget, 0)}",
-         f"{row.hours:.2f}" if row.hours == row.hours else "", row.device_name or row.device, row.reason or row.remarks]
-        for row in runs.head(MOST_RUNS).itertuples()
+         "" if pd.isna(row.hours) else f"{row.hours:.2f}", row.device_name or row.device,
+         row.reason or row.remarks]
+        for row in records(runs.head(MOST_RUNS))
     ]  # fmt: skip
     more = f"<p>The first {MOST_RUNS} of {len(runs)} runs.</p>" if len(runs) > MOST_RUNS else ""
     columns = ["Run", "Status", "Env step", "Budget", "Hours", "Device", "Reason"]

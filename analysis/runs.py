@@ -1,20 +1,22 @@
 """Run directories -> tidy tables, incrementally.
 
-`load` reads every run directory below the given folders into three tables and never fails because of one of them:
-a run that cannot be read, or only in part, is in the table `runs` with a status and a reason.
+`load` reads every run directory below the given folders into three tables and never fails because of one of
+them: a run that cannot be read, or only in part, is in the table `runs` with a status and a reason.
 
     runs         one row a run: what it is (agent, task, seed, configuration), how it ended, on what it ran
-    evaluations  one row an evaluation: mean, spread and extremes of its episodes, wall-clock seconds and updates
+    evaluations  one row an evaluation: mean, spread and extremes of its episodes, wall-clock seconds and
+    updates
     latents      one row a latent diagnostic
 
-The tables are kept in `<folder>/.analysis/*.parquet`. A run is read again only when the size or the modification
-time of one of its files has changed.
+The tables are kept in `<folder>/.analysis/*.parquet`. A run is read again only when the size or the
+modification time of one of its files has changed.
 """
 
 from __future__ import annotations
 
 import json
 import os
+from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,6 +38,11 @@ LATENT_COLUMNS = (
 PARALLEL_FROM = 400  # runs to read from which a second process pays for its start
 
 _YamlLoader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # the same safe loader, in C where built so
+
+
+def records(frame: pd.DataFrame) -> Iterator[Any]:
+    """The rows of a frame as named tuples."""
+    return iter(frame.itertuples())
 
 
 @dataclass
@@ -85,7 +92,9 @@ def _load_folder(folder: Path, cache: bool, processes: int | None) -> RunTables:
 def _joined(prefix: str, runs: pd.Series) -> pd.Series:
     """Prefix a column of few distinct names through its categories, not row by row."""
     names = runs.astype("category")
-    return names.cat.rename_categories([prefix + str(name) for name in names.cat.categories]).astype("category")
+    return names.cat.rename_categories([prefix + str(name) for name in names.cat.categories]).astype(
+        "category"
+    )
 
 
 def _signatures(folder: Path) -> dict[str, str]:
@@ -104,7 +113,8 @@ def _signatures(folder: Path) -> dict[str, str]:
     return found
 
 
-# ---------------------------------------------------------------------------------------------------- the cache
+# ---------------------------------------------------------------------------------------------------- the
+# cache
 
 
 def _cache_folder(folder: Path) -> Path:
@@ -123,7 +133,9 @@ def _read_cache(folder: Path) -> RunTables | None:
 
 
 def _write_cache(folder: Path, tables: RunTables) -> None:
-    """Replace the cache. The version file goes first and comes back last: a half-written cache is no cache."""
+    """Replace the cache. The version file goes first and comes back last: a half-written cache is no
+    cache.
+    """
     place = _cache_folder(folder)
     try:
         place.mkdir(exist_ok=True)
@@ -150,7 +162,9 @@ def _merge(cached: RunTables, fresh: RunTables, stale: set[str]) -> RunTables:
 # -------------------------------------------------------------------------------------------- reading one run
 
 
-def _read_runs(folder: Path, names: list[str], signatures: dict[str, str], processes: int | None) -> RunTables:
+def _read_runs(
+    folder: Path, names: list[str], signatures: dict[str, str], processes: int | None
+) -> RunTables:
     if processes is None:
         processes = min(os.cpu_count() or 1, 8) if len(names) >= PARALLEL_FROM else 1
     paths = [str(folder / name) for name in names]
@@ -179,15 +193,18 @@ def _stack(names: list[str], arrays: list[np.ndarray], columns: tuple[str, ...])
     values = np.concatenate([*arrays, np.empty((0, len(columns)))])
     frame = pd.DataFrame(values, columns=list(columns))
     frame["env_step"] = frame["env_step"].astype("int64")
-    frame.insert(0, "run", pd.Categorical.from_codes(codes, categories=names))
+    runs: Any = pd.Categorical.from_codes(codes, categories=pd.Index(names, dtype=object))
+    frame.insert(0, "run", runs)
     return frame
 
 
 def _empty_row(run: str) -> dict[str, Any]:
     return {
-        "run": run, "agent": "", "task": "", "seed": -1, "preset": "", "budget": -1, "every": -1, "episodes": -1,
+        "run": run, "agent": "", "task": "", "seed": -1, "preset": "", "budget": -1,
+        "every": -1, "episodes": -1,
         "status": "unreadable", "reason": "", "remarks": "", "env_step": -1, "identity": "", "config": "{}",
-        "created": "", "hours": np.nan, "pack": 1, "device": "", "device_name": "", "precision": "", "host": "",
+        "created": "", "hours": np.nan, "pack": 1, "device": "", "device_name": "", "precision": "",
+        "host": "",
         "commit": "", "dirty": False, "command": "", "sessions": 0, "packages": "{}", "job_id": "",
     }  # fmt: skip
 
@@ -264,7 +281,9 @@ def _read_provenance(path: str, row: dict[str, Any], remarks: list[str]) -> None
             row[name] = str(last.get(name) or "")
         row["reason"] = {"interrupted": "interrupted", None: "running, or killed"}.get(last.get("ended"), "")
         if len({session.get("pack") for session in sessions}) > 1:
-            remarks.append("pack size changed between sessions: hours per run are those of the last pack size")
+            remarks.append(
+                "pack size changed between sessions: hours per run are those of the last pack size"
+            )
     except FileNotFoundError:
         remarks.append("provenance.json is missing")
     except (ValueError, AttributeError, TypeError, IndexError):
@@ -295,7 +314,9 @@ def _read_csv(path: str, name: str, columns: tuple[str, ...], remarks: list[str]
     commas = len(header) - 1
     bad = next((i for i, line in enumerate(lines) if line.count(",") != commas), None)
     if bad is not None:
-        raise _Unreadable(f"{name}: line {bad + 1} has {lines[bad].count(',') + 1} fields, its header {len(header)}")
+        raise _Unreadable(
+            f"{name}: line {bad + 1} has {lines[bad].count(',') + 1} fields, its header {len(header)}"
+        )
     try:
         fields = ",".join(lines[1:]).split(",")
         if "" in fields:
@@ -346,7 +367,9 @@ def _read_end(path: str, row: dict[str, Any]) -> None:
             promised = json.load(file).get("files", {})
         row.update(status="done", reason="")
         for name, size in promised.items():
-            found = os.path.getsize(os.path.join(path, name)) if os.path.exists(os.path.join(path, name)) else 0
+            found = (
+                os.path.getsize(os.path.join(path, name)) if os.path.exists(os.path.join(path, name)) else 0
+            )
             if found < size:
                 row.update(status="torn", reason=f"{name} has {found} bytes where DONE says {size}")
                 return

@@ -1,9 +1,9 @@
 """Estimates with intervals, on aligned scores.
 
-Scores are a list of arrays, one a task, each (runs, steps): tasks may differ in their number of runs. The bootstrap
-is rliable's stratified one (Agarwal et al. 2021): runs are resampled independently within each task. rliable takes
-its randomness from NumPy's global generator, so `_numpy_seed` sets that around the call and puts it back; and it
-passes NaN through without a word, so `interval` refuses NaN.
+Scores are a list of arrays, one a task, each (runs, steps): tasks may differ in their number of runs. The
+bootstrap is rliable's stratified one (Agarwal et al. 2021): runs are resampled independently within each
+task. rliable takes its randomness from NumPy's global generator, so `_numpy_seed` sets that around the call
+and puts it back; and it passes NaN through without a word, so `interval` refuses NaN.
 """
 
 from __future__ import annotations
@@ -30,7 +30,8 @@ class Estimate:
     high: np.ndarray
 
 
-# -------------------------------------------------------------------------------- aggregates (protocol, section 7)
+# -------------------------------------------------------------------------------- aggregates (protocol,
+# section 7)
 
 
 def iqm(pooled: np.ndarray, task_means: np.ndarray) -> np.ndarray:
@@ -53,11 +54,19 @@ def optimality_gap(pooled: np.ndarray, task_means: np.ndarray) -> np.ndarray:
     return 1.0 - np.minimum(pooled, 1.0).mean(axis=0)
 
 
-AGGREGATES: dict[str, Statistic] = {"IQM": iqm, "Median": median, "Mean": mean, "Optimality gap": optimality_gap}
+AGGREGATES: dict[str, Statistic] = {
+    "IQM": iqm,
+    "Median": median,
+    "Mean": mean,
+    "Optimality gap": optimality_gap,
+}
 
 
 def profile(thresholds: np.ndarray) -> Statistic:
-    """Performance profile: the share of runs whose score is above each threshold. Scores must have one step."""
+    """Performance profile: the share of runs whose score is above each threshold.
+
+    Scores must have one step.
+    """
 
     def above(pooled: np.ndarray, task_means: np.ndarray) -> np.ndarray:
         return (pooled > thresholds).mean(axis=0)
@@ -67,10 +76,13 @@ def profile(thresholds: np.ndarray) -> Statistic:
 
 def several(statistics: list[Statistic]) -> Statistic:
     """Several statistics of the same resamples, one after the other. Scores must have one step."""
-    return lambda pooled, task_means: np.concatenate([statistic(pooled, task_means) for statistic in statistics])
+    return lambda pooled, task_means: np.concatenate(
+        [statistic(pooled, task_means) for statistic in statistics]
+    )
 
 
-# ------------------------------------------------------------------------------------------------------ intervals
+# ------------------------------------------------------------------------------------------------------
+# intervals
 
 
 @contextmanager
@@ -118,7 +130,9 @@ def _bootstrap(scores: list[np.ndarray], statistic: Statistic, replicates: int, 
         return statistic(matrix.reshape(-1, matrix.shape[-1]), matrix.mean(axis=0))
 
     def of_tasks(*tasks: np.ndarray) -> np.ndarray:  # each (runs, 1, steps)
-        return statistic(np.concatenate([t[:, 0] for t in tasks]), np.stack([t[:, 0].mean(axis=0) for t in tasks]))
+        return statistic(
+            np.concatenate([t[:, 0] for t in tasks]), np.stack([t[:, 0].mean(axis=0) for t in tasks])
+        )
 
     even = len({len(task) for task in scores}) == 1
     data = np.stack(scores, axis=1) if even else [task[:, None] for task in scores]
@@ -153,7 +167,8 @@ def welch(first: np.ndarray, second: np.ndarray) -> Estimate:
     return Estimate(difference, difference - half, difference + half)
 
 
-# ------------------------------------------------------------------------------------- pairs of arms, and curves
+# ------------------------------------------------------------------------------------- pairs of arms, and
+# curves
 
 
 def probability_of_improvement(
@@ -161,8 +176,8 @@ def probability_of_improvement(
 ) -> Estimate:
     """P(a run of `first` beats a run of `second` on a task), averaged over tasks, ties counted half: (1,).
 
-    The wins of every pair of runs are counted once; a resample then only weighs them, which is what makes thousands
-    of replicates cheap. Scores are one (runs,) array a task.
+    The wins of every pair of runs are counted once; a resample then only weighs them, which is what makes
+    thousands of replicates cheap. Scores are one (runs,) array a task.
     """
     random = np.random.default_rng(seed)
     points, resampled = [], []
@@ -179,7 +194,10 @@ def probability_of_improvement(
 
 
 def aggregate_difference(
-    first: list[np.ndarray], second: list[np.ndarray], statistic: Statistic = iqm, replicates: int = REPLICATES,
+    first: list[np.ndarray],
+    second: list[np.ndarray],
+    statistic: Statistic = iqm,
+    replicates: int = REPLICATES,
     seed: int = 0,
 ) -> Estimate:
     """statistic(first) - statistic(second) with both resampled: independent seeds, the same tasks.
@@ -188,7 +206,9 @@ def aggregate_difference(
     """
     random = np.random.default_rng(seed)
 
-    def resampled(tasks: list[np.ndarray]) -> np.ndarray:  # the replicates stand where the steps are elsewhere
+    def resampled(
+        tasks: list[np.ndarray],
+    ) -> np.ndarray:  # the replicates stand where the steps are elsewhere
         drawn = [task[random.integers(len(task), size=(len(task), replicates)), 0] for task in tasks]
         return point(drawn, statistic)
 
@@ -212,6 +232,8 @@ def area_under_curve(values: np.ndarray, steps: np.ndarray) -> np.ndarray:
 
 
 def first_reaching(values: np.ndarray, steps: np.ndarray, threshold: float) -> np.ndarray:
-    """The first env step at which each run is at or above a threshold; infinity where it never is: (runs,)."""
+    """The first env step at which each run is at or above a threshold; infinity where it never is:
+    (runs,).
+    """
     reached = values >= threshold
     return np.where(reached.any(axis=1), steps[reached.argmax(axis=1)], np.inf)

@@ -1,13 +1,13 @@
 """Tables + sweep manifests -> studies: arms, aligned scores, and a list of everything that is missing.
 
-A study is what one set of figures shows: the runs of one sweep, or all runs that no sweep lists. It decides, once for
-all figures, which runs count:
+A study is what one set of figures shows: the runs of one sweep, or all runs that no sweep lists. It decides,
+once for all figures, which runs count:
 
 * failed, unreadable and NaN runs are left out;
 * of two folders with one identity the more complete one counts;
 * inside one arm and task, a run whose configuration (seed aside) is not that of the majority is left out;
-* a run that has not reached its budget yet cuts its arm at the last common env step (``short=cut``), or is left out
-  (``short=drop``).
+* a run that has not reached its budget yet cuts its arm at the last common env step (``short=cut``), or is
+  left out (``short=drop``).
 
 Each such decision is a `Problem`, printed on the terminal, on the figures and in the report.
 """
@@ -25,7 +25,7 @@ import numpy as np
 import pandas as pd
 
 from analysis.errors import InputError
-from analysis.runs import RunTables
+from analysis.runs import RunTables, records
 
 UNLISTED = "runs"  # the study of all runs that no sweep lists
 RETURN_SCALE = 1000.0  # a DeepMind Control episode returns 0 to 1000
@@ -36,7 +36,7 @@ PER_RUN_KEYS = ("seed", "task")
 class Problem:
     """One thing that is not as it should be, and what was done about it."""
 
-    kind: str  # missing, failed, torn, short, nan, duplicate, configuration, action repeat, unreadable, remark
+    kind: str  # missing, failed, torn, short, nan, duplicate, configuration, action repeat, unreadable, ...
     run: str  # run directory, or agent-task-seed where there is none
     detail: str
     effect: str  # "left out", "cuts its arm", "counted"
@@ -118,7 +118,8 @@ class Study:
             order = np.argsort(codes, kind="stable")
             bounds = np.searchsorted(codes[order], np.arange(len(uniques) + 1))
             self._cached_columns[quantity] = {
-                str(key): (steps[order[a:b]], values[order[a:b]]) for key, a, b in zip(uniques, bounds, bounds[1:])
+                str(key): (steps[order[a:b]], values[order[a:b]])
+                for key, a, b in zip(uniques, bounds, bounds[1:])
             }
         return self._cached_columns[quantity]
 
@@ -183,7 +184,11 @@ def read_manifests(folders: list[Path]) -> tuple[list[dict[str, Any]], list[Prob
 
 
 def build(
-    tables: RunTables, folders: list[Path], sweep: str | None = None, short: str = "cut", at: int | None = None
+    tables: RunTables,
+    folders: list[Path],
+    sweep: str | None = None,
+    short: str = "cut",
+    at: int | None = None,
 ) -> tuple[list[Study], list[Problem]]:
     """All studies of `folders`, or the one named `sweep`; and the problems that belong to none.
 
@@ -210,7 +215,10 @@ def build(
     shown = [study for study in studies if len(study.members)]
     for study in studies:
         if not len(study.members):
-            problems += [*study.problems, Problem("missing", study.name, "no run with an evaluation yet", "not drawn")]
+            problems += [
+                *study.problems,
+                Problem("missing", study.name, "no run with an evaluation yet", "not drawn"),
+            ]
     if not shown:
         where = ", ".join(map(str, folders))
         first = f"; first of {len(problems)} problems: {problems[0]}" if problems else ""
@@ -228,19 +236,24 @@ def _without_duplicates(runs: pd.DataFrame) -> tuple[pd.DataFrame, list[Problem]
     kept = order[~repeated].set_index("identity")["key"]
     problems = [
         Problem("duplicate", row.run, f"{row.key} has the identity of {kept[row.identity]}", "left out")
-        for row in order[repeated].itertuples()
+        for row in records(order[repeated])
     ]
     return runs.loc[order.index[~repeated]].sort_index(), problems
 
 
 def _from_manifest(
-    manifest: dict[str, Any], runs: pd.DataFrame, tables: RunTables, short: str, at: int | None, own: list[Problem]
+    manifest: dict[str, Any],
+    runs: pd.DataFrame,
+    tables: RunTables,
+    short: str,
+    at: int | None,
+    own: list[Problem],
 ) -> Study:
     arms = [Arm(arm["name"], arm.get("label") or arm["name"], arm["agent"]) for arm in manifest["arms"]]
     listed = pd.DataFrame(manifest["runs"], columns=["run", "arm", "task", "seed", "env_steps"])
     members = listed.merge(runs.drop(columns=["task", "seed"]), on="run", how="left")
     problems = list(own)
-    for row in members[members["key"].isna()].itertuples():
+    for row in records(members[members["key"].isna()]):
         detail = f"{row.arm} on {row.task}, seed {row.seed} is in the sweep and has no run directory"
         problems.append(Problem("missing", row.run, detail, "not there"))
     members = members[members["key"].notna()].assign(budget=lambda frame: frame["env_steps"])
@@ -250,7 +263,8 @@ def _from_manifest(
         Study(
             name=manifest["name"], arms=arms, members=members, tables=tables, problems=problems,
             title=manifest.get("title") or manifest["name"], question=manifest.get("question") or "",
-            finding=manifest.get("finding") or "", figure=manifest.get("figure") or "curves", note=note, at=at,
+            finding=manifest.get("finding") or "", figure=manifest.get("figure") or "curves",
+            note=note, at=at,
         ),
         short,
     )  # fmt: skip
@@ -259,10 +273,12 @@ def _from_manifest(
 def _from_unlisted(
     runs: pd.DataFrame, tables: RunTables, short: str, at: int | None, own: list[Problem]
 ) -> Study:
-    """Runs of no sweep: an arm is an agent and the values of those keys that differ within one of its tasks."""
+    """Runs of no sweep: an arm is an agent and the values of those keys that differ within one of its
+    tasks.
+    """
     readable = runs[runs["agent"] != ""]
     arms: dict[str, Arm] = {}
-    names = pd.Series("", index=readable.index)
+    names: dict[Any, str] = {}
     presets: set[str] = set()
     for agent, group in readable.groupby("agent"):
         configs = {index: json.loads(text) for index, text in group["config"].items()}
@@ -273,9 +289,9 @@ def _from_unlisted(
             names[index] = label
             arms[label] = Arm(label, label, str(agent))
             presets.add(config.get("preset", "default"))
-    members = readable.assign(arm=names)
+    members = readable.assign(arm=pd.Series(names))
     problems = list(own)
-    for row in runs[runs["agent"] == ""].itertuples():
+    for row in records(runs[runs["agent"] == ""]):
         problems.append(Problem("unreadable", row.run, row.reason, "left out"))
     problems += _absent_seeds(members)
     note = "" if presets <= {"default"} else f"preset: {', '.join(sorted(presets))}"
@@ -287,7 +303,9 @@ def _from_unlisted(
 
 
 def _differing_keys(tasks: pd.Series, configs: dict[Any, dict[str, Any]]) -> list[str]:
-    """Configuration keys with more than one value on one task (a key that only follows the task is no arm)."""
+    """Configuration keys with more than one value on one task (a key that only follows the task is no
+    arm).
+    """
     differing = set()
     for _, indices in tasks.groupby(tasks).groups.items():
         keys = set().union(*(configs[index].keys() for index in indices)) - set(PER_RUN_KEYS)
@@ -319,27 +337,39 @@ def _checked(study: Study, short: str) -> Study:
         keep[index] = False
 
     evaluations = study.tables.evaluations
-    spoiled = evaluations[~np.isfinite(evaluations["mean_return"])].groupby("key", observed=True)["env_step"].min()
-    for row in members.itertuples():
+    spoiled = (
+        evaluations[~np.isfinite(evaluations["mean_return"])].groupby("key", observed=True)["env_step"].min()
+    )
+    for row in records(members):
         if row.status in ("failed", "unreadable"):
-            leave_out(row.Index, row.status, row.reason + (f" at env step {row.env_step:.0f}" if row.env_step > 0 else ""))
+            leave_out(
+                row.Index,
+                row.status,
+                row.reason + (f" at env step {row.env_step:.0f}" if row.env_step > 0 else ""),
+            )
         elif row.env_step < 0:
             leave_out(row.Index, "short", "no evaluation yet")
         elif row.key in spoiled.index:
             leave_out(row.Index, "nan", f"return is not finite at env step {spoiled[row.key]}")
         if row.remarks:
-            problems.append(Problem("remark", row.run, row.remarks, "counted" if keep[row.Index] else "left out"))
+            problems.append(
+                Problem("remark", row.run, row.remarks, "counted" if keep[row.Index] else "left out")
+            )
     for index, kind, detail in _odd_configurations(members[keep]):
         leave_out(index, kind, detail)
-    for row in members[keep].itertuples():
+    for row in records(members[keep]):
         if row.status != "torn" and row.env_step >= row.budget:
             continue
         kind = "torn" if row.status == "torn" else "short"
-        detail = f"{row.env_step:.0f} of {row.budget:.0f} env steps" + (f", {row.reason}" if row.reason else "")
+        detail = f"{row.env_step:.0f} of {row.budget:.0f} env steps" + (
+            f", {row.reason}" if row.reason else ""
+        )
         if short == "drop":
             leave_out(row.Index, kind, detail)
         elif row.env_step < row.budget:
-            problems.append(Problem(kind, str(row.run), detail, f"cuts {row.arm} there; short=drop leaves it out"))
+            problems.append(
+                Problem(kind, str(row.run), detail, f"cuts {row.arm} there; short=drop leaves it out")
+            )
         else:
             problems.append(Problem(kind, str(row.run), detail, "counted"))
     study.members = members[keep].astype({"seed": int, "budget": int, "env_step": int, "key": str})
@@ -354,7 +384,7 @@ def _checked(study: Study, short: str) -> Study:
 def _odd_configurations(members: pd.DataFrame) -> list[tuple[Any, str, str]]:
     """Runs that differ from the majority of their arm and task in any key but the seed, or from the study's
     action repeat: (index, kind, what differs)."""
-    odd = []
+    odd: list[tuple[Any, str, str]] = []
     configs = {index: json.loads(text) for index, text in members["config"].items()}
 
     def differences(indices: list[Any], keys: set[str]) -> None:
@@ -366,12 +396,16 @@ def _odd_configurations(members: pd.DataFrame) -> list[tuple[Any, str, str]]:
             kind = "action repeat" if key.endswith("action_repeat") else "configuration"
             for index, value in values.items():
                 if value != usual and index not in {index for index, _, _ in odd}:
-                    odd.append((index, kind, f"{key}={value} where {count} of {len(indices)} runs have {usual}"))
+                    odd.append(
+                        (index, kind, f"{key}={value} where {count} of {len(indices)} runs have {usual}")
+                    )
 
     everything = set().union(*(config.keys() for config in configs.values())) if configs else set()
     differences(list(configs), {key for key in everything if key.endswith("action_repeat")})
     for _, group in members.groupby(["arm", "task"]):
-        texts = {json.dumps({k: v for k, v in configs[i].items() if k not in PER_RUN_KEYS}) for i in group.index}
+        texts = {
+            json.dumps({k: v for k, v in configs[i].items() if k not in PER_RUN_KEYS}) for i in group.index
+        }
         if len(texts) > 1:
             keys = set().union(*(configs[index].keys() for index in group.index))
             differences(list(group.index), keys - set(PER_RUN_KEYS))

@@ -1,6 +1,7 @@
 """How figures look: sizes, fonts, and one colour an agent in every figure.
 
-The colours are those of Okabe and Ito, which readers with the common colour-vision deficiencies can tell apart.
+The colours are those of Okabe and Ito, which readers with the common colour-vision deficiencies can tell
+apart.
 """
 
 from __future__ import annotations
@@ -11,12 +12,25 @@ from typing import Any
 from analysis.study import Arm
 
 COLOURS = {
-    "iqrl": "#0072B2", "td3": "#D55E00", "td7": "#E69F00", "tcrl": "#009E73", "dcwm": "#CC79A7", "mrq": "#56B4E9",
+    "iqrl": "#0072B2", "td3": "#D55E00", "td7": "#E69F00", "tcrl": "#009E73", "dcwm": "#CC79A7", "mrq":
+    "#56B4E9",
     "tdmpc2": "#000000", "sac": "#7F7F7F", "dreamerv3": "#8C6D31", "tdmpc": "#5A5A5A",
 }  # fmt: skip
-SPARE = ("#0072B2", "#D55E00", "#009E73", "#E69F00", "#CC79A7", "#56B4E9", "#000000", "#7F7F7F", "#8C6D31", "#B3A100")
+SPARE = (
+    "#0072B2",
+    "#D55E00",
+    "#009E73",
+    "#E69F00",
+    "#CC79A7",
+    "#56B4E9",
+    "#000000",
+    "#7F7F7F",
+    "#8C6D31",
+    "#B3A100",
+)
 LABELS = {
-    "iqrl": "iQRL", "td3": "TD3", "td7": "TD7", "tcrl": "TCRL", "dcwm": "DCWM", "mrq": "MR.Q", "tdmpc2": "TD-MPC2",
+    "iqrl": "iQRL", "td3": "TD3", "td7": "TD7", "tcrl": "TCRL", "dcwm": "DCWM", "mrq": "MR.Q", "tdmpc2":
+    "TD-MPC2",
     "sac": "SAC", "dreamerv3": "DreamerV3", "tdmpc": "TD-MPC",
 }  # fmt: skip
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">", "*")
@@ -24,7 +38,10 @@ MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">", "*")
 
 @dataclass(frozen=True)
 class Style:
-    """Sizes in inches and points. `column` is the width of one column of the venue, `page` of the whole text."""
+    """Sizes in inches and points.
+
+    `column` is the width of one column of the venue, `page` of the whole text.
+    """
 
     name: str
     column: float
@@ -35,7 +52,7 @@ class Style:
     character_width: float = 0.44  # mean width of a letter of the family, in font sizes
 
     @property
-    def rc(self) -> dict[str, Any]:
+    def rc(self) -> Any:
         """matplotlib settings; Type 42 fonts, which the venues ask for."""
         small = self.font_size - 1
         return {
@@ -53,12 +70,22 @@ class Style:
 STYLES = {
     "neurips": Style("neurips", column=5.5, page=5.5, font_size=9, family="STIXGeneral", line_width=1.3),
     "icml": Style("icml", column=3.25, page=6.75, font_size=8, family="STIXGeneral", line_width=1.1),
-    "slides": Style("slides", column=8.0, page=12.0, font_size=16, family="DejaVu Sans", line_width=2.5, character_width=0.53),
+    "slides": Style(
+        "slides",
+        column=8.0,
+        page=12.0,
+        font_size=16,
+        family="DejaVu Sans",
+        line_width=2.5,
+        character_width=0.53,
+    ),
 }
 
 
 def colours(arms: list[Arm]) -> dict[str, str]:
-    """Arm name -> colour. The first arm of a known agent has that agent's colour; further arms take spare ones."""
+    """Arm name -> colour. The first arm of a known agent has that agent's colour; further arms take spare
+    ones.
+    """
     chosen: dict[str, str] = {}
     for arm in arms:
         colour = COLOURS.get(arm.agent)

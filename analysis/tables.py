@@ -44,8 +44,12 @@ def _final(study: Study, arm: Arm, task: str) -> np.ndarray:
 
 
 def scores(study: Study, replicates: int = REPLICATES) -> Table:
-    """Per-task mean return with its half interval, and the aggregates; the best and all within its interval bold."""
-    rows, numbers, bold = [], [], set()
+    """Per-task mean return with its half interval, and the aggregates; the best and all within its
+    interval bold.
+    """
+    rows: list[list[str]] = []
+    numbers: list[dict[str, object]] = []
+    bold: set[tuple[int, int]] = set()
     for task in study.tasks:
         estimates = [_mean(_final(study, arm, task)) for arm in study.arms]
         bold |= {(len(rows), 1 + i) for i in _best(estimates)}
@@ -56,15 +60,20 @@ def scores(study: Study, replicates: int = REPLICATES) -> Table:
     if shared:
         at_once = statistics.several(list(statistics.AGGREGATES.values()))
         mark = np.array([study.mark])
-        by_arm = [statistics.interval(study.scores(arm.name, mark, shared), at_once, replicates) for arm in study.arms]
+        by_arm = [
+            statistics.interval(study.scores(arm.name, mark, shared), at_once, replicates)
+            for arm in study.arms
+        ]
         for k, name in enumerate(statistics.AGGREGATES):
             estimates = [Estimate(e.point[k : k + 1], e.low[k : k + 1], e.high[k : k + 1]) for e in by_arm]
             bold |= {(len(rows), 1 + i) for i in _best(estimates, sign=-1 if name == "Optimality gap" else 1)}
             rows.append([f"{name} (normalised)", *(_bounds(estimate, 3) for estimate in estimates)])
             numbers += [_number(name, arm, estimate) for arm, estimate in zip(study.arms, estimates)]
     caption = (
-        f"Mean return at {style.steps(study.mark)} environment steps, with Student's t 95% intervals over seeds; below, "
-        f"aggregates of return / 1000 over {len(shared)} shared tasks with 95% stratified bootstrap intervals "
+        f"Mean return at {style.steps(study.mark)} environment steps, with Student's t 95% intervals over "
+        f"seeds; below, "
+        f"aggregates of return / 1000 over {len(shared)} shared tasks with 95% stratified bootstrap "
+        f"intervals "
         f"({replicates} replicates). {_what(study)} Bold: the best mean, and every mean within its interval."
     )
     columns = ["Task", *map(style.label, study.arms)]
@@ -74,7 +83,9 @@ def scores(study: Study, replicates: int = REPLICATES) -> Table:
 def differences(study: Study, replicates: int = REPLICATES) -> Table:
     """Each arm minus the first, task by task (Welch), and the difference of their IQMs (bootstrap)."""
     reference, others = study.arms[0], study.arms[1:]
-    rows, numbers, bold = [], [], set()
+    rows: list[list[str]] = []
+    numbers: list[dict[str, object]] = []
+    bold: set[tuple[int, int]] = set()
     for task in study.shared_tasks():
         row = [task]
         for i, arm in enumerate(others):
@@ -91,7 +102,9 @@ def differences(study: Study, replicates: int = REPLICATES) -> Table:
         for i, arm in enumerate(others):
             mark = np.array([study.mark])
             estimate = statistics.aggregate_difference(
-                study.scores(arm.name, mark, shared), study.scores(reference.name, mark, shared), replicates=replicates
+                study.scores(arm.name, mark, shared),
+                study.scores(reference.name, mark, shared),
+                replicates=replicates,
             )
             if estimate.low[0] > 0 or estimate.high[0] < 0:
                 bold.add((len(rows), 1 + i))
@@ -99,8 +112,10 @@ def differences(study: Study, replicates: int = REPLICATES) -> Table:
             numbers.append(_number("IQM", arm, estimate))
         rows.append(row)
     caption = (
-        f"Mean return minus that of {style.label(reference)} at {style.steps(study.mark)} environment steps, with "
-        f"Welch's t 95% intervals over seeds; for the IQM, bootstrap ({replicates} replicates). {_what(study)} "
+        f"Mean return minus that of {style.label(reference)} at {style.steps(study.mark)} environment "
+        f"steps, with "
+        f"Welch's t 95% intervals over seeds; for the IQM, bootstrap ({replicates} replicates). "
+        f"{_what(study)} "
         "Bold: intervals without zero (each taken alone: not corrected for the number of comparisons)."
     )
     columns = ["Task", *map(style.label, others)]
@@ -108,15 +123,21 @@ def differences(study: Study, replicates: int = REPLICATES) -> Table:
 
 
 def efficiency(study: Study, replicates: int = REPLICATES) -> Table:
-    """Env steps to reach a share of the best arm's final mean (median over seeds), and area under the curve."""
-    rows, numbers, bold = [], [], set()
+    """Env steps to reach a share of the best arm's final mean (median over seeds), and area under the
+    curve.
+    """
+    rows: list[list[str]] = []
+    numbers: list[dict[str, object]] = []
+    bold: set[tuple[int, int]] = set()
     for task in study.tasks:
         finals = [_final(study, arm, task) for arm in study.arms]
         threshold = SHARE * max((final.mean() for final in finals if len(final)), default=np.nan)
         cells, medians = [], []
         for arm in study.arms:
             steps = study.grid(arm.name)
-            reached = statistics.first_reaching(study.runs(arm.name, task, "mean_return", steps), steps, threshold)
+            reached = statistics.first_reaching(
+                study.runs(arm.name, task, "mean_return", steps), steps, threshold
+            )
             middle = float(np.quantile(reached, 0.5, method="higher")) if len(reached) else np.inf
             count = int(np.isfinite(reached).sum())
             shown = style.steps(middle) if np.isfinite(middle) else "not"
@@ -133,14 +154,17 @@ def efficiency(study: Study, replicates: int = REPLICATES) -> Table:
         for arm in study.arms:
             steps = study.grid(arm.name)
             steps = steps[steps <= study.mark]
-            areas = [statistics.area_under_curve(task, steps) for task in study.scores(arm.name, steps, shared)]
+            areas = [
+                statistics.area_under_curve(task, steps) for task in study.scores(arm.name, steps, shared)
+            ]
             estimates.append(statistics.interval(areas, statistics.iqm, replicates))
             numbers.append(_number("area under curve", arm, estimates[-1]))
         bold |= {(last, 1 + i) for i in _best(estimates)}
         rows.append(["IQM of area under curve", *(_bounds(estimate, 3) for estimate in estimates)])
     caption = (
         f"Environment steps until an evaluation first reaches {SHARE:.0%} of the best arm's mean return at "
-        f"{style.steps(study.mark)} steps: median over seeds, with the seeds that reached it; below, the mean normalised "
+        f"{style.steps(study.mark)} steps: median over seeds, with the seeds that reached it; below, the "
+        f"mean normalised "
         f"return over {style.steps(study.mark)} environment steps. {_what(study)}"
     )
     columns = ["Task", *map(style.label, study.arms)]
@@ -201,27 +225,37 @@ def markdown(table: Table) -> str:
     widths = [max(len(row[j]) for row in [table.columns, *cells]) for j in range(len(table.columns))]
     lines = ["| " + " | ".join(text.ljust(width) for text, width in zip(row, widths)) + " |"
              for row in [table.columns, *cells]]  # fmt: skip
-    lines.insert(1, "|" + "|".join("-" * (width + 2) if j == 0 else "-" * (width + 1) + ":" for j, width in enumerate(widths)) + "|")
+    lines.insert(
+        1,
+        "|"
+        + "|".join("-" * (width + 2) if j == 0 else "-" * (width + 1) + ":" for j, width in enumerate(widths))
+        + "|",
+    )
     return "\n".join([*lines, "", table.caption, ""])
 
 
 def latex(table: Table) -> str:
     """A table environment that needs the package booktabs."""
     lines = [
-        r"% needs \usepackage{booktabs}", r"\begin{table}[t]", r"\centering", rf"\caption{{{_tex(table.caption)}}}",
-        rf"\label{{tab:{table.name}}}", rf"\begin{{tabular}}{{l{'r' * (len(table.columns) - 1)}}}", r"\toprule",
+        r"% needs \usepackage{booktabs}", r"\begin{table}[t]", r"\centering",
+        rf"\caption{{{_tex(table.caption)}}}",
+        rf"\label{{tab:{table.name}}}",
+        rf"\begin{{tabular}}{{l{'r' * (len(table.columns) - 1)}}}", r"\toprule",
         " & ".join(map(_tex, table.columns)) + r" \\", r"\midrule",
     ]  # fmt: skip
     for i, row in enumerate(table.rows):
         if i in table.rules and i:
             lines.append(r"\midrule")
-        cells = [rf"\textbf{{{_tex(text)}}}" if (i, j) in table.bold else _tex(text) for j, text in enumerate(row)]
+        cells = [
+            rf"\textbf{{{_tex(text)}}}" if (i, j) in table.bold else _tex(text) for j, text in enumerate(row)
+        ]
         lines.append(" & ".join(cells) + r" \\")
     return "\n".join([*lines, r"\bottomrule", r"\end{tabular}", r"\end{table}", ""])
 
 
 _TEX = {
-    "\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_", "{": r"\{", "}": r"\}",
+    "\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_",
+    "{": r"\{", "}": r"\}",
     "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "±": r"$\pm$", "<": r"$<$", ">": r"$>$",
 }  # fmt: skip
 

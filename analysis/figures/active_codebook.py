@@ -6,7 +6,16 @@ import pandas as pd
 from matplotlib.lines import Line2D
 
 from analysis.figures.drawing import (
-    Context, Drawing, arms_with, bootstrap_text, canvas, describe, draw_curves, finish, legend_above, step_axis,
+    Context,
+    Drawing,
+    arms_with,
+    bootstrap_text,
+    canvas,
+    describe,
+    draw_curves,
+    finish,
+    legend_above,
+    step_axis,
 )  # fmt: skip
 from analysis.figures.latent_curves import aligned, lacking, mean_curves
 
@@ -25,7 +34,9 @@ def extremes(context: Context, quantity: str) -> pd.DataFrame:
         steps, values = aligned(context, arm, quantity)
         means = sum(task.mean(axis=0) for task in values) / len(values)
         frames.append(pd.DataFrame({"arm": arm.name, "env_step": steps, "point": means}))
-    return pd.concat(frames, ignore_index=True) if frames else pd.DataFrame(columns=["arm", "env_step", "point"])
+    return (
+        pd.concat(frames, ignore_index=True) if frames else pd.DataFrame(columns=["arm", "env_step", "point"])
+    )
 
 
 def draw(context: Context) -> Drawing:
@@ -39,10 +50,13 @@ def draw(context: Context) -> Drawing:
     step_axis(ax)
     ax.set_ylim(0, 102)
     ax.set_ylabel("Active codebook (%)")
-    dotted = Line2D([], [], linestyle=":", color="#606060", linewidth=0.9, label="least and most used dimension")
+    dotted = Line2D(
+        [], [], linestyle=":", color="#606060", linewidth=0.9, label="least and most used dimension"
+    )
     legend_above(context, figure, [dotted], arms=frame["arm"])
     caption = (
-        f"{TITLE}: share of the codes of each latent dimension that occur in the diagnostic batch, mean over latent "
+        f"{TITLE}: share of the codes of each latent dimension that occur in the diagnostic batch, mean "
+        f"over latent "
         f"dimensions and over {describe(context.study)}. "
         f"Bands: {bootstrap_text(context)}.{lacking(context, frame)}"
     )

@@ -32,8 +32,9 @@ def draw(context: Context) -> Drawing:
     study = context.study
     names = list(AGGREGATES)
     grid = (1, 4) if context.style.column > 4 else (2, 2)
-    figure, axes = canvas(context, height=grid[0] * (0.75 + 0.2 * len(study.arms)), rows=grid[0], columns=grid[1],
-                          sharey=True)  # fmt: skip
+    figure, axes = canvas(
+        context, height=grid[0] * (0.75 + 0.2 * len(study.arms)), rows=grid[0], columns=grid[1], sharey=True
+    )
     places = np.arange(len(study.arms))[::-1]
     for ax, name in zip(axes.flat, names):
         rows = frame[frame["aggregate"] == name].set_index("arm")
@@ -41,6 +42,8 @@ def draw(context: Context) -> Drawing:
             row, colour = rows.loc[arm.name], context.colours[arm.name]
             ax.barh(place, row["high"] - row["low"], left=row["low"], height=0.6, color=colour, alpha=0.35)
             ax.plot([row["point"]] * 2, [place - 0.3, place + 0.3], color=colour, solid_capstyle="butt")
+        ax.use_sticky_edges = False
+        ax.margins(x=0.06)
         ax.set_title(name)
         ax.set_yticks(places, [style.label(arm) for arm in study.arms])
         ax.grid(axis="y", visible=False)

@@ -6,7 +6,16 @@ import numpy as np
 import pandas as pd
 
 from analysis import style
-from analysis.figures.drawing import Context, Drawing, Skip, arms_with, bootstrap_text, canvas, describe, finish
+from analysis.figures.drawing import (
+    Context,
+    Drawing,
+    Skip,
+    arms_with,
+    bootstrap_text,
+    canvas,
+    describe,
+    finish,
+)
 from analysis.figures.latent_curves import aligned
 from analysis.statistics import Estimate, interval, iqm, mean
 
@@ -19,7 +28,10 @@ PANELS = {
 
 
 def data(context: Context) -> pd.DataFrame:
-    """One row an arm and panel: arm, quantity, point, low, high. An arm without a quantity has no row for it."""
+    """One row an arm and panel: arm, quantity, point, low, high.
+
+    An arm without a quantity has no row for it.
+    """
     study = context.study
     if len(study.arms) < 2:
         raise Skip("one arm alone has nothing to be compared with")
@@ -48,18 +60,24 @@ def draw(context: Context) -> Drawing:
     frame = data(context)
     study = context.study
     shown = [quantity for quantity in PANELS if quantity in set(frame["quantity"])]
-    figure, axes = canvas(context, height=0.8 + 0.2 * len(study.arms) + 0.25 * bool(study.question), columns=len(shown), wide=True, sharey=True)
+    figure, axes = canvas(
+        context,
+        height=0.8 + 0.2 * len(study.arms) + 0.25 * bool(study.question),
+        columns=len(shown),
+        wide=True,
+        sharey=True,
+    )
     places = np.arange(len(study.arms))[::-1]
     for ax, quantity in zip(axes[0], shown):
         rows = frame[frame["quantity"] == quantity].set_index("arm")
         for place, arm in zip(places, study.arms):
             if arm.name not in rows.index:
-                ax.text(0.02, place, "not defined", transform=ax.get_yaxis_transform(), va="center", color="#606060",
-                        fontsize=context.style.font_size - 2)  # fmt: skip
+                ax.text(0.02, place, "not defined", transform=ax.get_yaxis_transform(), va="center",
+                        color="#606060", fontsize=context.style.font_size - 2)  # fmt: skip
                 continue
             row, colour = rows.loc[arm.name], context.colours[arm.name]
-            ax.plot([row["low"], row["high"]], [place, place], color=colour, linewidth=3 * context.style.line_width,
-                    alpha=0.35, solid_capstyle="butt")  # fmt: skip
+            ax.plot([row["low"], row["high"]], [place, place], color=colour,
+                    linewidth=3 * context.style.line_width, alpha=0.35, solid_capstyle="butt")  # fmt: skip
             ax.plot(row["point"], place, "o", color=colour, markersize=3 * context.style.line_width)
         ax.set_xlabel(PANELS[quantity])
         ax.set_yticks(places, [style.label(arm) for arm in study.arms])

@@ -6,7 +6,14 @@ import numpy as np
 import pandas as pd
 
 from analysis.figures.drawing import (
-    Context, Drawing, canvas, describe, draw_curves, finish, legend_above, step_axis,
+    Context,
+    Drawing,
+    canvas,
+    describe,
+    draw_curves,
+    finish,
+    legend_above,
+    step_axis,
 )  # fmt: skip
 from analysis.figures.latent_curves import lacking, quartile_curves
 
@@ -28,8 +35,13 @@ def draw(context: Context) -> Drawing:
     legend_above(context, figure, arms=frame["arm"])
     infinite = sorted({context.label(arm) for arm in frame.loc[np.isinf(frame["point"]), "arm"]})
     caption = (
-        f"{TITLE}: median over runs of {describe(context.study)}. Bands: quartiles over runs, not a confidence "
+        f"{TITLE}: median over runs of {describe(context.study)}. Bands: quartiles over runs, not a "
+        f"confidence "
         f"interval.{lacking(context, frame)}"
-        + (f" Where the line of {', '.join(infinite)} is interrupted, the median is infinite." if infinite else "")
+        + (
+            f" Where the line of {', '.join(infinite)} is interrupted, the median is infinite."
+            if infinite
+            else ""
+        )
     )
     return Drawing(figure, finish(context, figure, caption), [(axes[0, 0], series)])

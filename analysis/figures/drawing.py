@@ -1,4 +1,6 @@
-"""What all figures share: a canvas with its caption below it, curves with bands, and the values behind them."""
+"""What all figures share: a canvas with its caption below it, curves with bands, and the values
+behind them.
+"""
 
 from __future__ import annotations
 
@@ -65,7 +67,9 @@ class Skip(Exception):
 def canvas(
     context: Context, height: float, rows: int = 1, columns: int = 1, wide: bool = False, **options: Any
 ) -> tuple[Figure, np.ndarray]:
-    """A figure and its axes (rows, columns). `height` is that of the body; `finish` adds room for the caption."""
+    """A figure and its axes (rows, columns). `height` is that of the body; `finish` adds room for the
+    caption.
+    """
     width = context.style.page if wide else context.style.column
     figure = Figure(figsize=(width, height * context.style.font_size / 9), layout="constrained")
     return figure, figure.subplots(rows, columns, squeeze=False, **options)
@@ -74,7 +78,8 @@ def canvas(
 def finish(context: Context, figure: Figure, caption: str, x_label: str = "") -> str:
     """Put the caption, the problems and the study's note below the figure; return them as one text.
 
-    `x_label` is one label below all axes. What is missing and the study's note stand on the figure even where the caption does not (caption=off).
+    `x_label` is one label below all axes. What is missing and the study's note stand on the figure even
+    where the caption does not (caption=off).
     """
     size = context.style.font_size * CAPTION_SIZE
     width, body = figure.get_size_inches()
@@ -90,7 +95,9 @@ def finish(context: Context, figure: Figure, caption: str, x_label: str = "") ->
     share = foot / (body + foot)
     label = 1.5 * context.style.font_size / 72 / (body + foot) if x_label else 0.0  # its height, as a share
     if x_label:
-        figure.text(0.5, share + label / 2, x_label, ha="center", va="center", fontsize=context.style.font_size)
+        figure.text(
+            0.5, share + label / 2, x_label, ha="center", va="center", fontsize=context.style.font_size
+        )
     engine = figure.get_layout_engine()
     if engine is not None:
         engine.set(rect=(0, share + label, 1, 1 - share - label))  # type: ignore[call-arg]
@@ -101,7 +108,9 @@ def finish(context: Context, figure: Figure, caption: str, x_label: str = "") ->
     if warning:
         top -= line_height * len(lines) / (body + foot)
         figure.text(0.01, top, "\n".join(warning), color="#B00020", **options)
-    return " ".join(filter(None, [caption, problems, f"Note: {context.study.note}." if context.study.note else ""]))
+    return " ".join(
+        filter(None, [caption, problems, f"Note: {context.study.note}." if context.study.note else ""])
+    )
 
 
 def problem_line(study: Study, limit: int = 3) -> str:
@@ -122,7 +131,8 @@ def describe(study: Study, tasks: list[str] | None = None) -> str:
     seeds = f"{high} seed{'s' * (high > 1)}" if low == high else f"{low} to {high} seeds"
     budgets = sorted(set(study.members["budget"]))
     budget = " or ".join(style.steps(value) for value in budgets)
-    text = f"{len(tasks)} task{'s' * (len(tasks) != 1)} ({names}), {seeds} each, budget {budget} environment steps"
+    tasks_text = f"{len(tasks)} task{'s' * (len(tasks) != 1)} ({names})"
+    text = f"{tasks_text}, {seeds} each, budget {budget} environment steps"
     cut = [
         f"{style.label(arm)} to {style.steps(study.common_step(arm.name))}"
         for arm in study.arms
@@ -146,7 +156,9 @@ def frame_of(arm: str, steps: np.ndarray, estimate: Estimate, **columns: Any) ->
     return pd.DataFrame({"arm": arm, "env_step": steps, **values, **columns})
 
 
-def draw_curves(context: Context, axes: Axes, frame: pd.DataFrame, small: bool = False) -> list[dict[str, Any]]:
+def draw_curves(
+    context: Context, axes: Axes, frame: pd.DataFrame, small: bool = False
+) -> list[dict[str, Any]]:
     """Lines and bands of a tidy frame (arm, env_step, point, low, high); returns the series behind them.
 
     `small` is for panels in a grid: thinner lines, no markers.
@@ -161,7 +173,8 @@ def draw_curves(context: Context, axes: Axes, frame: pd.DataFrame, small: bool =
         width = context.style.line_width * (0.75 if small else 1.0)
         axes.plot(
             rows["env_step"], rows["point"], color=colour, label=style.label(arm),
-            linewidth=width, marker="" if small else style.MARKERS[i % len(style.MARKERS)], markersize=2.2 * width,
+            linewidth=width, marker="" if small else style.MARKERS[i % len(style.MARKERS)],
+            markersize=2.2 * width,
             markevery=1 if few else max(1, len(rows) // 8), zorder=3,
         )  # fmt: skip
         axes.fill_between(rows["env_step"], rows["low"], rows["high"], color=colour, alpha=0.18, linewidth=0)
@@ -191,13 +204,18 @@ def step_axis(axes: Axes, label: bool = True) -> None:
 
 
 def legend_above(
-    context: Context, figure: Figure, extra: list[Line2D] | None = None, arms: Iterable[str] | None = None
+    context: Context,
+    figure: Figure,
+    extra: list[Line2D] | None = None,
+    arms: Iterable[str] | None = None,
+    small: bool = False,
 ) -> None:
     """One legend for the whole figure, above the axes, so that it can cover no curve."""
     shown = None if arms is None else set(arms)
     handles = [
         Line2D([], [], color=context.colours[arm.name], label=style.label(arm),
-               marker=style.MARKERS[i % len(style.MARKERS)], markersize=2.2 * context.style.line_width)
+               marker="" if small else style.MARKERS[i % len(style.MARKERS)],
+               markersize=2.2 * context.style.line_width)
         for i, arm in enumerate(context.study.arms)
         if shown is None or arm.name in shown
     ] + (extra or [])  # fmt: skip
@@ -207,7 +225,9 @@ def legend_above(
     while rows < len(handles) and math.ceil(len(handles) / rows) * max(lengths) > room and rows > 1:
         rows += 1
     columns = math.ceil(len(handles) / rows)
-    figure.legend(handles=handles, loc="outside upper center", ncols=columns, columnspacing=1.2, handlelength=1.8)
+    figure.legend(
+        handles=handles, loc="outside upper center", ncols=columns, columnspacing=1.2, handlelength=1.8
+    )
 
 
 def arms_with(context: Context, quantity: str) -> list[Arm]:

@@ -6,7 +6,16 @@ import numpy as np
 import pandas as pd
 
 from analysis.figures.drawing import (
-    Context, Drawing, Skip, bootstrap_text, canvas, describe, draw_curves, finish, frame_of, legend_above,
+    Context,
+    Drawing,
+    Skip,
+    bootstrap_text,
+    canvas,
+    describe,
+    draw_curves,
+    finish,
+    frame_of,
+    legend_above,
 )  # fmt: skip
 from analysis.statistics import interval, iqm
 
@@ -16,8 +25,8 @@ TITLE = "Return against device hours"
 def data(context: Context) -> pd.DataFrame:
     """One row an arm and env step: arm, env_step (here: hours), point, low, high.
 
-    Hours are the median over runs of the wall-clock hours of training up to that env step, divided by the seeds that
-    shared the device.
+    Hours are the median over runs of the wall-clock hours of training up to that env step, divided by the
+    seeds that shared the device.
     """
     study = context.study
     tasks = study.shared_tasks()
@@ -32,7 +41,7 @@ def data(context: Context) -> pd.DataFrame:
             study.runs(arm.name, task, "wall_seconds", steps)
             / 3600
             / rows[rows["task"] == task].sort_values("seed", kind="stable")["pack"].to_numpy()[:, None]
-            for task in packs.groups
+            for task in map(str, packs.groups)
         ])  # fmt: skip
         hours = hours[~np.isnan(hours).any(axis=1)]
         if len(hours):
@@ -49,7 +58,9 @@ def draw(context: Context) -> Drawing:
     figure, axes = canvas(context, height=2.6)
     ax = axes[0, 0]
     series = draw_curves(context, ax, frame)
-    devices = sorted({name or device for name, device in zip(study.members["device_name"], study.members["device"])})
+    devices = sorted(
+        {name or device for name, device in zip(study.members["device_name"], study.members["device"])}
+    )
     kind = "GPU" if set(study.members["device"]) == {"cuda"} else "Device"
     ax.set_xlabel(f"{kind} hours per run")
     ax.set_xlim(left=0)
@@ -58,8 +69,10 @@ def draw(context: Context) -> Drawing:
     legend_above(context, figure, arms=frame["arm"])
     packs = sorted(set(study.members["pack"]))
     caption = (
-        f"{TITLE}, {describe(study, study.shared_tasks())}. Hours: median over runs of the wall-clock time of training, "
-        f"divided by the seeds that shared the device ({' or '.join(map(str, packs))}); on {', '.join(devices) or '?'}. "
+        f"{TITLE}, {describe(study, study.shared_tasks())}. Hours: median over runs of the wall-clock time "
+        f"of training, "
+        f"divided by the seeds that shared the device ({' or '.join(map(str, packs))}); on "
+        f"{', '.join(devices) or '?'}. "
         f"Bands: {bootstrap_text(context)}."
         + (" Runs of different devices are mixed: the hours do not compare." if len(devices) > 1 else "")
     )

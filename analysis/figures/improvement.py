@@ -7,6 +7,7 @@ import pandas as pd
 
 from analysis import statistics, style
 from analysis.figures.drawing import Context, Drawing, Skip, bootstrap_text, canvas, describe, finish
+from analysis.runs import records
 from analysis.study import Arm
 
 TITLE = "Probability of improvement"
@@ -33,7 +34,9 @@ def data(context: Context) -> pd.DataFrame:
             continue
         x, y = ([task[:, 0] for task in study.scores(arm.name, mark, tasks)] for arm in (first, second))
         estimate = statistics.probability_of_improvement(x, y, context.replicates)
-        rows.append((first.name, second.name, estimate.point[0], estimate.low[0], estimate.high[0], len(tasks)))
+        rows.append(
+            (first.name, second.name, estimate.point[0], estimate.low[0], estimate.high[0], len(tasks))
+        )
     if not rows:
         raise Skip("no two arms share a task")
     return pd.DataFrame(rows, columns=["first", "second", "point", "low", "high", "tasks"])
@@ -45,7 +48,7 @@ def draw(context: Context) -> Drawing:
     figure, axes = canvas(context, height=0.7 + 0.19 * len(frame))
     ax = axes[0, 0]
     places = np.arange(len(frame))[::-1]
-    for place, row in zip(places, frame.itertuples()):
+    for place, row in zip(places, records(frame)):
         colour = context.colours[row.first]
         ax.barh(place, row.high - row.low, left=row.low, height=0.6, color=colour, alpha=0.35)
         ax.plot([row.point] * 2, [place - 0.3, place + 0.3], color=colour, solid_capstyle="butt")
@@ -61,8 +64,10 @@ def draw(context: Context) -> Drawing:
     ax.grid(axis="y", visible=False)
     ax.set_xlabel("P(left beats right)")
     caption = (
-        f"{TITLE} at {style.steps(study.mark)} environment steps: probability that a run of the arm on the left "
-        f"scores higher than one of the arm on the right on the same task, mean over shared tasks, ties counted half; "
+        f"{TITLE} at {style.steps(study.mark)} environment steps: probability that a run of the arm on the "
+        f"left "
+        f"scores higher than one of the arm on the right on the same task, mean over shared tasks, ties "
+        f"counted half; "
         f"{describe(study)}. Bars: {bootstrap_text(context)}."
     )
     return Drawing(figure, finish(context, figure, caption))

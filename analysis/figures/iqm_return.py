@@ -5,7 +5,17 @@ from __future__ import annotations
 import pandas as pd
 
 from analysis.figures.drawing import (
-    Context, Drawing, Skip, bootstrap_text, canvas, describe, draw_curves, finish, frame_of, legend_above, step_axis,
+    Context,
+    Drawing,
+    Skip,
+    bootstrap_text,
+    canvas,
+    describe,
+    draw_curves,
+    finish,
+    frame_of,
+    legend_above,
+    step_axis,
 )  # fmt: skip
 from analysis.statistics import iqm
 
@@ -23,7 +33,9 @@ def data(context: Context) -> pd.DataFrame:
     frames = []
     for arm in study.arms:
         steps = study.grid(arm.name)
-        frames.append(frame_of(arm.name, steps, interval(study.scores(arm.name, steps, tasks), iqm, context.replicates)))
+        frames.append(
+            frame_of(arm.name, steps, interval(study.scores(arm.name, steps, tasks), iqm, context.replicates))
+        )
     return pd.concat(frames, ignore_index=True)
 
 

@@ -1,4 +1,6 @@
-"""What the four latent-diagnostic figures share: one quantity of latents.csv over env steps, an arm a line."""
+"""What the four latent-diagnostic figures share: one quantity of latents.csv over env steps, an arm a
+line.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +13,8 @@ from analysis.study import Arm
 
 
 def aligned(context: Context, arm: Arm, quantity: str) -> tuple[np.ndarray, list[np.ndarray]]:
-    """Env steps and one (runs, steps) array a task; steps at which a run has no value yet are cut off the end.
+    """Env steps and one (runs, steps) array a task; steps at which a run has no value yet are cut off the
+    end.
 
     Runs without a single value of the quantity are not in it.
     """
@@ -32,7 +35,9 @@ def shared_tasks(context: Context, quantity: str) -> list[str]:
 
 
 def mean_curves(context: Context, quantity: str) -> pd.DataFrame:
-    """Mean of task means with its stratified bootstrap interval: arm, env_step, point, low, high, runs, tasks."""
+    """Mean of task means with its stratified bootstrap interval: arm, env_step, point, low, high, runs,
+    tasks.
+    """
     frames = []
     for arm in arms_with(context, quantity):
         steps, values = aligned(context, arm, quantity)
@@ -48,7 +53,9 @@ def quartile_curves(context: Context, quantity: str) -> pd.DataFrame:
     for arm in arms_with(context, quantity):
         steps, values = aligned(context, arm, quantity)
         if len(steps):
-            low, point, high = np.quantile(np.concatenate(values), [0.25, 0.5, 0.75], axis=0, method="nearest")
+            low, point, high = np.quantile(
+                np.concatenate(values), [0.25, 0.5, 0.75], axis=0, method="nearest"
+            )
             estimate = Estimate(point, low, high)
             frames.append(frame_of(arm.name, steps, estimate, runs=sum(map(len, values)), tasks=len(values)))
     return _all(frames, quantity)

@@ -5,7 +5,15 @@ from __future__ import annotations
 import pandas as pd
 
 from analysis.figures.drawing import (
-    Context, Drawing, bootstrap_text, canvas, describe, draw_curves, finish, legend_above, step_axis,
+    Context,
+    Drawing,
+    bootstrap_text,
+    canvas,
+    describe,
+    draw_curves,
+    finish,
+    legend_above,
+    step_axis,
 )  # fmt: skip
 from analysis.figures.latent_curves import lacking, mean_curves
 

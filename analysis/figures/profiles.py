@@ -7,7 +7,15 @@ import pandas as pd
 
 from analysis import statistics, style
 from analysis.figures.drawing import (
-    Context, Drawing, Skip, bootstrap_text, canvas, describe, finish, hover_series, legend_above,
+    Context,
+    Drawing,
+    Skip,
+    bootstrap_text,
+    canvas,
+    describe,
+    finish,
+    hover_series,
+    legend_above,
 )  # fmt: skip
 
 TITLE = "Performance profiles"
@@ -38,7 +46,8 @@ def draw(context: Context) -> Drawing:
     for i, arm in enumerate(study.arms):
         rows, colour = frame[frame["arm"] == arm.name], context.colours[arm.name]
         ax.plot(rows["threshold"], rows["point"], color=colour, label=style.label(arm), markevery=(i, 12),
-                marker=style.MARKERS[i % len(style.MARKERS)], markersize=2.2 * context.style.line_width)  # fmt: skip
+                marker=style.MARKERS[i % len(style.MARKERS)],
+                markersize=2.2 * context.style.line_width)  # fmt: skip
         ax.fill_between(rows["threshold"], rows["low"], rows["high"], color=colour, alpha=0.18, linewidth=0)
         series.append(hover_series(style.label(arm), colour, rows, x="threshold"))
     ax.set_xlim(0, 1)

@@ -20,8 +20,14 @@ def data(context: Context) -> pd.DataFrame:
     frames = []
     for arm in arms_with(context, "rank_0.01"):
         for task in study.shared_tasks([arm]):
-            rank, width, score = (study.runs(arm.name, task, q, mark)[:, 0] for q in ("rank_0.01", "width", "score"))
-            frames.append(pd.DataFrame({"arm": arm.name, "task": task, "rank_percent": 100 * rank / width, "score": score}))
+            rank, width, score = (
+                study.runs(arm.name, task, q, mark)[:, 0] for q in ("rank_0.01", "width", "score")
+            )
+            frames.append(
+                pd.DataFrame(
+                    {"arm": arm.name, "task": task, "rank_percent": 100 * rank / width, "score": score}
+                )
+            )
     frame = pd.concat(frames, ignore_index=True).dropna() if frames else pd.DataFrame()
     if frame.empty:
         raise Skip("no agent here has a latent rank")
@@ -29,7 +35,9 @@ def data(context: Context) -> pd.DataFrame:
 
 
 def within_task_correlation(frame: pd.DataFrame) -> float:
-    """Spearman's correlation of rank and score after both are ranked within each task; NaN where nothing varies."""
+    """Spearman's correlation of rank and score after both are ranked within each task; NaN where nothing
+    varies.
+    """
     ranks = frame.groupby("task")[["rank_percent", "score"]].rank(pct=True)
     counts = frame.groupby("task")["score"].transform("size")
     ranks = ranks[counts >= 3]
@@ -48,15 +56,26 @@ def draw(context: Context) -> Drawing:
         if len(rows):
             marker, colour = style.MARKERS[i % len(style.MARKERS)], context.colours[arm.name]
             size = 30 if len(frame) < 30 else 12 if len(frame) < 300 else 5
-            ax.scatter(rows["rank_percent"], rows["score"], s=size, marker=marker, color=colour, alpha=0.6, linewidths=0)
-            handles.append(Line2D([], [], linestyle="", marker=marker, markersize=4, color=colour, label=style.label(arm)))
+            ax.scatter(
+                rows["rank_percent"],
+                rows["score"],
+                s=size,
+                marker=marker,
+                color=colour,
+                alpha=0.6,
+                linewidths=0,
+            )
+            handles.append(
+                Line2D(
+                    [], [], linestyle="", marker=marker, markersize=4, color=colour, label=style.label(arm)
+                )
+            )
     ax.set_xlabel("Latent rank at tolerance $10^{-2}$ (% of latent width)")
     ax.set_ylabel("Normalised return")
     ax.set_xlim(left=0)
     figure.legend(handles=handles, loc="outside upper center", ncols=min(6, len(handles)))
     correlation = within_task_correlation(frame)
     known = f"Rank correlation within tasks: {correlation:.2f}." if np.isfinite(correlation) else ""
-    caption = (
-        f"{TITLE} at {style.steps(context.study.mark)} environment steps, a dot a run; {describe(context.study)}. {known}"
-    )
+    mark = style.steps(context.study.mark)
+    caption = f"{TITLE} at {mark} environment steps, a dot a run; {describe(context.study)}. {known}"
     return Drawing(figure, finish(context, figure, caption))

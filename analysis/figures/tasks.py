@@ -7,15 +7,27 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 
 from analysis import style
 from analysis.figures.drawing import (
-    ENV_STEPS, Context, Drawing, canvas, describe, draw_curves, finish, frame_of, hover_series, legend_above, step_axis,
+    ENV_STEPS,
+    Context,
+    Drawing,
+    canvas,
+    describe,
+    draw_curves,
+    finish,
+    frame_of,
+    hover_series,
+    legend_above,
+    step_axis,
 )  # fmt: skip
 from analysis.statistics import student_t
 
 TITLE = "Return by task"
+FEW_SEEDS = 5  # up to here each run is drawn as well
 
 
 def data(context: Context) -> pd.DataFrame:
@@ -32,13 +44,19 @@ def data(context: Context) -> pd.DataFrame:
 
 
 def published_data(context: Context) -> pd.DataFrame:
-    """Published means over seeds up to the study's budget: task, arm (= algorithm), env_step, point, low, high."""
+    """Published means over seeds up to the study's budget: task, arm (= algorithm), env_step, point, low,
+    high.
+    """
     if context.published is None:
         return pd.DataFrame(columns=["task", "arm", "env_step", "point", "low", "high", "seeds"])
     budget = context.study.members["budget"].max()
     frame = context.published.frame
     frame = frame[frame["task"].isin(context.study.tasks) & (frame["env_step"] <= budget)]
-    rows = frame.groupby(["task", "algorithm", "env_step"])["episode_return"].agg(["mean", "std", "count"]).reset_index()
+    rows = (
+        frame.groupby(["task", "algorithm", "env_step"])["episode_return"]
+        .agg(["mean", "std", "count"])
+        .reset_index()
+    )
     complete = rows["count"] == rows.groupby(["task", "algorithm"])["count"].transform("max")
     rows = rows[complete]
     half = [student_half_width(std, count) for std, count in zip(rows["std"], rows["count"])]
@@ -61,14 +79,23 @@ def draw(context: Context) -> Drawing:
     columns = min(wanted, len(study.tasks))
     rows = math.ceil(len(study.tasks) / columns)
     figure, axes = canvas(
-        context, height=0.6 + (1.35 if columns > 2 else 2.0) * rows, rows=rows, columns=columns, wide=True, sharex=True
+        context,
+        height=0.6 + (1.35 if columns > 2 else 2.0) * rows,
+        rows=rows,
+        columns=columns,
+        wide=True,
+        sharex=True,
     )
     hover: list[tuple[Any, list[dict[str, Any]]]] = []
     for ax, task in zip(axes.flat, study.tasks):
         series = draw_curves(context, ax, frame[frame["task"] == task], small=columns > 2)
+        if study.seeds[1] <= FEW_SEEDS:
+            _draw_runs(context, ax, task)
         for algorithm, own in published[published["task"] == task].groupby("arm"):
             colour = published_colour(str(algorithm))
-            ax.plot(own["env_step"], own["point"], "--", color=colour, linewidth=context.style.line_width * 0.8)
+            ax.plot(
+                own["env_step"], own["point"], "--", color=colour, linewidth=context.style.line_width * 0.8
+            )
             series.append(hover_series(f"{algorithm} (published)", colour, own))
         ax.set_title(task, fontsize=context.style.font_size - (1 if len(task) < 20 else 2))
         step_axis(ax, label=False)
@@ -78,26 +105,43 @@ def draw(context: Context) -> Drawing:
         hover.append((ax, series))
     for ax in axes.flat[len(study.tasks) :]:
         ax.set_visible(False)
-    for column in range(columns):  # with a last row not full, the lowest panel of each column carries the numbers
+    for column in range(
+        columns
+    ):  # with a last row not full, the lowest panel of each column carries the numbers
         lowest = max(i for i in range(column, len(study.tasks), columns))
         axes.flat[lowest].tick_params(labelbottom=True)
     figure.supylabel("Mean return", fontsize=context.style.font_size)
     seeds = published.groupby("arm")["seeds"].max()
     legend_above(context, figure, [
-        Line2D([], [], linestyle="--", color=published_colour(str(name)), label=f"{name}, published ({count} seeds)")
+        Line2D([], [], linestyle="--", color=published_colour(str(name)),
+               label=f"{name}, published ({count} seeds)")
         for name, count in seeds.items()
-    ])  # fmt: skip
+    ], small=columns > 2)  # fmt: skip
     caption = (
-        f"{TITLE}: mean over seeds of the mean return of an evaluation, {describe(study)}. Bands: Student's t 95% "
-        "intervals over seeds" + ("; none where a task has one seed" if study.seeds[0] < 2 else "") + "."
-        + (" Dashed: published results, never pooled with own runs; " + "; ".join(context.published.remarks) + "."
+        f"{TITLE}: mean over seeds of the mean return of an evaluation, {describe(study)}. Bands: Student's "
+        f"t 95% "
+        "intervals over seeds" + (", thin lines: single runs" if study.seeds[1] <= FEW_SEEDS else "")
+        + ("; none where a task has one seed" if study.seeds[0] < 2 else "") + "."
+        + (" Dashed: published results, never pooled with own runs; "
+           + "; ".join(context.published.remarks) + "."
            if context.published and len(published) else "")
     )  # fmt: skip
     return Drawing(figure, finish(context, figure, caption, x_label=ENV_STEPS), hover)
 
 
+def _draw_runs(context: Context, axes: Axes, task: str) -> None:
+    """Every run as a thin line: with few seeds they say more than an interval."""
+    study = context.study
+    for arm in study.arms:
+        steps = study.grid(arm.name)
+        for values in study.runs(arm.name, task, "mean_return", steps):
+            axes.plot(steps, values, color=context.colours[arm.name], linewidth=0.5, alpha=0.7, zorder=2)
+
+
 def _limits(frame: pd.DataFrame) -> tuple[float, float]:
-    """A return is within 0 and 1000, whatever Student's t makes of two seeds; Gymnasium tasks have other scales."""
+    """A return is within 0 and 1000, whatever Student's t makes of two seeds; Gymnasium tasks have other
+    scales.
+    """
     lowest, highest = float(frame["point"].min()), float(frame["point"].max())
     widest = float(np.nanmax([*frame["high"], highest]))
     bound = 1000.0 if highest <= 1000.0 else widest
@@ -105,6 +149,8 @@ def _limits(frame: pd.DataFrame) -> tuple[float, float]:
 
 
 def published_colour(algorithm: str) -> str:
-    """The colour of the agent that implements a published algorithm; grey for one that this project has not."""
+    """The colour of the agent that implements a published algorithm; grey for one that this project has
+    not.
+    """
     agent = "".join(letter for letter in algorithm.lower() if letter.isalnum())
     return style.COLOURS.get({"dcmpc": "dcwm"}.get(agent, agent), "#8A8A8A")

@@ -1,7 +1,8 @@
 """Synthetic run directories in the exact formats that the trainer writes, for tests of the analysis.
 
 The numbers are made up: a sigmoid learning curve an agent and task, and noise a seed and episode.
-`python tests/analysis/synthetic_runs.py FOLDER [tasks=4] [seeds=3] [evaluations=21] [agents=iqrl,td3]` writes a study.
+`python tests/analysis/synthetic_runs.py FOLDER [tasks=4] [seeds=3] [evaluations=21] [agents=iqrl,td3]`
+writes a study.
 """
 
 from __future__ import annotations
@@ -17,10 +18,13 @@ import numpy as np
 import yaml
 
 TASKS = (
-    "acrobot-swingup", "cartpole-balance", "cartpole-swingup", "cheetah-run", "cup-catch", "dog-run", "dog-stand",
-    "dog-trot", "dog-walk", "finger-spin", "finger-turn-easy", "finger-turn-hard", "fish-swim", "fish-upright",
+    "acrobot-swingup", "cartpole-balance", "cartpole-swingup", "cheetah-run", "cup-catch", "dog-run",
+    "dog-stand",
+    "dog-trot", "dog-walk", "finger-spin", "finger-turn-easy", "finger-turn-hard", "fish-swim",
+    "fish-upright",
     "hopper-hop", "hopper-stand", "humanoid-run", "humanoid-stand", "humanoid-walk", "pendulum-swingup",
-    "quadruped-run", "quadruped-walk", "reacher-easy", "reacher-hard", "walker-run", "walker-stand", "walker-walk",
+    "quadruped-run", "quadruped-walk", "reacher-easy", "reacher-hard", "walker-run", "walker-stand",
+    "walker-walk",
     "cartpole-swingup-sparse",
 )  # fmt: skip
 STRENGTH = {"iqrl": 1.0, "mrq": 0.97, "dcwm": 0.95, "tcrl": 0.9, "td7": 0.8, "td3": 0.6}
@@ -96,7 +100,8 @@ def write_run(
         "start": "2026-11-20T08:00:00+00:00",
         "end": None if end == "running" else "2026-11-20T09:00:00+00:00",
         "ended": None if end == "running" else end,
-        "host": "node-1", "device": "cuda", "device_name": "NVIDIA H100", "precision": "bfloat16", "compile": "default",
+        "host": "node-1", "device": "cuda", "device_name": "NVIDIA H100", "precision": "bfloat16",
+        "compile": "default",
         "pack": pack, "threads": 4, "job_id": "17", "commit": "0123456789abcdef", "dirty": False,
         "command": f"python -m iqrl train agent={agent} task={task} seeds={seed}",
         "packages": {"torch": "2.13.0", "dm_control": "1.0.50", "mujoco": "3.17.0"},
@@ -105,15 +110,23 @@ def write_run(
     (run / "provenance.json").write_text(json.dumps(provenance))
     last = int(steps[-1]) if len(steps) else 0
     if end == "done":
-        files = {name: (run / name).stat().st_size for name in ("evaluations.csv", "latents.csv", "training.csv")}
+        files = {
+            name: (run / name).stat().st_size for name in ("evaluations.csv", "latents.csv", "training.csv")
+        }
         (run / "DONE").write_text(json.dumps({"env_step": last, "files": files}))
     elif end == "failed":
-        failure = {"env_step": last, "reason": "critic loss is NaN at update 1234", "traceback": "Traceback ..."}
+        failure = {
+            "env_step": last,
+            "reason": "critic loss is NaN at update 1234",
+            "traceback": "Traceback ...",
+        }
         (run / "FAILED").write_text(json.dumps(failure))
     return run
 
 
-def _write_latents(run: Path, agent: str, steps: np.ndarray, rank: float, random: np.random.Generator) -> None:
+def _write_latents(
+    run: Path, agent: str, steps: np.ndarray, rank: float, random: np.random.Generator
+) -> None:
     rows = [
         "env_step,samples,width,rank_0.1,rank_0.01,rank_0.001,condition_number,"
         "active_codebook_mean,active_codebook_min,active_codebook_max,dormant_percent,dormant_count"
@@ -123,7 +136,9 @@ def _write_latents(run: Path, agent: str, steps: np.ndarray, rank: float, random
         if agent in LATENT_AGENTS:
             full = 512 * min(1.0, rank * (0.35 + 0.5 * np.exp(-4 * step / budget)) + random.normal(0, 0.04))
             ranks = f"1024,512,{int(full * 0.5)},{int(full)},{int(min(512, full * 1.2))}"
-            condition = "inf" if full < 40 else repr(float(10 ** (3 + 2 * step / budget + random.normal(0, 0.1))))
+            condition = (
+                "inf" if full < 40 else repr(float(10 ** (3 + 2 * step / budget + random.normal(0, 0.1))))
+            )
         else:
             ranks, condition = ",,,,", ""
         codebook = ",,"
@@ -153,7 +168,8 @@ def write_manifest(
     """A sweep manifest; `members` are (run directory name, arm, task, seed, env_steps)."""
     agents = {arm["name"]: arm["agent"] for arm in arms}
     manifest = {
-        "name": name, "title": name, "question": "", "finding": "", "figure": "curves", "scale": "full", "note": "",
+        "name": name, "title": name, "question": "", "finding": "", "figure": "curves", "scale": "full",
+        "note": "",
         **fields,
         "arms": arms,
         "runs": [
