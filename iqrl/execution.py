@@ -96,8 +96,8 @@ def fast_bfloat16(device: torch.device) -> bool:
 
 
 def _worth_compiling(config: RunConfig) -> bool:
-    """Compiling takes a minute or so once per shape and machine; a short run of a small network never earns it back."""
-    return config.preset not in ("small", "tiny") and config.train.env_steps >= 20_000
+    """Compiling takes a minute or so once per shape and machine; a short run of a tiny network never earns it back."""
+    return config.preset != "tiny" and config.train.env_steps >= 10_000
 
 
 def pack_size(execution: Execution, run: RunConfig, plan: Plan, seeds: int) -> int:
