@@ -14,6 +14,15 @@ from iqrl.tasks import TaskSpec
 _LARGEST_REPEAT = 100
 
 
+def check_key(key: tuple[int, ...]) -> None:
+    """Raise ValueError for an episode key with an entry outside 0 to 2**32 - 1.
+
+    `np.random.SeedSequence` splits a larger entry into two words, and two keys could become one.
+    """
+    if not all(0 <= entry < 2**32 for entry in key):
+        raise ValueError(f"episode key {key}: expected entries from 0 to {2**32 - 1}")
+
+
 class Environment:
     """A task with action repeat, an action range of [-1, 1] and the modifiers of its name.
 
@@ -57,9 +66,7 @@ class Environment:
                 Keys that differ in trailing zeros alone are the same key, as in `np.random.SeedSequence`.
         Returns: the first observation, (O,) float32.
         """
-        # A larger entry would be split into two words, and two keys could become one.
-        if not all(0 <= entry < 2**32 for entry in seed_sequence_key):
-            raise ValueError(f"episode key {seed_sequence_key}: expected entries from 0 to {2**32 - 1}")
+        check_key(seed_sequence_key)
         self._running = False
         observation = self._task.reset(np.random.SeedSequence(seed_sequence_key))
         self._running = True

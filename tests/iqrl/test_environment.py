@@ -111,9 +111,10 @@ def test_fast_tolerance_is_bitwise_the_librarys(sigmoid):
             generator.choice([np.inf, lower + generator.exponential(), lower]) if np.isfinite(lower) else 0.3
         )
         margin = generator.choice([0.0, 1.0, generator.exponential()])
-        value = generator.choice([0.1, 0.5, generator.uniform(0.01, 0.99)])
-        if i % 3 == 0:
-            x = np.array(x)
+        value = generator.choice([0.1, 0.5, generator.uniform(0.01, 0.99), 0.0])
+        if sigmoid not in ("linear", "quadratic"):
+            value = value or 0.1
+        x = [x, np.array(x), np.array([x]), np.array([[x]]), np.array([x, 0.2])][i % 5]
         with np.errstate(all="ignore"):
             expected = library(x, (lower, upper), margin, sigmoid, value)
             got = control_suite.tolerance(x, (lower, upper), margin, sigmoid, value)

@@ -1,0 +1,528 @@
+"""Many environments of one task, stepped together: here, or in worker processes.
+
+Actions, observations, rewards and flags live in one piece of anonymous shared memory; a decision of the whole
+pool costs one short message to each worker and one back. The actions of every running episode stay there
+too. An episode is a function of its key and its actions, so when a worker dies another takes its place,
+plays the episodes again up to the same decision and goes on as if nothing had happened.
+
+Nothing outlives the pool's process, however that ends: workers stop when their connection closes or their
+parent is gone, and the memory has no name.
+
+``python -m iqrl.environment_pool`` is a worker; only the pool starts it.
+"""
+
+import ctypes
+import json
+import math
+import mmap
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from multiprocessing.connection import Connection, Pipe, wait
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from iqrl import tasks
+from iqrl.environment import Environment, check_key
+from iqrl.tasks import TaskSpec
+
+Key = tuple[int, ...]
+
+# A worker that dies this many times before it answers once will not get better.
+MAXIMUM_FAILURES = 3
+
+_STEP = b"step"
+_MESSAGE_S = 50e-6  # what a message and its answer cost, measured
+_THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMEXPR_NUM_THREADS")
+
+
+class WorkerError(RuntimeError):
+    """A worker process cannot be kept alive. The pool is closed."""
+
+
+class EnvironmentPool:
+    """`count` environments of a task behind one reset and one step.
+
+    Results do not depend on `workers`, to the last bit.
+
+    Args:
+        task_name: as `tasks.parse` takes it.
+        count: number of environments, N.
+        action_repeat: env steps a decision.
+        workers: processes; 0 steps here; "auto" times a few decisions and takes workers, up to one for each
+            core that this process may use, where they should make a step shorter.
+        reply_timeout_s: seconds after which a worker that gives no answer counts as dead.
+    Attributes:
+        spec: the task's sizes.
+        workers: processes in use.
+        errors: what went wrong, by environment. Such an environment observes NaN and is left alone until its
+            next reset.
+    Raises:
+        InputError: as `Environment`.
+        WorkerError: workers die as they start.
+    """
+
+    def __init__(
+        self,
+        task_name: str,
+        count: int,
+        action_repeat: int = 2,
+        workers: int | Literal["auto"] = "auto",
+        reply_timeout_s: float = 600.0,
+    ):
+        if count < 1:
+            raise ValueError(f"count={count}: expected at least 1 environment")
+        self.spec: TaskSpec = tasks.spec(task_name, action_repeat)
+        self.count = count
+        self.workers = _automatic_workers(count, self.spec) if workers == "auto" else min(workers, count)
+        self.errors: dict[int, str] = {}
+        self._reply_timeout_s = reply_timeout_s
+        self._keys: list[Key | None] = [None] * count  # of running episodes
+        self._asked: np.ndarray | None = None  # the environments of a step under way, (N,)
+        self._crew: list[_Worker] = []
+        self._environments: dict[int, Environment] = {}
+        if self.workers == 0:
+            self._slots = _Slots(bytearray(_Slots.size(count, self.spec)), count, self.spec)
+            self._environments = {i: Environment(task_name, action_repeat) for i in range(count)}
+        else:
+            memory = _anonymous_memory(_Slots.size(count, self.spec))
+            self._slots = _Slots(mmap.mmap(memory, 0), count, self.spec)
+            shares = np.array_split(np.arange(count), self.workers)
+            self._crew = [
+                _Worker(number, share.tolist(), memory, count, self.spec)
+                for number, share in enumerate(shares)
+            ]
+            self._memory = memory
+            try:
+                for worker in self._crew:
+                    worker.start([])
+                self._collect(None)
+            except BaseException:
+                self.close()
+                raise
+        self._observations = self._slots.observations.copy()  # what was last handed out
+
+    def reset(self, keys: Sequence[Key | None]) -> np.ndarray:
+        """Start episodes.
+
+        Args:
+            keys: N episode keys as `Environment.reset` takes them; None leaves that environment as it is.
+        Returns: observations (N, O) float32, of environments left alone the last ones.
+        """
+        if len(keys) != self.count:
+            raise ValueError(f"{len(keys)} keys for {self.count} environments")
+        wanted = {i: tuple(int(entry) for entry in key) for i, key in enumerate(keys) if key is not None}
+        for i, key in wanted.items():
+            check_key(key)
+            self._keys[i] = None  # not to be played again should its worker die now
+            self.errors.pop(i, None)
+        self._perform(_reset_message(wanted))
+        for i, key in wanted.items():
+            self._slots.decisions[i] = 0
+            if i not in self.errors:
+                self._keys[i] = key
+        return self._observed()
+
+    def step(
+        self, actions: np.ndarray, active: np.ndarray | None = None
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+        """Take one decision in each active environment.
+
+        Args:
+            actions: (N, A) in [-1, 1].
+            active: (N,) bool; None is every environment whose episode is running. Failed ones are left out.
+        Returns: observations (N, O) float32, rewards (N,) float64, terminated (N,) bool, truncated (N,) bool.
+            Inactive environments keep their observation, with reward 0 and no flag; failed ones observe and
+            are rewarded NaN.
+        Raises:
+            RuntimeError: an active environment's episode has ended.
+            WorkerError: a worker died too often.
+        """
+        self.begin_step(actions, active)
+        return self.end_step()
+
+    def begin_step(self, actions: np.ndarray, active: np.ndarray | None = None) -> None:
+        """Send the workers off and return; `end_step` has the results. Without workers, take the step."""
+        if self._asked is not None:
+            raise RuntimeError("a step is under way: end_step comes first")
+        if actions.shape != (self.count, self.spec.action_dim):
+            raise ValueError(
+                f"actions of shape {actions.shape}: expected {(self.count, self.spec.action_dim)}"
+            )
+        running = np.array([key is not None for key in self._keys])
+        failed = np.array([i in self.errors for i in range(self.count)])
+        asked = running if active is None else np.asarray(active, bool) & ~failed
+        if (asked & ~running).any():
+            raise RuntimeError(
+                f"environments {np.flatnonzero(asked & ~running).tolist()} have no running episode"
+            )
+        slots = self._slots
+        slots.active[:] = asked
+        slots.rewards[:] = 0.0
+        slots.terminated[:] = slots.truncated[:] = False
+        rows = np.flatnonzero(asked)
+        slots.actions[rows, slots.decisions[rows]] = actions[rows]
+        self._asked = asked
+        self._send(_STEP)
+
+    def end_step(self) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+        """The results of the step begun, as `step` returns them."""
+        if self._asked is None:
+            raise RuntimeError("no step is under way")
+        self._collect(_STEP)
+        slots = self._slots
+        slots.decisions += self._asked
+        for i in np.flatnonzero(self._asked & (slots.terminated | slots.truncated)):
+            self._keys[i] = None
+        self._asked = None
+        observations = self._observed()
+        rewards = slots.rewards.copy()
+        rewards[list(self.errors)] = np.nan
+        return observations, rewards, slots.terminated.copy(), slots.truncated.copy()
+
+    def close(self) -> None:
+        """Stop the workers. The pool cannot be used afterwards."""
+        for worker in self._crew:
+            worker.stop()
+        if self._crew:
+            os.close(self._memory)
+        self._crew = []
+        for environment in self._environments.values():
+            environment.close()
+        self._environments = {}
+
+    def __enter__(self) -> "EnvironmentPool":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _observed(self) -> np.ndarray:
+        self._slots.observations[list(self.errors)] = np.nan
+        self._observations = self._slots.observations.copy()
+        return self._observations.copy()
+
+    def _perform(self, message: bytes) -> None:
+        self._send(message)
+        self._collect(message)
+
+    def _send(self, message: bytes) -> None:
+        if not self._crew:
+            if not self._environments:
+                raise RuntimeError("the pool is closed")
+            self._fail(_obey(message, self._environments, self._slots))
+        for worker in self._crew:
+            worker.send(message)
+
+    def _collect(self, message: bytes | None) -> None:
+        """Wait for every worker's answer to `message` (None: to its start), replacing those that die."""
+        waiting = {worker.connection: worker for worker in self._crew}
+        while waiting:
+            ready = wait(list(waiting), self._reply_timeout_s)
+            if not ready:
+                for worker in waiting.values():
+                    worker.kill(f"no answer for {self._reply_timeout_s:g} s")
+                continue  # their connections are now at their end
+            for connection in ready:
+                worker = waiting.pop(connection)  # type: ignore[call-overload]
+                try:
+                    errors = worker.receive()
+                except (EOFError, OSError):
+                    self._replace(worker)
+                    waiting[worker.connection] = worker
+                    continue
+                self._fail(errors)
+                if worker.starting:
+                    worker.starting = False
+                    self._check_replay(worker)
+                    if message is not None:
+                        worker.send(message)  # not earlier: it would step on from what was to be checked
+                        waiting[worker.connection] = worker
+                        continue
+                worker.failures = 0
+
+    def _fail(self, errors: dict[int, str]) -> None:
+        for i, reason in errors.items():
+            self.errors[i] = reason
+            self._keys[i] = None
+
+    def _replace(self, worker: "_Worker") -> None:
+        reason = worker.reap()
+        worker.failures += 1
+        label = f"environment worker {worker.number} of {self.spec.name} died ({reason})"
+        if worker.failures >= MAXIMUM_FAILURES:
+            self.close()
+            raise WorkerError(f"{label}, {worker.failures} times in a row")
+        episodes = [(i, key) for i in worker.share if (key := self._keys[i]) is not None]
+        decisions = int(self._slots.decisions[[i for i, _ in episodes]].sum())
+        print(
+            f"{label}; starting another, {len(episodes)} episodes to bring back ({decisions} decisions)",
+            file=sys.stderr,
+            flush=True,
+        )
+        worker.start(episodes)
+
+    def _check_replay(self, worker: "_Worker") -> None:
+        """An episode that came back must observe what was last handed out."""
+        for i in worker.replayed:
+            if i not in self.errors and (self._slots.observations[i] != self._observations[i]).any():
+                self._fail({i: "came back in another state after its worker died"})
+        worker.replayed = []
+
+
+class _Slots:
+    """The arrays that the pool and its workers share, in one buffer."""
+
+    def __init__(self, buffer: Any, count: int, spec: TaskSpec):
+        offset = 0
+        for name, dtype, shape in self._fields(count, spec):
+            array: np.ndarray = np.frombuffer(buffer, dtype, math.prod(shape), offset).reshape(shape)
+            setattr(self, name, array)
+            offset += _padded(array.nbytes)
+
+    @staticmethod
+    def size(count: int, spec: TaskSpec) -> int:
+        """Bytes of the buffer."""
+        fields = _Slots._fields(count, spec)
+        return sum(_padded(np.dtype(dtype).itemsize * math.prod(shape)) for _, dtype, shape in fields)
+
+    @staticmethod
+    def _fields(count: int, spec: TaskSpec) -> list[tuple[str, type, tuple[int, ...]]]:
+        return [
+            # Every action of the current episode; pages are taken as it goes on.
+            ("actions", np.float32, (count, spec.episode_decisions, spec.action_dim)),
+            ("decisions", np.int32, (count,)),  # taken in the current episode; the pool counts
+            ("active", np.bool_, (count,)),
+            ("observations", np.float32, (count, spec.observation_dim)),
+            ("rewards", np.float64, (count,)),
+            ("terminated", np.bool_, (count,)),
+            ("truncated", np.bool_, (count,)),
+        ]
+
+    actions: np.ndarray
+    decisions: np.ndarray
+    active: np.ndarray
+    observations: np.ndarray
+    rewards: np.ndarray
+    terminated: np.ndarray
+    truncated: np.ndarray
+
+
+def _padded(size: int) -> int:
+    """Up to a whole number of cache lines."""
+    return -(-size // 64) * 64
+
+
+def _anonymous_memory(size: int) -> int:
+    """A file descriptor of `size` zero bytes that no name leads to."""
+    if hasattr(os, "memfd_create"):
+        descriptor = os.memfd_create("iqrl-environments", os.MFD_CLOEXEC)
+    else:
+        with tempfile.TemporaryFile() as file:
+            descriptor = os.dup(file.fileno())
+    os.ftruncate(descriptor, size)
+    return descriptor
+
+
+def _automatic_workers(count: int, spec: TaskSpec) -> int:
+    """The number of workers that should take a step soonest; 0 unless workers save a quarter of the time."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    if cores == 1 or count == 1:
+        return 0
+    environment = Environment(spec.name, spec.action_repeat)
+    environment.reset((0,))
+    action = np.zeros(spec.action_dim, np.float32)
+    times = []
+    for _ in range(min(20, spec.episode_decisions)):
+        start = time.perf_counter()
+        _, _, terminated, truncated = environment.step(action)
+        times.append(time.perf_counter() - start)
+        if terminated or truncated:
+            environment.reset((0,))
+    decision_s = float(np.median(times))
+    step_s = {
+        workers: math.ceil(count / workers) * decision_s + _MESSAGE_S * (1 + workers)
+        for workers in range(2, min(cores, count) + 1)
+    }
+    best = min(step_s, key=lambda workers: step_s[workers])
+    return best if step_s[best] < 0.75 * count * decision_s else 0
+
+
+# What a worker does, and the pool itself when it has none.
+
+
+def _obey(message: bytes, environments: dict[int, Environment], slots: _Slots) -> dict[int, str]:
+    """Do what a message says to these environments; what went wrong, by environment."""
+    errors: dict[int, str] = {}
+    if message == _STEP:
+        for i, environment in environments.items():
+            if slots.active[i]:
+                action = slots.actions[i, slots.decisions[i]]
+                try:
+                    result = environment.step(action)
+                except Exception as error:
+                    errors[i] = _described(error)
+                else:
+                    slots.observations[i], slots.rewards[i], slots.terminated[i], slots.truncated[i] = result
+        return errors
+    for i, key in json.loads(message):
+        if i in environments:
+            try:
+                slots.observations[i] = environments[i].reset(tuple(key))
+            except Exception as error:
+                errors[i] = _described(error)
+    return errors
+
+
+def _reset_message(keys: dict[int, Key]) -> bytes:
+    return json.dumps(list(keys.items())).encode()
+
+
+def _described(error: Exception) -> str:
+    return f"{type(error).__name__}: {' '.join(str(error).split())}"
+
+
+def _replay(environment: Environment, key: Key, actions: np.ndarray) -> np.ndarray:
+    """Play an episode again; the last observation, (O,)."""
+    observation = environment.reset(key)
+    for action in actions:
+        observation = environment.step(action)[0]
+    return observation
+
+
+class _Worker:
+    """The pool's end of one worker process."""
+
+    def __init__(self, number: int, share: list[int], memory: int, count: int, spec: TaskSpec):
+        self.number = number
+        self.share = share  # the environments it steps
+        self.failures = 0  # deaths since its last answer
+        self.starting = True  # its first answer says that it is ready
+        self.replayed: list[int] = []
+        self.connection: Connection
+        self._memory = memory
+        self._count = count
+        self._spec = spec
+        self._killed: str | None = None
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def start(self, episodes: list[tuple[int, Key]]) -> None:
+        """Start the process and let it play these episodes again. It answers when it is ready."""
+        self.connection, theirs = Pipe()
+        root = str(Path(__file__).resolve().parent.parent)
+        inherited = os.environ.get("PYTHONPATH")
+        environment = os.environ | {name: "1" for name in _THREADS}
+        environment |= {"MUJOCO_GL": "disable", "PYTHONPATH": f"{root}:{inherited}" if inherited else root}
+        # A fresh interpreter: forking a process with threads is unsafe, and multiprocessing's spawn would
+        # import the main program, torch included, in every worker.
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "iqrl.environment_pool", str(theirs.fileno()), str(self._memory)],
+            pass_fds=(theirs.fileno(), self._memory),
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            env=environment,
+        )
+        theirs.close()
+        self.starting, self._killed = True, None
+        self.replayed = [i for i, _ in episodes]
+        setup = {
+            "parent": os.getpid(),
+            "task": self._spec.name,
+            "action_repeat": self._spec.action_repeat,
+            "count": self._count,
+            "share": self.share,
+            "episodes": episodes,
+        }
+        self.send(json.dumps(setup).encode())
+
+    def send(self, message: bytes) -> None:
+        try:
+            self.connection.send_bytes(message)
+        except OSError:
+            pass  # it is dead: waiting for its answer will say so
+
+    def receive(self) -> dict[int, str]:
+        """Its answer: errors by environment. Raises EOFError or OSError when it has died."""
+        answer = self.connection.recv_bytes()
+        return {int(i): reason for i, reason in json.loads(answer).items()} if answer else {}
+
+    def kill(self, reason: str) -> None:
+        self._killed = reason
+        if self._process is not None:
+            self._process.kill()
+
+    def reap(self) -> str:
+        """Clear a dead process away; how it ended."""
+        self.connection.close()
+        assert self._process is not None
+        self._process.kill()  # closing its connection does not prove that it has ended
+        code = self._process.wait()
+        return self._killed or (f"signal {-code}" if code < 0 else f"exit status {code}")
+
+    def stop(self) -> None:
+        if self._process is None:
+            return
+        self.connection.close()
+        try:
+            self._process.wait(timeout=2)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+
+
+def _end_with_parent(parent: int) -> None:
+    """End when the parent does, even by SIGKILL, and leave every other signal to it.
+
+    Terminals and Slurm signal whole process groups; the parent decides what a signal means. Linux sends
+    SIGTERM here when the thread that started this process ends, which need not be the end of the parent.
+    """
+
+    def when_parent_is_gone(*_: object) -> None:
+        if os.getppid() != parent:
+            os._exit(1)
+
+    for ignored in (signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2):
+        signal.signal(ignored, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, when_parent_is_gone)
+    if sys.platform == "linux":
+        set_parent_death_signal = 1  # PR_SET_PDEATHSIG
+        ctypes.CDLL(None).prctl(set_parent_death_signal, signal.SIGTERM)
+    when_parent_is_gone()  # it may have ended before
+
+
+def _work(connection: Connection, memory: int) -> None:
+    setup = json.loads(connection.recv_bytes())
+    _end_with_parent(setup["parent"])
+    environments = {i: Environment(setup["task"], setup["action_repeat"]) for i in setup["share"]}
+    spec = next(iter(environments.values())).spec
+    slots = _Slots(mmap.mmap(memory, 0), setup["count"], spec)
+    os.close(memory)
+    errors: dict[int, str] = {}
+    for i, key in setup["episodes"]:
+        try:
+            slots.observations[i] = _replay(
+                environments[i], tuple(key), slots.actions[i, : slots.decisions[i]]
+            )
+        except Exception as error:
+            errors[i] = _described(error)
+    while True:
+        connection.send_bytes(json.dumps(errors).encode() if errors else b"")
+        errors = _obey(connection.recv_bytes(), environments, slots)
+
+
+def main() -> None:
+    """Serve a pool until it hangs up."""
+    try:
+        _work(Connection(int(sys.argv[1])), int(sys.argv[2]))
+    except (EOFError, BrokenPipeError, ConnectionResetError):
+        pass
+
+
+if __name__ == "__main__":
+    main()
