@@ -74,6 +74,10 @@ class Arm:
     tasks: tuple[str, ...]
     start_from: tuple[str, str] | None = None
 
+    def without(self, key: str) -> Arm:
+        """The arm with one change fewer."""
+        return dataclasses.replace(self, delta={k: v for k, v in self.delta.items() if k != key})
+
 
 @dataclass(frozen=True)
 class PlannedRun:
@@ -161,7 +165,7 @@ def load(name: str, scale: str | None = None) -> Sweep:
     """
     path = find(name)
     content = read(path)
-    with _within(_shown(path)):
+    with within(shown(path)):
         return plan(path.stem, content, scale)
 
 
@@ -171,7 +175,7 @@ def read(path: Path) -> dict[str, Any]:
     Raises:
         InputError: naming the file and the key.
     """
-    with _within(_shown(path)):
+    with within(shown(path)):
         try:
             text = path.read_text()
             if "${" in text:
@@ -197,7 +201,7 @@ def read(path: Path) -> dict[str, Any]:
         if "lite" in content:
             lite = _mapping("lite", content["lite"], _LITE_KEYS, sections=True)
             if not isinstance(lite.get("note"), str) or not lite["note"].strip():
-                raise InputError("lite.note: missing; expected what figures say: narrow networks (preset=small)")
+                raise InputError("lite.note: missing; expected what figures say: `narrow networks`")
             for name, arm in _mapping("lite.arms", lite.get("arms", {})).items():
                 if name not in content["arms"]:
                     raise InputError(f"lite.arms.{name}: no such arm{_suggest(name, content['arms'])}")
@@ -214,29 +218,20 @@ def plan(stem: str, content: Mapping[str, Any], scale: str | None = None) -> Swe
     """
     own = content.get("scale", "full")
     scale = own if scale is None else _one_of("scale", scale, SCALES)
-    base, arms_said, chosen = dict(content.get("base", {})), dict(content["arms"]), dict(content)
-    if scale == "lite":
-        if "lite" not in content:
-            raise InputError("scale=lite: this sweep has no `lite` section")
-        chosen |= content["lite"]
-        base |= {k: v for k, v in content["lite"].items() if k == "preset" or "." in k}
-        for name, change in content["lite"].get("arms", {}).items():
-            if change is None:
-                del arms_said[name]
-            else:
-                arms_said[name] = _changed(arms_said[name], change)
+    base, arms_said = at_scale(content, scale)
+    chosen = content if scale == "full" else {**content, **content["lite"]}
     all_tasks, seeds = _tasks(chosen["tasks"]), config.parse_seeds(chosen["seeds"])
     budgets = _budgets(chosen["env_steps"], all_tasks)
-    with _within("base"):
+    with within("base"):
         config.resolve([("base", _nested(base))])
     arms, runs = [], dict[str, dict[tuple[str, int], PlannedRun]]()
     for name, said in arms_said.items():
-        with _within(f"arm {name}"):
-            arms.append(_arm(name, said or {}, base, all_tasks))
+        with within(f"arm {name}"):
+            arms.append(_arm(name, said, base, all_tasks))
             runs[name] = _runs(arms[-1], base, seeds, budgets)
     for arm in arms:
         if arm.start_from:
-            with _within(f"arm {arm.name}"):
+            with within(f"arm {arm.name}"):
                 runs[arm.name] = _started(arm, {a.name: a for a in arms}, runs)
     return Sweep(
         name=stem if scale == own else f"{stem}-{scale}", scale=scale, note=chosen.get("note", ""),
@@ -246,9 +241,25 @@ def plan(stem: str, content: Mapping[str, Any], scale: str | None = None) -> Swe
     )
 
 
-def _changed(arm: Mapping[str, Any] | None, change: Mapping[str, Any]) -> dict[str, Any]:
-    """An arm at lite scale; a key changed to null is taken back."""
-    return {k: v for k, v in {**(arm or {}), **change}.items() if v is not None}
+def at_scale(content: Mapping[str, Any], scale: str) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:
+    """The base and the arms, as the file says them for a scale.
+
+    Raises:
+        InputError: if the file has no such scale.
+    """
+    base = dict(content.get("base", {}))
+    arms = {name: dict(arm or {}) for name, arm in content["arms"].items()}
+    if scale == "full":
+        return base, arms
+    if "lite" not in content:
+        raise InputError("scale=lite: this sweep has no `lite` section")
+    base |= {k: v for k, v in content["lite"].items() if k == "preset" or "." in k}
+    for name, change in content["lite"].get("arms", {}).items():
+        if change is None:
+            del arms[name]
+        else:  # a key that is null is taken back
+            arms[name] = {k: v for k, v in {**arms[name], **change}.items() if v is not None}
+    return base, arms
 
 
 def _arm(name: str, said: Mapping[str, Any], base: Mapping[str, Any], all_tasks: Sequence[str]) -> Arm:
@@ -319,7 +330,7 @@ def _started(
 def _tasks(value: Any) -> list[str]:
     if not isinstance(value, list) or not value:
         raise InputError(f"tasks={value}: expected a list, such as [walker-walk, cheetah-run]")
-    with _within("tasks"):
+    with within("tasks"):
         found = [tasks.parse(name).name for name in value]
         for name in found:
             if found.count(name) > 1:
@@ -394,12 +405,12 @@ def _suggest(word: str, known: Any) -> str:
     return f"; did you mean {close[0]}?" if close else ""
 
 
-def _shown(path: Path) -> str:
+def shown(path: Path) -> str:
     return f"ablations/{path.name}" if path.parent == FOLDER else str(path)
 
 
 @contextlib.contextmanager
-def _within(where: str) -> Iterator[None]:
+def within(where: str) -> Iterator[None]:
     """Says in an input error where it is."""
     try:
         yield
