@@ -56,6 +56,7 @@ KEYS = {
     "published": Key(
         None, Path, "a checkout with published results, one of its files, or a tidy Parquet file"
     ),
+    "algorithms": Key(None, str, "published algorithms to show, separated by commas, or all"),
     "replicates": Key(2000, _count, "bootstrap replicates, a number of at least 1"),
     "short": Key(
         "cut", _one_of("cut", "drop"), "cut (an arm ends where its shortest run does) or drop (short runs)"
@@ -87,7 +88,7 @@ class Command:
 COMMANDS = {
     "figures": Command(
         "draw every figure (PDF, PNG), the tables and the report: all that `make figures` makes",
-        (*_STUDY, "style", "published", "caption", "only"),
+        (*_STUDY, "style", "published", "algorithms", "caption", "only"),
         (
             "python -m analysis figures",
             "python -m analysis figures sweep=quickstart style=icml",
@@ -101,18 +102,21 @@ COMMANDS = {
     ),
     "report": Command(
         "write report.html: one file with figures, tables, failures and commands",
-        (*_STUDY, "style", "published"),
+        (*_STUDY, "style", "published", "algorithms"),
         ("python -m analysis report", "python -m analysis report sweep=quickstart out=/tmp/report"),
     ),
     "watch": Command(
         "write the report again and again while a sweep runs",
-        (*_STUDY, "style", "published", "every", "times"),
+        (*_STUDY, "style", "published", "algorithms", "every", "times"),
         ("python -m analysis watch every=30",),
     ),
     "compare": Command(
         "set own results beside published ones at 100k, 500k and 1M env steps",
-        (*_STUDY, "published"),
-        ("python -m analysis compare published=published.parquet",),
+        (*_STUDY, "published", "algorithms"),
+        (
+            "python -m analysis compare published=published.parquet",
+            "python -m analysis compare published=../tdmpc2 algorithms=TD-MPC2,SAC sweep=quickstart",
+        ),
     ),
     "status": Command(
         "list the runs: how far each is, and what is wrong with it",

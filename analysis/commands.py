@@ -12,7 +12,8 @@ import pandas as pd
 from analysis import runs, style
 from analysis.errors import InputError
 from analysis.figures import FIGURES
-from analysis.figures.drawing import Context, Published
+from analysis.figures.drawing import Context
+from analysis.published import Published
 from analysis.render import render
 from analysis.study import Problem, Study, build, read_manifests
 
@@ -30,7 +31,7 @@ def _published(options: dict[str, Any]) -> Published | None:
         return None
     from analysis import published
 
-    return published.load(options["published"])
+    return published.select(published.load(options["published"]), options["algorithms"])
 
 
 def _contexts(studies: list[Study], options: dict[str, Any]) -> list[Context]:
@@ -223,7 +224,7 @@ def _write_report(
 def _given(options: dict[str, Any]) -> list[str]:
     """The options that a report depends on, as one types them."""
     texts = {"runs": ",".join(map(str, options["runs"]))}
-    for key in ("sweep", "style", "published", "at"):
+    for key in ("sweep", "style", "published", "algorithms", "at"):
         if options.get(key) is not None:
             texts[key] = str(options[key])
     texts |= {key: str(options[key]) for key in ("short", "replicates")}

@@ -6,21 +6,13 @@ import numpy as np
 import pandas as pd
 
 from analysis import style
-from analysis.figures.drawing import Published
-from analysis.published import at
+from analysis.published import Published, agent_of, at
 from analysis.runs import records
 from analysis.statistics import student_t
 from analysis.study import Study
 from analysis.tables import Table
 
 MARKS = (100_000, 500_000, 1_000_000)
-SAME = {"dcmpc": "dcwm"}  # published under another name
-
-
-def agent_of(algorithm: str) -> str:
-    """The agent here that implements a published algorithm: "MR.Q" -> "mrq", "SAC [simba]" -> "sac"."""
-    key = "".join(letter for letter in algorithm.partition(" [")[0].lower() if letter.isalnum())
-    return SAME.get(key, key)
 
 
 def compare(study: Study, published: Published, marks: tuple[int, ...] = MARKS) -> pd.DataFrame:

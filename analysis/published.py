@@ -19,12 +19,13 @@ from __future__ import annotations
 import csv
 import re
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 
 from analysis.errors import InputError
-from analysis.figures.drawing import Published
 
 COLUMNS = ("source", "algorithm", "task", "seed", "env_step", "episode_return")
 REMARKS = {
@@ -33,7 +34,7 @@ REMARKS = {
     "TCRL": "TCRL evaluates 1k env steps after each mark",
     "DC-MPC": "DC-MPC files count env steps",
     "SimBa": "SimBa files as labelled; TD7's labels in them run late, by up to a factor of two",
-    "tidy": "tidy table in env steps",
+    "tidy": "steps as its table gives them",
 }
 NAMES = {
     "dcwm": "DC-MPC", "dcmpc": "DC-MPC", "tdmpc2": "TD-MPC2", "tdmpcv2": "TD-MPC2", "tdmpc": "TD-MPC",
@@ -41,7 +42,17 @@ NAMES = {
     "ddpg": "DDPG", "iqrl": "iQRL", "td3": "TD3", "sacsimba": "SAC-SimBa", "ddpgsimba": "DDPG-SimBa",
     "simbatdmpcv2": "TD-MPC2-SimBa",
 }  # fmt: skip
+SAME = {"dcmpc": "dcwm"}  # published under another name
+IMPLEMENTED = ("iqrl", "td3", "td7", "tcrl", "dcwm", "mrq")
 SUFFIXES = (".csv", ".txt", ".parquet")
+
+
+@dataclass(frozen=True)
+class Published:
+    """Curves of other people's runs: a row a seed and evaluation (COLUMNS), and remarks on their steps."""
+
+    frame: pd.DataFrame
+    remarks: list[str]
 
 
 def load(path: Path) -> Published:
@@ -73,6 +84,48 @@ def load(path: Path) -> Published:
     )
     frame = _split_repeated_seeds(frame)
     return Published(frame[list(COLUMNS)], [REMARKS[name] for name in sorted(formats)])
+
+
+def select(published: Published, algorithms: str | None) -> Published:
+    """The algorithms named in "A,B"; all for "all"; without a choice those that this project implements.
+
+    Raises:
+        InputError: one of the names is not in the published results.
+    """
+    present = sorted(published.frame["algorithm"].unique())
+    if algorithms == "all":
+        return published
+    if algorithms is None:
+        chosen = [name for name in present if agent_of(name) in IMPLEMENTED] or present
+    else:
+        chosen = algorithms.split(",")
+        for name in chosen:
+            if name not in present:
+                raise InputError(
+                    f"algorithms={name}: not in the published results; expected some of {present}"
+                )
+    return Published(published.frame[published.frame["algorithm"].isin(chosen)], published.remarks)
+
+
+def agent_of(algorithm: str) -> str:
+    """The agent here that implements a published algorithm: "MR.Q" -> "mrq", "SAC [simba]" -> "sac"."""
+    key = "".join(letter for letter in algorithm.partition(" [")[0].lower() if letter.isalnum())
+    return SAME.get(key, key)
+
+
+def common_scores(frame: pd.DataFrame, tasks: list[str], last: int) -> tuple[np.ndarray, list[np.ndarray]]:
+    """One algorithm's normalised returns where all its seeds on all `tasks` have a value.
+
+    Returns:
+        env steps up to `last`, and one (seeds, steps) array a task; both empty where a task is lacking.
+    """
+    frame = frame[frame["task"].isin(tasks) & (frame["env_step"] <= last)]
+    table = frame.pivot_table(index=["task", "seed"], columns="env_step", values="episode_return").dropna(
+        axis=1
+    )
+    if set(table.index.get_level_values("task")) != set(tasks):
+        return np.empty(0), []
+    return table.columns.to_numpy(), [table.loc[task].to_numpy() / 1000.0 for task in tasks]
 
 
 def _algorithm(name: str) -> str:

@@ -18,19 +18,12 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter
 
 from analysis import style
+from analysis.published import Published
 from analysis.statistics import REPLICATES, Estimate
 from analysis.study import Arm, Study
 
 CAPTION_SIZE = 0.78  # of the font size
 ENV_STEPS = "Environment steps"
-
-
-@dataclass(frozen=True)
-class Published:
-    """Curves of other people's runs: one row a seed and evaluation (columns of `published.COLUMNS`)."""
-
-    frame: pd.DataFrame
-    remarks: list[str]
 
 
 @dataclass(frozen=True)
@@ -225,6 +218,8 @@ def legend_above(
     while rows < len(handles) and math.ceil(len(handles) / rows) * max(lengths) > room and rows > 1:
         rows += 1
     columns = math.ceil(len(handles) / rows)
+    width, height = figure.get_size_inches()
+    figure.set_size_inches(width, height + (rows - 1) * 1.4 * context.style.font_size / 72)
     figure.legend(
         handles=handles, loc="outside upper center", ncols=columns, columnspacing=1.2, handlelength=1.8
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pandas as pd
+from matplotlib.lines import Line2D
 
 from analysis.figures.drawing import (
     Context,
@@ -14,18 +15,19 @@ from analysis.figures.drawing import (
     draw_curves,
     finish,
     frame_of,
+    hover_series,
     legend_above,
     step_axis,
-)  # fmt: skip
-from analysis.statistics import iqm
+)
+from analysis.figures.tasks import published_colour
+from analysis.published import common_scores
+from analysis.statistics import interval, iqm
 
 TITLE = "Interquartile mean of normalised return"
 
 
 def data(context: Context) -> pd.DataFrame:
     """One row an arm and env step: arm, env_step, point, low, high."""
-    from analysis.statistics import interval
-
     study = context.study
     tasks = study.shared_tasks()
     if not tasks:
@@ -33,25 +35,45 @@ def data(context: Context) -> pd.DataFrame:
     frames = []
     for arm in study.arms:
         steps = study.grid(arm.name)
-        frames.append(
-            frame_of(arm.name, steps, interval(study.scores(arm.name, steps, tasks), iqm, context.replicates))
-        )
+        estimate = interval(study.scores(arm.name, steps, tasks), iqm, context.replicates)
+        frames.append(frame_of(arm.name, steps, estimate))
     return pd.concat(frames, ignore_index=True)
 
 
+def published_data(context: Context) -> pd.DataFrame:
+    """Algorithms that have every task of the figure: arm (= algorithm), env_step, point, low, high."""
+    frames = [pd.DataFrame(columns=["arm", "env_step", "point", "low", "high"])]
+    tasks, budget = context.study.shared_tasks(), context.study.members["budget"].max()
+    for algorithm, rows in context.published.frame.groupby("algorithm") if context.published else ():
+        steps, scores = common_scores(rows, tasks, budget)
+        if len(steps):
+            frames.append(frame_of(str(algorithm), steps, interval(scores, iqm, context.replicates)))
+    return pd.concat(frames[1:] or frames, ignore_index=True)
+
+
 def draw(context: Context) -> Drawing:
-    frame = data(context)
+    frame, published = data(context), published_data(context)
     figure, axes = canvas(context, height=2.6)
-    series = draw_curves(context, axes[0, 0], frame)
-    step_axis(axes[0, 0])
-    axes[0, 0].set_ylabel("IQM of normalised return")
-    axes[0, 0].set_ylim(bottom=min(0.0, float(frame["low"].min()) if frame["low"].notna().any() else 0.0))
-    legend_above(context, figure)
+    ax = axes[0, 0]
+    series = draw_curves(context, ax, frame)
+    dashed = []
+    for algorithm, rows in published.groupby("arm"):
+        colour, label = published_colour(str(algorithm)), f"{algorithm}, published"
+        ax.plot(rows["env_step"], rows["point"], "--", color=colour, linewidth=0.8 * context.style.line_width)
+        series.append(hover_series(label, colour, rows))
+        dashed.append(Line2D([], [], linestyle="--", color=colour, label=label))
+    step_axis(ax)
+    ax.set_ylabel("IQM of normalised return")
+    ax.set_ylim(bottom=min(0.0, float(frame["low"].min()) if frame["low"].notna().any() else 0.0))
+    legend_above(context, figure, dashed)
     tasks = context.study.shared_tasks()
     left_out = sorted(set(context.study.tasks) - set(tasks))
-    caption = (
-        f"{TITLE} (return / 1000), {describe(context.study, tasks)}. Bands: {bootstrap_text(context)}."
-        + (f" Not in the mean, because an arm lacks them or their scale is unknown: {', '.join(left_out)}."
-           if left_out else "")
-    )  # fmt: skip
-    return Drawing(figure, finish(context, figure, caption), [(axes[0, 0], series)])
+    caption = f"{TITLE} (return / 1000), {describe(context.study, tasks)}. Bands: {bootstrap_text(context)}."
+    if left_out:
+        caption += (
+            f" Not in the mean, because an arm lacks them or their scale is unknown: {', '.join(left_out)}."
+        )
+    if context.published and dashed:
+        caption += " Dashed: published results on the same tasks, never pooled with own runs; "
+        caption += "; ".join(context.published.remarks) + "."
+    return Drawing(figure, finish(context, figure, caption), [(ax, series)])

@@ -24,6 +24,7 @@ from analysis.figures.drawing import (
     legend_above,
     step_axis,
 )  # fmt: skip
+from analysis.published import agent_of
 from analysis.statistics import student_t
 
 TITLE = "Return by task"
@@ -100,7 +101,7 @@ def draw(context: Context) -> Drawing:
         ax.set_title(task, fontsize=context.style.font_size - (1 if len(task) < 20 else 2))
         step_axis(ax, label=False)
         ax.locator_params(axis="x", nbins=3 if columns > 2 else 5)
-        ax.set_ylim(*_limits(frame[frame["task"] == task]))
+        ax.set_ylim(*_limits(frame[frame["task"] == task], published[published["task"] == task]))
         ax.locator_params(axis="y", nbins=5)
         hover.append((ax, series))
     for ax in axes.flat[len(study.tasks) :]:
@@ -138,11 +139,12 @@ def _draw_runs(context: Context, axes: Axes, task: str) -> None:
             axes.plot(steps, values, color=context.colours[arm.name], linewidth=0.5, alpha=0.7, zorder=2)
 
 
-def _limits(frame: pd.DataFrame) -> tuple[float, float]:
+def _limits(frame: pd.DataFrame, published: pd.DataFrame) -> tuple[float, float]:
     """A return is within 0 and 1000, whatever Student's t makes of two seeds; Gymnasium tasks have other
     scales.
     """
-    lowest, highest = float(frame["point"].min()), float(frame["point"].max())
+    points = np.array([*frame["point"], *published["point"]], dtype=float)
+    lowest, highest = float(np.nanmin(points)), float(np.nanmax(points))
     widest = float(np.nanmax([*frame["high"], highest]))
     bound = 1000.0 if highest <= 1000.0 else widest
     return min(0.0, lowest * 1.05), max(highest * 1.05, min(widest, bound), 1e-9)
@@ -152,5 +154,4 @@ def published_colour(algorithm: str) -> str:
     """The colour of the agent that implements a published algorithm; grey for one that this project has
     not.
     """
-    agent = "".join(letter for letter in algorithm.lower() if letter.isalnum())
-    return style.COLOURS.get({"dcmpc": "dcwm"}.get(agent, agent), "#8A8A8A")
+    return style.COLOURS.get(agent_of(algorithm), "#8A8A8A")
