@@ -123,11 +123,15 @@ def _train(runs: Sequence, folder_execution, folder: Path) -> int:  # type: igno
     from iqrl.environment_pool import WorkerError
     from iqrl.run_directory import RunDirectory
     from iqrl.trainer import Trainer, disk_message
+    from iqrl.transfer import inherited
 
     plan = executing.decide(folder_execution, runs[0])
     stop = StopFlag()
     failed = 0
     try:
+        for run in runs:
+            if not (folder / run.directory_name).exists():
+                inherited(run, folder)  # so that a run that cannot start leaves no directory
         directories = [RunDirectory.create(run, folder) for run in runs]
         todo = [(r, d) for r, d in zip(runs, directories, strict=True) if not d.done()]
         for run, directory in zip(runs, directories, strict=True):

@@ -177,6 +177,10 @@ class Agent(Generic[C]):
         """What the stage `name` wants."""
         return Stage()
 
+    def start_from(self, state: State, source: State) -> dict[str, Tensor]:
+        """The entries of a first `state` that a run takes over from the final state of another (`init_from`)."""
+        raise NotImplementedError
+
     # --- acting
 
     def act(

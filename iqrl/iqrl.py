@@ -57,6 +57,8 @@ class Config:
     enc_weight_decay: float = setting(0.01, "AdamW weight decay of the representation (Q25)", low=0.0)
     enc_tau: float = setting(0.005, "rate of the target encoder; 1 is no momentum (Q19)", low=0.0, high=1.0)
     enc_clip: float = setting(20.0, "largest gradient norm of the representation, 0 for none", low=0.0)
+    freeze_encoder: bool = setting(False, "the representation stays as it is at the start (section 9, transfer)")
+    init_from: str = setting("", "run directory whose final representation this run starts with (section 9, transfer)")
     # actor and critics (section 4)
     nstep: int = setting(1, "N of the returns; 3 on several tasks", low=1, high=100)
     released_nstep: bool = setting(False, "released code's returns (Q2, Q3)")
@@ -182,6 +184,10 @@ class IQRL(Agent[Config]):
             "target_actor": actor.clone(),
             "target_critic": critic.clone(),
         }
+
+    def start_from(self, state: State, source: State) -> dict[str, Tensor]:
+        """The representation and its target encoder; actor, critics and optimisers start anew (section 9, transfer)."""
+        return {"world": source["world"], "target": source["target"]}
 
     # --- acting
 
@@ -315,6 +321,21 @@ class IQRL(Agent[Config]):
         self, state: State, batch: Batch, noise: Mapping[str, Tensor]
     ) -> tuple[dict[str, Tensor], Metrics, Tensor]:
         c = self.config
+        changed, metrics = ({}, {}) if c.freeze_encoder else self._update_representation(state, batch, noise)
+        encoder = self._td_encoder({**state, **changed})
+        z = self.encode(encoder, batch.observation[0])
+        y = self.target_value(state, batch, encoder, noise)
+        gradient, (loss, parts) = grad_and_value(self.critic_loss, has_aux=True)(state["critic"], z, batch.action[0], y)
+        stepped, _ = self.optimiser.step("critic", state, gradient)
+        changed |= stepped
+        changed["target_critic"] = soft_update(state["target_critic"], stepped["critic"], c.tau)
+        metrics |= {"critic_loss": loss, **parts, "target_mean": y.mean(), "target_std": y.std()}
+        return changed, metrics, z
+
+    def _update_representation(
+        self, state: State, batch: Batch, noise: Mapping[str, Tensor]
+    ) -> tuple[dict[str, Tensor], Metrics]:
+        c = self.config
         metrics: Metrics = {}
         gradient = torch.zeros_like(state["world"])
         if c.enc_grad_from != "td":
@@ -327,15 +348,7 @@ class IQRL(Agent[Config]):
         changed, metrics["representation_gradient_norm"] = self.world_optimiser.step("world", state, gradient)
         online = self.world.extract(changed["world"], self.target)
         changed["target"] = soft_update(state["target"], online, c.enc_tau)
-        encoder = self._td_encoder(changed)
-        z = self.encode(encoder, batch.observation[0])
-        y = self.target_value(state, batch, encoder, noise)
-        gradient, (loss, parts) = grad_and_value(self.critic_loss, has_aux=True)(state["critic"], z, batch.action[0], y)
-        stepped, _ = self.optimiser.step("critic", state, gradient)
-        changed |= stepped
-        changed["target_critic"] = soft_update(state["target_critic"], stepped["critic"], c.tau)
-        metrics |= {"critic_loss": loss, **parts, "target_mean": y.mean(), "target_std": y.std()}
-        return changed, metrics, z
+        return changed, metrics
 
     def _td_encoder(self, state: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
         if self.config.td_encoder == "ema":

@@ -28,6 +28,7 @@ from iqrl.environment_pool import EnvironmentPool, WorkerError
 from iqrl.execution import Plan
 from iqrl.replay import Replay, gather, sample_uniform
 from iqrl.run_directory import LeaseLost, ReplayLog, RunDirectory, warn
+from iqrl.transfer import inherited
 
 TRAINING, EVALUATION = 0, 1  # second entry of an episode's key
 REPORT_SECONDS = 2.0
@@ -417,7 +418,10 @@ class Trainer:
 
     def _restore(self, place: int, lane: Lane, saved: dict[str, Any] | None) -> None:
         if saved is None:
+            first = inherited(lane.config, lane.directory.path.parent)
             lane.directory.open({}, [], self.replay.width)
+            for k, v in first.items():
+                self.engine.state[k][place].copy_(v)
             return
         lane.directory.open(saved["rows"], saved["replay"], self.replay.width)
         rows = ReplayLog.read(lane.directory.path / "replay", saved["replay"], self.replay.width)

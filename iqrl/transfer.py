@@ -1,0 +1,64 @@
+"""Starting a run with what another run has learned: `agent.init_from`, for agents that have that setting.
+
+Its value is the name of a run directory in the same folder. The name ends in that run's identity, and so
+the identity of a run contains the identity of the run that it starts from.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from iqrl import tasks
+from iqrl.config import RunConfig, load_run
+from iqrl.errors import InputError
+from iqrl.run_directory import RunDirectory, warn
+
+
+def inherited(run: RunConfig, runs: Path) -> dict[str, Tensor]:
+    """The entries of the run's first state that another run gives it; none if it starts from scratch.
+
+    Args:
+        run: the run that is about to start.
+        runs: the folder of run directories.
+
+    Raises:
+        InputError: if there is no such run, or it is incomplete, of another agent, or of other sizes.
+    """
+    name = getattr(run.settings, "init_from", "")
+    if not name:
+        return {}
+    key = f"agent.init_from={name}"
+    if Path(name).name != name:
+        raise InputError(f"{key}: expected the name of a run directory in {runs}, without a path")
+    try:
+        source = load_run(runs / name)
+    except InputError as error:
+        raise InputError(f"{key}: {error}") from None
+    if source.agent is not run.agent:
+        raise InputError(f"{key}: is a run of {source.agent.name}; expected one of {run.agent.name}")
+    directory = RunDirectory(runs / name)
+    if not directory.done():
+        raise InputError(f"{key}: that run is not complete; expected a finished one, so train it first")
+    agent = run.agent(run.settings, tasks.spec(run.task))
+    fresh = agent.initialise(torch.Generator().manual_seed(0))  # for its shapes
+    taken = agent.start_from(fresh, _final_state(directory, key))
+    for entry, value in taken.items():
+        if value.shape != fresh[entry].shape:
+            raise InputError(
+                f"{key}: its {entry} has shape {tuple(value.shape)}, this run's {tuple(fresh[entry].shape)};"
+                " expected a run of equal networks, on a task of equal observations and actions"
+            )
+    return taken
+
+
+def _final_state(directory: RunDirectory, key: str) -> dict[str, Tensor]:
+    for _, file in directory.checkpoints():
+        try:
+            state: dict[str, Tensor] = directory.load(file, 0, needs_replay=False)["engine"]["state"]
+            return state
+        except Exception as error:  # a damaged file can raise anything in the unpickler
+            warn(f"{error}; going back to the checkpoint before it")
+    raise InputError(f"{key}: {directory.path} has no usable checkpoint")
