@@ -338,8 +338,14 @@ def load_run(directory: Path) -> RunConfig:
 
 
 def pack_key(run: RunConfig) -> str:
-    """Equal for runs that can be trained as one pack: those that differ in nothing but their seed."""
-    return dataclasses.replace(run, seed=0).identity
+    """Equal for runs that can be trained as one pack: those that differ in nothing but their seed.
+
+    The run that one starts from may differ too: it is of the same seed, mostly.
+    """
+    settings = run.settings
+    if getattr(settings, "init_from", ""):
+        settings = dataclasses.replace(settings, init_from="from another run")
+    return dataclasses.replace(run, seed=0, settings=settings).identity
 
 
 def check_execution(execution: Execution) -> None:
