@@ -16,7 +16,7 @@ import matplotlib
 
 from analysis.errors import InputError
 from analysis.figures import FIGURES
-from analysis.figures.drawing import Context, Drawing, Skip
+from analysis.figures.drawing import CAPTION, Context, Drawing, Skip
 
 PARALLEL_FROM = 200  # runs in all studies from which a second process pays for its start
 
@@ -84,7 +84,7 @@ def _render_one(context: Context, name: str, out: Path | None, svg: bool) -> Ren
         except Skip as reason:
             rendered.skipped = str(reason)
             return rendered
-        rendered.caption = drawing.caption
+        rendered.caption = drawing.caption.text
         if out is not None:
             for suffix, metadata in ((".pdf", {"CreationDate": None}), (".png", {})):
                 path = out / context.study.name / f"{name}{suffix}"
@@ -96,16 +96,24 @@ def _render_one(context: Context, name: str, out: Path | None, svg: bool) -> Ren
 
 
 def _svg(drawing: Drawing, prefix: str) -> tuple[str, list[dict[str, Any]]]:
-    """The figure as an <svg> element whose ids are its own, and the axes that answer to the pointer."""
+    """The figure as an <svg> element whose ids are its own, and the axes that answer to the pointer.
+
+    The caption is cut off at the foot: the report prints it as text.
+    """
+    figure = drawing.figure
+    for artist in figure.texts:
+        artist.set_visible(artist.get_gid() != CAPTION)
     buffer = io.StringIO()
-    drawing.figure.savefig(buffer, format="svg", metadata={"Date": None})
+    figure.savefig(buffer, format="svg", metadata={"Date": None})
     text = buffer.getvalue()
     text = text[text.index("<svg") :]
+    width, height = figure.get_size_inches()
+    size = f'viewBox="0 0 {72 * width:g} {72 * (height - drawing.caption.foot):g}"'
+    text = re.sub(r'(?:width|height)="[\d.]+pt" ?', "", text, count=2)
+    text = re.sub(r'viewBox="[^"]*"', size, text, count=1)
     safe = re.sub(r"[^A-Za-z0-9_-]", "_", prefix)
     text = re.sub(r'\bid="', f'id="{safe}-', text)
     text = re.sub(r'(xlink:href="#|url\(#)', rf"\g<1>{safe}-", text)
-    figure = drawing.figure
-    height = figure.get_figheight()
     hover = []
     for ax, series in drawing.hover:
         if not series:

@@ -1,9 +1,8 @@
 """W&B offline runs of run directories: `<out>/wandb/offline-run-*`, for `wandb sync --append`.
 
 Needs the package `wandb`, which is an optional extra. Nothing is sent anywhere. Every export with news
-writes one more offline run under the id of the run directory, which holds only the new rows; synced in
-order, they are one run. Charts use `env_step` as their x-axis: W&B's own step must only grow, and the files
-interleave.
+writes one more offline run under the id of the run directory, which holds only the new rows; synced in order,
+they are one run. W&B's own step is the env step, so that rows of later exports come after earlier ones.
 """
 
 from __future__ import annotations
@@ -50,7 +49,7 @@ def export(folders: list[Path], out: Path, project: str = "self-predictive-rl") 
         session.define_metric("env_step")
         session.define_metric("*", step_metric="env_step")
         for step, values in _by_step(new):
-            session.log({"env_step": step, **values})
+            session.log({"env_step": step, **values}, step=step)
         session.finish()
         remember(found, place)
     return written

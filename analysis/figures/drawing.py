@@ -22,6 +22,7 @@ from analysis.published import Published
 from analysis.statistics import REPLICATES, Estimate
 from analysis.study import Arm, Study
 
+CAPTION = "caption"  # marks the texts at the foot of a figure
 CAPTION_SIZE = 0.78  # of the font size
 ENV_STEPS = "Environment steps"
 
@@ -44,12 +45,20 @@ class Context:
         return style.label(next(a for a in self.study.arms if a.name == arm))
 
 
+@dataclass(frozen=True)
+class Caption:
+    """A figure's caption, and the height in inches that it takes at the foot of the figure."""
+
+    text: str
+    foot: float
+
+
 @dataclass
 class Drawing:
     """A finished figure, its caption, and per axes the series that a report shows when pointed at."""
 
     figure: Figure
-    caption: str
+    caption: Caption
     hover: list[tuple[Axes, list[dict[str, Any]]]] = field(default_factory=list)
 
 
@@ -68,7 +77,7 @@ def canvas(
     return figure, figure.subplots(rows, columns, squeeze=False, **options)
 
 
-def finish(context: Context, figure: Figure, caption: str, x_label: str = "") -> str:
+def finish(context: Context, figure: Figure, caption: str, x_label: str = "") -> Caption:
     """Put the caption, the problems and the study's note below the figure; return them as one text.
 
     `x_label` is one label below all axes. What is missing and the study's note stand on the figure even
@@ -94,16 +103,21 @@ def finish(context: Context, figure: Figure, caption: str, x_label: str = "") ->
     engine = figure.get_layout_engine()
     if engine is not None:
         engine.set(rect=(0, share + label, 1, 1 - share - label))  # type: ignore[call-arg]
-    options: dict[str, Any] = {"va": "top", "ha": "left", "fontsize": size, "linespacing": 1.3}
+    options: dict[str, Any] = {
+        "va": "top",
+        "ha": "left",
+        "fontsize": size,
+        "linespacing": 1.3,
+        "gid": CAPTION,
+    }
     top = share - 0.06 / (body + foot)
     if lines:
         figure.text(0.01, top, "\n".join(lines), color="#404040", **options)
     if warning:
         top -= line_height * len(lines) / (body + foot)
         figure.text(0.01, top, "\n".join(warning), color="#B00020", **options)
-    return " ".join(
-        filter(None, [caption, problems, f"Note: {context.study.note}." if context.study.note else ""])
-    )
+    note = f"Note: {context.study.note}." if context.study.note else ""
+    return Caption(" ".join(filter(None, [caption, problems, note])), foot)
 
 
 def problem_line(study: Study, limit: int = 3) -> str:
