@@ -38,6 +38,8 @@ def draw(noise: Noise, count: int, source: torch.Generator) -> Tensor:
     shape = (count, *noise.shape)
     if noise.kind == "normal":
         return torch.randn(shape, generator=source, device=source.device)
+    if noise.kind == "bits":
+        return torch.randint(-(2**31), 2**31, shape, generator=source, device=source.device, dtype=torch.int32)
     dtype = torch.float64 if noise.kind == "uniform64" else torch.float32
     return torch.rand(shape, generator=source, device=source.device, dtype=dtype)
 
@@ -295,8 +297,14 @@ def lift(agent: Agent, stage: str, replay: Replay) -> Lifted:
 
 
 def _unaliased(changed: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Copies of entries that are handed over as they are ("target = online"), which a later write would change."""
-    return {k: v.clone() if any(v is old for old in state.values()) else v for k, v in changed.items()}
+    """Copies of entries that are handed over as they are ("target = online"): a later write would change them.
+
+    By `maximum`, not `clone`: torch 2.13's compiler drops a clone of an input and then reads the input after it
+    was written to.
+    """
+    return {
+        k: torch.maximum(v, v) if any(v is old for old in state.values()) else v for k, v in changed.items()
+    }
 
 
 def with_fallback(stage: str, function: Lifted) -> Lifted:
