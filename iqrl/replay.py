@@ -151,6 +151,12 @@ class Replay:
         self._first[seed], self._next[seed] = first, following + len(new)
         self.window[seed] = torch.tensor([first % self.ring, self.available(seed)])
 
+    def newest_actions(self, seed: int, count: int) -> np.ndarray:
+        """The last `count` actions (count, A) of the episode that is running, oldest first."""
+        index = torch.arange(self.written[seed] - count, self.written[seed]) % self.ring
+        split = self.spec.observation_dim
+        return self.rows[seed, index.to(self.rows.device), split:-2].cpu().numpy()
+
     def statistics(self, seed: int) -> dict[str, Tensor]:
         """Of the transitions kept: `mean_absolute_reward`, and the number of `terminations`. Scalars."""
         kept = self.rows[seed, : min(self.written[seed], self.ring)]
@@ -253,7 +259,7 @@ class Priorities:
             ValueError: if it is of another size, or its priorities do not stand where the starts are.
         """
         values = saved["priority"].to(self.values.device)
-        if values.shape != self.values[seed].shape or not torch.equal(values > 0, self.values[seed] > 0):
+        if values.shape != self.values[seed].shape or not torch.equal(values != 0, self.values[seed] != 0):
             raise ValueError("saved priorities do not belong to the transitions of this replay")
         self.values[seed] = values
         self.block_sums[seed] = values.view(-1, self.BLOCK).double().sum(-1)
