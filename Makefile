@@ -1,0 +1,85 @@
+# The index of what one can do here: `make help`.
+# Every target sets itself up from tested versions first. PYTHON is any Python 3.11 to 3.13; if its environment has a
+# CUDA build of PyTorch, that build is used as it is.
+
+PYTHON ?= python3
+VENV ?= .venv
+SWEEP ?= quickstart
+SCALE ?=
+CLUSTER ?= local
+PROFILE ?= default
+RUNS ?= runs
+FIGURES ?= figures
+STYLE ?= neurips
+PUBLISHED ?=
+PEER ?=
+ARGS ?=
+
+python := $(VENV)/bin/python
+ready := $(VENV)/.ready
+
+.DEFAULT_GOAL := help
+.PHONY: help setup sweep status figures report watch test test-slow lint bench storm clean-runs
+
+help: ## list the targets
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
+	@echo
+	@echo "make sweep SWEEP=fsq_levels SCALE=lite       one ablation, small, on this machine"
+	@echo "make sweep SWEEP=main CLUSTER=slurm PROFILE=mine"
+	@echo "make figures SWEEP=fsq_levels STYLE=icml"
+
+setup: $(ready) ## make the environment in $(VENV)
+
+$(ready): requirements.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
+	    || { echo "error: $(PYTHON) is older than Python 3.11: make PYTHON=/path/to/python3.11"; exit 2; }
+	$(PYTHON) -m venv $(VENV)
+	$(python) -m pip install --quiet --disable-pip-version-check --no-deps -r requirements.txt
+	@found=$$($(PYTHON) -c 'import os, torch; print(os.path.dirname(os.path.dirname(torch.__file__)) if torch.version.cuda else "")' 2>/dev/null); \
+	if [ -n "$$found" ]; then \
+	    echo "using the CUDA build of PyTorch in $$found"; \
+	    echo "$$found" > "$$($(python) -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/cuda_torch.pth"; \
+	else \
+	    $(python) -m pip install --quiet --disable-pip-version-check torch==2.13.0; \
+	fi
+	@touch $@
+
+sweep: $(ready) ## run a sweep of ablations/ (SWEEP, SCALE=lite|full, CLUSTER=local|slurm, PROFILE, RUNS)
+	@if [ "$(CLUSTER)" = slurm ]; then \
+	    $(python) -m slurm submit $(SWEEP) --profile $(PROFILE) runs=$(RUNS) $(if $(SCALE),scale=$(SCALE)) $(ARGS); \
+	else \
+	    $(python) -m slurm run $(SWEEP) runs=$(RUNS) $(if $(SCALE),scale=$(SCALE)) $(ARGS); \
+	fi
+
+status: $(ready) ## what is done, running, queued, failed or lost
+	@$(python) -m slurm status runs=$(RUNS) $(ARGS)
+
+figures: $(ready) ## draw every figure from the files in RUNS (SWEEP, STYLE=neurips|icml|slides, PUBLISHED)
+	@$(python) -m analysis figures runs=$(RUNS) out=$(FIGURES) style=$(STYLE) $(if $(filter command line,$(origin SWEEP)),sweep=$(SWEEP)) $(if $(PUBLISHED),published=$(PUBLISHED)) $(ARGS)
+
+report: $(ready) ## the same as one HTML page
+	@$(python) -m analysis report runs=$(RUNS) out=$(FIGURES) $(if $(PUBLISHED),published=$(PUBLISHED)) $(ARGS)
+
+watch: $(ready) ## refresh the report while a sweep runs
+	@$(python) -m analysis watch runs=$(RUNS) out=$(FIGURES) $(ARGS)
+
+test: $(ready) ## lint, types and the test suite (under 12 minutes on 2 cores)
+	@$(python) -m ruff check .
+	@$(python) -m mypy
+	@$(python) -m pytest $(ARGS)
+
+test-slow: $(ready) ## the slower evidence
+	@$(python) -m pytest -m slow $(ARGS)
+
+lint: $(ready)
+	@$(python) -m ruff check .
+	@$(python) -m mypy
+
+bench: $(ready) ## updates/s of every agent on this machine (PEER=iqrl:/path/to/checkout compares)
+	@$(python) -m benchmarks.speed $(if $(PEER),peer=$(PEER)) $(ARGS)
+
+storm: $(ready) ## a sweep on a real Slurm cluster on this machine under 30 injected faults
+	@$(python) -m benchmarks.storm $(ARGS)
+
+clean-runs: $(ready) ## delete RUNS, after asking
+	@$(python) -m slurm clean runs=$(RUNS)
