@@ -59,7 +59,6 @@ class Config:
 
 @register("td3")
 class TD3(Agent[Config]):
-    Config = Config
     profiles = {
         "protocol": {},
         "official": {

@@ -12,6 +12,7 @@ docs/agents.md.
 from __future__ import annotations
 
 import dataclasses
+import typing
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar
@@ -74,7 +75,10 @@ class Batch:
 
 @dataclass(frozen=True)
 class Noise:
-    """Random numbers that a function wants: shape, and "normal", "uniform" or "uniform64" (on [0, 1))."""
+    """Random numbers that a function wants: shape, and kind.
+
+    Kinds: "normal"; "uniform" and "uniform64" on [0, 1); "bits", int32 (a key for `iqrl.counter_random`).
+    """
 
     shape: tuple[int, ...]
     kind: str = "normal"
@@ -128,7 +132,7 @@ C = TypeVar("C")
 
 
 class Agent(Generic[C]):
-    """Base class. `Config` is the agent's flat configuration dataclass, made of `setting` fields.
+    """Base class of ``class MyAgent(Agent[Config])``, Config being its flat dataclass of `setting` fields.
 
     Args:
         config: a resolved `Config`.
@@ -136,10 +140,16 @@ class Agent(Generic[C]):
         dtype: compute type of the large matrix products, float32 or bfloat16.
     """
 
-    Config: ClassVar[type]
+    Config: ClassVar[type] = object
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {}  # named sets of configuration values: "small", ...
     profiles: ClassVar[Mapping[str, Mapping[str, Any]]] = {}  # likewise, chosen by the key `profile`
     name: ClassVar[str] = ""
+    compile_act: ClassVar[bool] = False  # compile `act` too, where learning is compiled: for planners
+
+    def __init_subclass__(cls, **keywords: Any) -> None:
+        super().__init_subclass__(**keywords)
+        for base in getattr(cls, "__orig_bases__", ()):
+            cls.Config = next(iter(typing.get_args(base)), cls.Config)
 
     def __init__(self, config: C, spec: TaskSpec, dtype: torch.dtype = torch.float32) -> None:
         self.config = config

@@ -9,7 +9,7 @@ import shlex
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
@@ -30,7 +30,7 @@ class Plan:
     dtype: torch.dtype
     compiled: bool
     threads: int
-    workers: int | str
+    workers: int | Literal["auto"]
     checkpoint_seconds: float
 
     def __str__(self) -> str:
@@ -83,7 +83,7 @@ def decide(execution: Execution, config: RunConfig) -> Plan:
     if execution.precision == "auto":
         dtype = torch.bfloat16 if fast_bfloat16(device) else torch.float32
     compiled = execution.compile == "on" or (execution.compile == "auto" and _worth_compiling(config))
-    workers: int | str = execution.workers if execution.workers == "auto" else int(execution.workers)
+    workers: int | Literal["auto"] = "auto" if execution.workers == "auto" else int(execution.workers)
     return Plan(device, dtype, compiled, threads, workers, execution.checkpoint_seconds)
 
 

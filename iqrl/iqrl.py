@@ -90,7 +90,6 @@ class Config:
 
 @register("iqrl")
 class IQRL(Agent[Config]):
-    Config = Config
     profiles = {
         "default": {},
         "released": {  # iqrl.md section 8, last line

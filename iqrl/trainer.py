@@ -198,7 +198,8 @@ class Trainer:
         p.episode_decisions += 1
         p.episode_return += reward
         lane.observation = after.copy()
-        due, stages = self.agent.after_decision(p), ()
+        due = self.agent.after_decision(p)
+        stages: tuple[str, ...] = ()
         if terminated or truncated:
             p.episodes += 1
             more, stages = self.agent.after_episode(p, lane.memory)
