@@ -306,11 +306,13 @@ def _read_csv(path: str, name: str, columns: tuple[str, ...], remarks: list[str]
         remarks.append(f"{name}: torn last line ({len(torn)} bytes) left out")
     lines = text.rstrip("\n").split("\n")
     header = lines[0].split(",")
-    if len(lines) == 1:
+    if header == [""]:
         return empty
     missing = [column for column in columns if column not in header]
     if missing and (columns[0] in missing or name == "evaluations.csv"):
         raise _Unreadable(f"{name}: no column {missing[0]!r} in its header")
+    if len(lines) == 1:
+        return empty
     commas = len(header) - 1
     bad = next((i for i, line in enumerate(lines) if line.count(",") != commas), None)
     if bad is not None:

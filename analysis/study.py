@@ -29,7 +29,11 @@ from analysis.runs import RunTables, records
 
 UNLISTED = "runs"  # the study of all runs that no sweep lists
 RETURN_SCALE = 1000.0  # a DeepMind Control episode returns 0 to 1000
-PER_RUN_KEYS = ("seed", "task")
+
+
+def _tells_runs_apart(key: str) -> bool:
+    """Whether a configuration key may make an arm: not what names the run, nor how it is only looked at."""
+    return key not in ("seed", "task") and not key.startswith("eval.")
 
 
 @dataclass(frozen=True)
@@ -308,8 +312,7 @@ def _differing_keys(tasks: pd.Series, configs: dict[Any, dict[str, Any]]) -> lis
     """
     differing = set()
     for _, indices in tasks.groupby(tasks).groups.items():
-        keys = set().union(*(configs[index].keys() for index in indices)) - set(PER_RUN_KEYS)
-        for key in keys:
+        for key in filter(_tells_runs_apart, set().union(*(configs[index].keys() for index in indices))):
             if len({json.dumps(configs[index].get(key)) for index in indices}) > 1:
                 differing.add(key)
     return sorted(differing)
@@ -357,6 +360,12 @@ def _checked(study: Study, short: str) -> Study:
             )
     for index, kind, detail in _odd_configurations(members[keep]):
         leave_out(index, kind, detail)
+    furthest = members[keep].sort_values("env_step", ascending=False, kind="stable")
+    for index in furthest.index[furthest.duplicated(["arm", "task", "seed"])]:
+        row = members.loc[index]
+        leave_out(
+            index, "duplicate", f"a second run of {row['arm']} on {row['task']}, seed {row['seed']:.0f}"
+        )
     for row in records(members[keep]):
         if row.status != "torn" and row.env_step >= row.budget:
             continue
@@ -404,9 +413,10 @@ def _odd_configurations(members: pd.DataFrame) -> list[tuple[Any, str, str]]:
     differences(list(configs), {key for key in everything if key.endswith("action_repeat")})
     for _, group in members.groupby(["arm", "task"]):
         texts = {
-            json.dumps({k: v for k, v in configs[i].items() if k not in PER_RUN_KEYS}) for i in group.index
+            json.dumps({key: value for key, value in configs[index].items() if _tells_runs_apart(key)})
+            for index in group.index
         }
         if len(texts) > 1:
             keys = set().union(*(configs[index].keys() for index in group.index))
-            differences(list(group.index), keys - set(PER_RUN_KEYS))
+            differences(list(group.index), set(filter(_tells_runs_apart, keys)))
     return odd

@@ -57,7 +57,7 @@ OVERLAPS = """
 const kinds = 'h1, h2, h3, p, dl, figcaption, .plot, .scroll, nav, summary';
 const boxes = [...document.querySelectorAll(kinds)]
   .filter((e) => e.getClientRects().length && e.id !== 'values')
-  .map((e) => ({ e, name: e.tagName + ' ' + e.textContent.trim().slice(0, 40), r: e.getBoundingClientRect() }));
+  .map((e) => ({ e, name: e.tagName + e.textContent.trim().slice(0, 30), r: e.getBoundingClientRect() }));
 const found = [];
 for (let i = 0; i < boxes.length; i++) for (let j = i + 1; j < boxes.length; j++) {
   const [a, b] = [boxes[i], boxes[j]];

@@ -1,0 +1,176 @@
+"""Which runs count: nothing missing, short, odd or doubled is used without being named."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from synthetic_runs import write_manifest, write_run, write_study
+
+from analysis.errors import InputError
+from analysis.runs import load
+from analysis.study import Study, build
+
+
+def studies(runs: Path, **options) -> dict[str, Study]:
+    built, _ = build(load([runs]), [runs], **options)
+    return {study.name: study for study in built}
+
+
+def kinds(study: Study) -> dict[str, str]:
+    return {problem.run: problem.kind for problem in study.problems}
+
+
+def test_a_complete_sweep_has_no_problems(runs: Path) -> None:
+    write_study(runs, seeds=3)
+    study = studies(runs)["quickstart"]
+    assert study.problems == []
+    assert [arm.name for arm in study.arms] == ["iqrl", "td3"]
+    assert study.seeds == (3, 3) and study.mark == 100_000
+    assert study.grid("iqrl").tolist() == [0, 20_000, 40_000, 60_000, 80_000, 100_000]
+
+
+def test_everything_that_can_be_wrong_is_named_and_not_used(tmp_path: Path) -> None:
+    """One missing seed, one NaN, one run stopped half-way, one other action repeat, one run in two folders."""
+    runs, copies = tmp_path / "runs", tmp_path / "copies"
+    made = write_study(runs, agents=("iqrl",), tasks=("walker-walk",), seeds=6)
+    missing, nan, half, odd, doubled, good = made
+    shutil.rmtree(missing)
+    text = (nan / "evaluations.csv").read_text().splitlines(keepends=True)
+    text[35] = "60000,4,nan,1000\n"
+    (nan / "evaluations.csv").write_text("".join(text))
+    (nan / "DONE").unlink()
+    shutil.rmtree(half)
+    write_run(runs, "iqrl", "walker-walk", 2, stop_at=40_000, end="interrupted")
+    config = (odd / "config.yaml").read_text()
+    (odd / "config.yaml").write_text(config + "action_repeat: 4\n")
+    copies.mkdir()
+    shutil.copytree(doubled, copies / doubled.name)
+    (built,), _ = build(load([runs, copies]), [runs, copies])
+    assert kinds(built) == {
+        missing.name: "missing", nan.name: "nan", half.name: "short", odd.name: "action repeat", doubled.name: "duplicate",
+    }  # fmt: skip
+    effects = {problem.run: problem.effect for problem in built.problems}
+    assert effects[nan.name] == effects[odd.name] == effects[doubled.name] == "left out"
+    assert effects[half.name].startswith("cuts iqrl there")
+    assert set(built.members["run"]) == {half.name, doubled.name, good.name}
+    assert built.members["run"].is_unique
+    assert built.mark == 40_000 and built.grid("iqrl").max() == 40_000
+
+
+def test_short_runs_can_be_left_out_instead(runs: Path) -> None:
+    made = write_study(runs, agents=("iqrl",), tasks=("walker-walk",), seeds=3)
+    shutil.rmtree(made[1])
+    write_run(runs, "iqrl", "walker-walk", 1, stop_at=40_000, end="running")
+    assert studies(runs, short="cut")["quickstart"].mark == 40_000
+    study = studies(runs, short="drop")["quickstart"]
+    assert study.mark == 100_000 and kinds(study) == {made[1].name: "short"}
+    assert len(study.members) == 2
+
+
+def test_of_two_folders_the_more_complete_one_counts(tmp_path: Path) -> None:
+    (tmp_path / "a").mkdir(), (tmp_path / "b").mkdir()
+    write_run(tmp_path / "a", stop_at=40_000, end="interrupted")
+    write_run(tmp_path / "b")
+    folders = [tmp_path / "a", tmp_path / "b"]
+    (study,), _ = build(load(folders), folders)
+    assert study.members["folder"].tolist() == [str(tmp_path / "b")]
+    assert [problem.kind for problem in study.problems] == ["duplicate"]
+
+
+def test_runs_of_no_sweep_are_grouped_by_what_differs(runs: Path) -> None:
+    for seed in range(2):
+        write_run(runs, "iqrl", "walker-walk", seed, horizon=5)
+        write_run(runs, "iqrl", "walker-walk", seed, horizon=3)
+        write_run(runs, "td3", "walker-walk", seed)
+    study = studies(runs)["runs"]
+    assert [arm.label for arm in study.arms] == ["iqrl (horizon=3)", "iqrl (horizon=5)", "td3"]
+    assert study.problems == [] and len(study.members) == 6
+
+
+def test_settings_that_follow_the_task_make_no_arms(runs: Path) -> None:
+    write_run(runs, "iqrl", "walker-walk", n_step=1)
+    write_run(runs, "iqrl", "dog-run", n_step=3)
+    assert [arm.label for arm in studies(runs)["runs"].arms] == ["iqrl"]
+
+
+def test_a_seed_that_one_task_lacks_is_named(runs: Path) -> None:
+    for seed in range(3):
+        write_run(runs, "iqrl", "walker-walk", seed)
+    write_run(runs, "iqrl", "dog-run", 0)
+    problems = studies(runs)["runs"].problems
+    assert [problem.detail for problem in problems] == [
+        "no run of seed 1, which iqrl has on other tasks",
+        "no run of seed 2, which iqrl has on other tasks",
+    ]
+
+
+def test_a_run_may_be_in_several_sweeps_and_listed_runs_are_not_unlisted(runs: Path) -> None:
+    run = write_run(runs)
+    other = write_run(runs, seed=1)
+    arms = [{"name": "a", "label": "A", "agent": "iqrl"}]
+    for name in ("first", "second"):
+        write_manifest(runs, name, arms, [(run.name, "a", "walker-walk", 0, 100_000)])
+    built = studies(runs)
+    assert set(built) == {"first", "second", "runs"}
+    assert built["runs"].members["run"].tolist() == [other.name]
+    assert set(studies(runs, sweep="second")) == {"second"}
+
+
+def test_no_such_sweep(runs: Path) -> None:
+    write_study(runs)
+    with pytest.raises(
+        InputError, match="sweep=quikstart: no such sweep in the given runs; there are: quickstart"
+    ):
+        studies(runs, sweep="quikstart")
+
+
+def test_nothing_to_show(runs: Path) -> None:
+    with pytest.raises(InputError, match="no run with an evaluation"):
+        studies(runs)
+
+
+def test_a_damaged_manifest_is_named(runs: Path) -> None:
+    write_study(runs)
+    (runs / "sweeps" / "broken.json").write_text('{"name": "broken"')
+    built, problems = build(load([runs]), [runs])
+    assert [study.name for study in built] == ["quickstart"]
+    assert [(problem.kind, problem.run) for problem in problems] == [("unreadable", "sweeps/broken.json")]
+
+
+def test_lite_scale_and_note_are_carried(runs: Path) -> None:
+    write_study(runs, note="narrow networks (preset=small)", scale="lite")
+    assert studies(runs)["quickstart"].note == "narrow networks (preset=small); scale: lite"
+
+
+def test_each_run_gives_its_latest_evaluation_at_or_before_a_step(runs: Path) -> None:
+    write_run(runs, seed=0, every=20_000, returns=[0.0, 1.0, 2.0, 3.0, 4.0, 5.0])
+    write_run(runs, seed=1, every=50_000, returns=[0.0, 10.0, 20.0])
+    study = studies(runs)["runs"]
+    values = study.runs("iqrl", "walker-walk", "mean_return", np.array([0, 30_000, 50_000, 99_999, 100_000]))
+    assert values.tolist() == [[0.0, 1.0, 2.0, 4.0, 5.0], [0.0, 0.0, 10.0, 10.0, 20.0]]
+    assert study.grid("iqrl").tolist() == [0, 50_000, 100_000]
+
+
+def test_a_seed_counts_once(runs: Path) -> None:
+    first = write_run(runs, seed=0, every=20_000)
+    write_run(runs, seed=0, every=50_000, stop_at=50_000, end="interrupted")
+    study = studies(runs)["runs"]
+    assert study.members["run"].tolist() == [first.name]
+    assert [problem.kind for problem in study.problems] == ["duplicate"]
+
+
+def test_gymnasium_tasks_have_no_known_scale(runs: Path) -> None:
+    write_run(runs, task="gym:CartPole-v1")
+    write_run(runs, task="walker-walk")
+    study = studies(runs)["runs"]
+    assert study.tasks == ["gym:CartPole-v1", "walker-walk"] and study.shared_tasks() == ["walker-walk"]
+
+
+def test_tasks_of_the_comparison_are_those_that_all_arms_have(runs: Path) -> None:
+    write_run(runs, "iqrl", "walker-walk")
+    write_run(runs, "iqrl", "dog-run")
+    write_run(runs, "td3", "walker-walk")
+    assert studies(runs)["runs"].shared_tasks() == ["walker-walk"]
