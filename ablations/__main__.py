@@ -83,7 +83,7 @@ def show(name: str, words: Sequence[str]) -> int:
     sweep = load(name, scale)
     print(f"{sweep.name}: {sweep.title} ({sweep.scale}{': ' + sweep.note if sweep.note else ''})")
     for title, text in (("question", sweep.question), ("finding", sweep.finding), ("figure", sweep.figure)):
-        print(textwrap.fill(text, 110, initial_indent=f"{title:9s} ", subsequent_indent=" " * 10))
+        print(_paragraph(title, text))
     print("arms")
     for arm in sweep.arms:
         changes = [f"{k}={_value(v)}" for k, v in arm.delta.items()]
@@ -91,6 +91,12 @@ def show(name: str, words: Sequence[str]) -> int:
         print(f"  {arm.name:16s} {arm.label:28s} {' '.join(changes) or '(the base)'}")
     print("\n".join(_sizes(sweep)))
     return 0
+
+
+def _paragraph(title: str, text: str) -> str:
+    return textwrap.fill(
+        text, 110, initial_indent=f"{title:9s} ", subsequent_indent=" " * 10, break_on_hyphens=False
+    )
 
 
 def _value(value: object) -> str:
@@ -105,11 +111,10 @@ def _sizes(sweep: Sweep) -> list[str]:
     unique = sweep.unique_runs()
     steps = sum(run.config.train.env_steps for run in unique)
     shared = f", {len(unique)} different ones" if len(unique) < len(sweep.runs) else ""
-    indents = {"initial_indent": "tasks     ", "subsequent_indent": " " * 10}
     counts = {"arm": len(sweep.arms), "task": len(tasks), "seed": len(seeds)}
     size = " x ".join(_count(number, thing) for thing, number in counts.items())
     return [
-        textwrap.fill(", ".join(tasks), 110, break_on_hyphens=False, **indents),
+        _paragraph("tasks", ", ".join(tasks)),
         f"seeds     {', '.join(map(str, seeds))}",
         f"budget    {' or '.join(f'{b:,}' for b in budgets)} env steps a run",
         f"runs      {size}: {_count(len(sweep.runs), 'run')}{shared}, {steps / 1e6:,.1f}M env steps",
@@ -127,7 +132,7 @@ def check_all(sweeps: Sequence[str]) -> int:
         print(f"error: {problem}", file=sys.stderr)
     if found:
         return 2
-    print(f"{len(sweeps)} sweeps: keys and tasks exist, arms differ, every change changes something")
+    print(f"{_count(len(sweeps), 'sweep')}: keys and tasks exist, arms differ, no change is idle")
     return 0
 
 

@@ -1,0 +1,229 @@
+"""`python -m ablations`: what it says of right and of broken sweeps."""
+
+import pytest
+from omegaconf import OmegaConf
+
+import ablations
+from ablations import __main__ as command
+from ablations import hours
+
+RIGHT = """\
+title: Horizon
+question: How far?
+finding: Not reported.
+figure: arms
+base: {agent: iqrl, eval.every: 10000}
+arms:
+  h5: {label: "H = 5"}
+  h1: {label: "H = 1", agent.horizon: 1}
+  td3: {label: TD3, agent: td3}
+tasks: [walker-walk, cheetah-run]
+seeds: 0..2
+env_steps: 100000
+lite:
+  note: narrow networks
+  preset: small
+  tasks: [walker-walk]
+  arms: {h1: {label: "H = 2", agent.horizon: 2}}
+"""
+
+# (what to replace, by what, what the message must name: the arm and key where there is one)
+BROKEN = {
+    "unknown agent key": (
+        "agent.horizon: 1",
+        "agent.horizn: 1",
+        ["arm h1", "agent.horizn", "did you mean agent.horizon"],
+    ),
+    "wrong type": ("agent.horizon: 1", "agent.horizon: one", ["arm h1", "agent.horizon=one", "whole number"]),
+    "out of range": ("agent.horizon: 1", "agent.horizon: 0", ["arm h1", "agent.horizon=0", "at least 1"]),
+    "not a choice": ("agent.horizon: 1", "agent.quantizer: fsk", ["arm h1", "agent.quantizer=fsk", "fsq"]),
+    "values that do not go together": ("agent.horizon: 1", "agent.use_tc: false", ["arm h1", "agent.use_tc"]),
+    "key without section": ("agent.horizon: 1", "horizon: 1", ["arm h1", "horizon: no such key"]),
+    "another agent's key": (
+        "agent: td3}",
+        "agent: td3, agent.fsq_levels: [8]}",
+        ["arm td3", "agent.fsq_levels"],
+    ),
+    "delta that is the default": (
+        "agent.horizon: 1",
+        "agent.horizon: 5, agent.nstep: 3",
+        ["arm h1", "agent.horizon=5", "default"],
+    ),
+    "delta of agent that is the base's": (
+        "agent.horizon: 1",
+        "agent: iqrl, agent.horizon: 1",
+        ["arm h1", "agent=iqrl", "default"],
+    ),
+    "equal arms": (
+        "{label: TD3, agent: td3}",
+        '{label: "H = 1 again", agent.horizon: 1}',
+        ["arm td3", "same configuration as arm h1"],
+    ),
+    "equal labels": ("label: TD3,", 'label: "H = 5",', ["arm td3", "label=H = 5", "arm h5"]),
+    "arm twice": ("  td3: {label: TD3, agent: td3}", "  h1: {label: other}", ["duplicate key h1"]),
+    "unknown agent": ("agent: td3}", "agent: td33}", ["arm td3", "agent=td33", "did you mean td3"]),
+    "unknown task": ("cheetah-run", "cheetah-rnu", ["tasks", "cheetah-rnu", "did you mean cheetah-run"]),
+    "task twice": (
+        "[walker-walk, cheetah-run]",
+        "[walker-walk, walker-walk]",
+        ["tasks", "walker-walk is named twice"],
+    ),
+    "bad modifier": ("cheetah-run]", "cheetah-run+wind=1]", ["tasks", "no modifier 'wind'"]),
+    "tasks that are no list": (
+        "[walker-walk, cheetah-run]",
+        "walker-walk",
+        ["tasks=walker-walk", "expected a list"],
+    ),
+    "bad seeds": ("0..2", "2..0", ["seeds=2..0", "is empty"]),
+    "bad budget": ("env_steps: 100000", "env_steps: -5", ["env_steps=-5", "whole number"]),
+    "budget of no group": ("env_steps: 100000", "env_steps: {easy: 9}", ["env_steps.medium", "cheetah-run"]),
+    "budget in an arm": (
+        "agent.horizon: 1",
+        "train.env_steps: 7",
+        ["arm h1", "train.env_steps", "`env_steps`"],
+    ),
+    "unknown top key": ("figure: arms", "figur: arms", ["figur: no such key", "did you mean figure"]),
+    "unknown figure": ("figure: arms", "figure: pie", ["figure=pie", "expected one of arms"]),
+    "missing question": ("question: How far?\n", "", ["question: missing"]),
+    "missing finding": ("finding: Not reported.", "finding:", ["finding: missing"]),
+    "missing arms": (RIGHT[RIGHT.index("arms:\n") : RIGHT.index("tasks:")], "", ["arms: missing"]),
+    "arms that are no mapping": (
+        RIGHT[RIGHT.index("arms:\n") : RIGHT.index("tasks:")],
+        "arms: [a, b]\n",
+        ["arms", "mapping"],
+    ),
+    "one arm": (
+        '  h1: {label: "H = 1", agent.horizon: 1}\n  td3: {label: TD3, agent: td3}\n',
+        "",
+        ["lite.arms.h1: no such arm"],
+    ),
+    "base key": ("eval.every: 10000", "eval.evry: 10000", ["base", "eval.evry", "did you mean eval.every"]),
+    "base that is the default": (
+        "eval.every: 10000",
+        "eval.every: 20000",
+        ["base", "eval.every=20000", "default"],
+    ),
+    "unknown preset": ("preset: small", "preset: smal", ["preset=smal", "small"]),
+    "lite without a note": ("  note: narrow networks\n", "", ["lite.note: missing"]),
+    "lite of an unknown arm": ("arms: {h1:", "arms: {h2:", ["lite.arms.h2", "no such arm"]),
+    "lite delta that is the default": (
+        "agent.horizon: 2",
+        "agent.horizon: 5",
+        ["lite", "arm h1", "same configuration as arm h5"],
+    ),
+    "starting from no arm": (
+        "agent.horizon: 1",
+        "start_from: {arm: h9, task: walker-walk}",
+        ["arm h1", "start_from.arm=h9"],
+    ),
+    "starting from another task": (
+        "agent.horizon: 1",
+        "start_from: {arm: h5, task: cup-catch}",
+        ["arm h1", "start_from.task=cup-catch"],
+    ),
+    "agent that cannot start from a run": (
+        "agent: td3}",
+        "agent: td3, start_from: {arm: h5, task: walker-walk}}",
+        ["arm td3", "start_from"],
+    ),
+    "interpolation": (
+        "finding: Not reported.",
+        "finding: ${oc.env:HOME}",
+        ["interpolation is not supported"],
+    ),
+    "no YAML": ("arms:\n", "arms: [\n", ["mine.yaml"]),
+    "no mapping": (RIGHT, "- a\n- b\n", ["a sweep", "expected a mapping"]),
+    "empty": (RIGHT, "", ["title: missing"]),
+}
+
+
+def run(words, capsys):
+    status = command.main(words)
+    captured = capsys.readouterr()
+    return status, captured.out, captured.err
+
+
+def test_a_right_sweep_passes(tmp_path, capsys):
+    path = tmp_path / "mine.yaml"
+    path.write_text(RIGHT)
+    assert run(["check", str(path)], capsys)[::2] == (0, "")
+
+
+@pytest.mark.parametrize("name", BROKEN)
+def test_check_names_file_arm_and_key(name, tmp_path, capsys):
+    old, new, named = BROKEN[name]
+    assert old in RIGHT
+    path = tmp_path / "mine.yaml"
+    path.write_text(RIGHT.replace(old, new, 1))
+    status, _, err = run(["check", str(path)], capsys)
+    assert status == 2
+    lines = err.splitlines()
+    assert lines and all(line.startswith("error: ") and "mine.yaml" in line for line in lines), err
+    assert any(all(word in line for word in named) for line in lines), err
+
+
+def test_check_tells_every_problem_at_once(tmp_path, capsys):
+    path = tmp_path / "mine.yaml"
+    path.write_text(RIGHT.replace("agent.horizon: 1", "agent.horizon: 5").replace("10000}", "20000}"))
+    err = run(["check", str(path)], capsys)[2]
+    assert (
+        "base: eval.every=20000" in err and "arm h1: agent.horizon=5" in err and "same configuration" in err
+    )
+
+
+@pytest.mark.parametrize("name", ablations.names())
+def test_every_sweep_is_right(name, capsys):
+    status, _, err = run(["check", name], capsys)
+    assert (status, err) == (0, "")
+
+
+def test_list_names_every_sweep_with_its_runs(capsys):
+    status, out, _ = run(["list"], capsys)
+    assert status == 0
+    rows = {line.split()[0]: line for line in out.splitlines()[1:]}
+    assert set(rows) == set(ablations.names())
+    assert rows["horizon"].split()[1:4] == ["5", "125", "15"]
+
+
+def test_show(capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    status, out, _ = run(["show", "horizon", "scale=lite"], capsys)
+    assert status == 0
+    assert "horizon-lite: Horizon (lite: narrow networks" in out
+    assert "5 arms x 1 task x 3 seeds: 15 runs, 0.8M env steps" in out
+    assert "agent.horizon=8" in out and "no benchmark yet: make bench" in out
+    assert run(["show", "horizon"], capsys)[1] == run(["show", "horizon", "SCALE="], capsys)[1]
+
+
+@pytest.mark.parametrize(
+    "words",
+    [["show", "horizn"], ["show", "horizon", "lite"], ["show", "horizon", "scale=big"], ["check", "x.yaml"]],
+)
+def test_bad_words_end_with_one_line_and_status_2(words, capsys):
+    status, out, err = run(words, capsys)
+    assert status == 2 and len(err.splitlines()) == 1 and err.startswith("error: ") and not out
+
+
+def test_hours_follow_the_benchmark(tmp_path):
+    runs = ablations.load("quickstart", "full").unique_runs()  # 10 runs of each agent, 50 000 decisions each
+    path = tmp_path / "results.csv"
+    path.write_text(
+        "agent,preset,pack,decisions_per_second\niqrl,default,1,10\niqrl,default,5,50\niqrl,tiny,1,900\ntd3,,1,\n"
+    )
+    text = hours.estimate(runs, path)
+    assert "about 2.8 hours" in text  # 10 x 50 000 / 50 s
+    assert "without 10 runs of td3" in text
+    lite = hours.estimate(ablations.load("quickstart", "lite").unique_runs(), path)
+    assert "at default widths, so less for iqrl" in lite
+    path.write_text("name,speed\n1,2\n")
+    with pytest.raises(ablations.sweep.InputError, match="expected the table that `make bench` writes"):
+        hours.estimate(runs, path)
+
+
+def test_findings_name_their_source_and_files_are_short():
+    for name in ablations.names():
+        text = (ablations.sweep.FOLDER / f"{name}.yaml").read_text()
+        content = OmegaConf.create(text)
+        assert any(word in content.finding for word in ("paper", "code", "Not reported")), name
+        assert not any(word in text for word in ("/work", "/tmp", "shared/", "spec/")), name
+        assert len(text.splitlines()) < 70 and max(map(len, text.splitlines())) <= 125, name
