@@ -1,0 +1,102 @@
+"""Rank, conditioning, codebook use and dormant units against golden numbers."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from made_up import first_state, make
+from torch import nn
+
+from baselines.td3 import TD3
+from iqrl.diagnostics import active_codebook, condition_number, diagnose, dormant_units, matrix_rank
+from iqrl.iqrl import IQRL
+
+
+def singular_values(matrix: torch.Tensor) -> torch.Tensor:
+    return torch.linalg.svdvals(matrix.double())
+
+
+def test_rank_and_condition_number() -> None:
+    values = singular_values(torch.diag(torch.tensor([10.0, 1.0, 0.05, 0.005], dtype=torch.float64)))
+    # max(t, 10 t) is 1, 0.1, 0.01; strictly greater, so that 1 is not above 1.
+    assert [matrix_rank(values, t) for t in (0.1, 0.01, 0.001)] == [1, 2, 3]
+    assert condition_number(values) == pytest.approx(2000)
+    assert condition_number(singular_values(torch.diag(torch.tensor([1.0, 0.0])))) == math.inf
+
+
+def test_the_tolerance_is_absolute_where_the_matrix_is_small() -> None:
+    values = torch.tensor([0.5, 0.05, 0.005], dtype=torch.float64)
+    assert [matrix_rank(values, t) for t in (0.1, 0.01, 0.001)] == [1, 2, 3]
+    assert [matrix_rank(values * 0.1, t) for t in (0.1, 0.01, 0.001)] == [0, 1, 2]
+
+
+def test_active_codebook_is_counted_per_latent_dimension() -> None:
+    indices = torch.tensor([[0, 3], [0, 1], [2, 1], [0, 0]])
+    assert active_codebook(indices, 4) == (62.5, 50.0, 75.0)
+    assert active_codebook(torch.zeros(9, 3, dtype=torch.int64), 8) == (12.5, 12.5, 12.5)
+    random = torch.randint(0, 10, (7, 5), generator=torch.Generator().manual_seed(0))
+    shares = [100 * len(set(random[:, i].tolist())) / 10 for i in range(5)]
+    assert active_codebook(random, 10) == (pytest.approx(np.mean(shares)), min(shares), max(shares))
+
+
+def test_dormant_units() -> None:
+    layer = torch.tensor([[1.0, -1.0, 0.02, 0.0], [3.0, -2.0, 0.0, 0.2]])
+    activity = torch.relu(layer).mean(0)
+    assert (activity / activity.mean()).tolist() == pytest.approx([3.791469, 0, 0.018957, 0.189573], abs=1e-5)
+    assert dormant_units([layer]) == (50.0, 2)
+    assert dormant_units([layer], threshold=0.0) == (25.0, 1)
+    assert dormant_units([layer, torch.ones(2, 6)]) == (20.0, 2)  # pooled over layers
+    assert dormant_units([]) == (0.0, 0)
+
+
+def test_members_of_an_ensemble_are_layers_of_their_own() -> None:
+    loud, quiet = torch.full((3, 4), 100.0), torch.full((3, 4), 0.001)
+    assert dormant_units([torch.stack([loud, quiet])]) == (0.0, 0)
+    assert dormant_units([torch.cat([loud, quiet], -1)]) == (50.0, 4)
+
+
+def test_dormant_units_are_sought_in_every_hidden_layer_and_no_output_layer() -> None:
+    agent = make(IQRL, mlp_dims=[12, 10], enc_mlp_dims=[9], num_critics=3)
+    layers = agent.hidden(first_state(agent), torch.randn(16, 5), torch.rand(16, 2))
+    widths = [(layer.shape[0] if layer.dim() == 3 else 1) * layer.shape[-1] for layer in layers]
+    assert widths == [9, 12, 10, 36, 30, 12, 10]  # encoder, dynamics, critics, actor
+    td3 = make(TD3, mlp_dims=[12, 10])
+    layers = td3.hidden(first_state(td3), torch.randn(16, 5), torch.rand(16, 2))
+    assert sum((layer.shape[0] if layer.dim() == 3 else 1) * layer.shape[-1] for layer in layers) == 3 * 22
+
+
+def test_a_row_of_latents_csv() -> None:
+    agent = make(IQRL)
+    state = first_state(agent)
+    g = torch.Generator().manual_seed(1)
+    observation, action = torch.randn(16, 5, generator=g), torch.rand(16, 2, generator=g)
+    row = diagnose(agent, state, observation, action)
+    # The same in NumPy, from the encoder of plain layers.
+    p = agent.world.unpack(state["world"])["encoder"]
+    first, norm, last = nn.Linear(5, 16), nn.LayerNorm(16), nn.Linear(16, 16)
+    first.weight.data, first.bias.data = p["0.weight"].t(), p["0.bias"]
+    last.weight.data, last.bias.data = p["1.weight"].t(), p["1.bias"]
+    z = last(nn.Mish()(norm(first(observation)))).detach().double().numpy()
+    half, shift = 7 * 1.001 / 2, math.atanh(0.5 / (7 * 1.001 / 2))
+    symbols = np.round(np.tanh(z + shift) * half - 0.5)
+    values = np.linalg.svd(symbols / 4, compute_uv=False)
+    assert (row["samples"], row["width"]) == (16, 16)
+    for t in (0.1, 0.01, 0.001):
+        assert row[f"rank_{t:g}"] == int((values > max(t, t * values[0])).sum())
+    assert row["condition_number"] == pytest.approx(values[0] / values[-1], rel=1e-6)
+    indices = (symbols[:, 0::2] + 4) + 8 * (symbols[:, 1::2] + 4)
+    used = [100 * len(np.unique(indices[:, i])) / 64 for i in range(8)]
+    assert row["active_codebook_mean"] == pytest.approx(np.mean(used))
+    assert (row["active_codebook_min"], row["active_codebook_max"]) == (min(used), max(used))
+    assert 0 <= row["dormant_percent"] <= 100
+
+
+def test_what_is_not_defined_for_an_agent_is_left_out() -> None:
+    td3, continuous = make(TD3), make(IQRL, quantizer="none")
+    row = diagnose(td3, first_state(td3), torch.randn(8, 5), torch.rand(8, 2))
+    assert row.keys() == {"samples", "dormant_percent", "dormant_count"}
+    row = diagnose(continuous, first_state(continuous), torch.randn(16, 5), torch.rand(16, 2))
+    assert "rank_0.01" in row and "active_codebook_mean" not in row
