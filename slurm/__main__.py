@@ -1,0 +1,296 @@
+"""Command line: run, submit, status, why, logs, retry, cancel, gc, clean, profile."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from iqrl.errors import InputError
+
+EXAMPLES = {
+    "run": """examples:
+  python -m slurm run quickstart
+  python -m slurm run fsq_levels scale=lite jobs=4 runs=/scratch/runs
+  python -m slurm run main train.precision=float32 train.device=cuda
+
+Ctrl-C saves and stops; the same command goes on, and leaves alone what is done.
+exit status: 0 all runs are complete, 1 some are not, 2 bad input, 75 interrupted""",
+    "submit": """examples:
+  python -m slurm submit main --profile gpu --dry-run
+  python -m slurm submit main scale=lite --profile ./my_cluster.yaml --yes
+  python -m slurm submit main --profile gpu train.precision=bfloat16
+
+Submitting again submits only what is neither done nor queued.""",
+    "status": """examples:
+  python -m slurm status
+  python -m slurm status fsq_levels --watch
+  python -m slurm status main --json | jq '.[] | select(.state == "lost")'""",
+    "why": "example:\n  python -m slurm why main",
+    "logs": """examples:
+  python -m slurm logs iqrl-walker-walk-s0-3f2a91bc
+  python -m slurm logs iqrl-walker-walk-s0 --lines 200""",
+    "retry": """examples:
+  python -m slurm retry main
+  python -m slurm retry main --failed
+  python -m slurm retry main --lost --profile gpu --yes
+
+Without a choice: failed, lost, cancelled and stopped runs.
+Runs go where they were before, unless --profile says otherwise.""",
+    "cancel": """examples:
+  python -m slurm cancel main
+  python -m slurm cancel main --pending
+  python -m slurm cancel main iqrl-walker-walk-s0-3f2a91bc""",
+    "gc": "examples:\n  python -m slurm gc\n  python -m slurm gc main --yes",
+    "clean": "example:\n  python -m slurm clean runs=runs",
+    "profile": "examples:\n  python -m slurm profile\n  python -m slurm profile my_cluster",
+}
+
+
+def main(words: Sequence[str] | None = None) -> int:
+    """Run one command; returns the exit status."""
+    parser = argparse.ArgumentParser(
+        prog="python -m slurm",
+        description="Run sweeps, here or through Slurm, and say what became of every run.",
+        epilog="python -m slurm COMMAND --help shows examples.",
+    )
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+
+    def add(name: str, doc: str) -> argparse.ArgumentParser:
+        return commands.add_parser(
+            name,
+            help=doc,
+            description=doc,
+            epilog=EXAMPLES[name],
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
+
+    for name, doc in (
+        ("run", "Run what a sweep lacks, on this machine."),
+        ("submit", "Submit what a sweep lacks to Slurm."),
+    ):
+        command = add(name, doc)
+        command.add_argument(
+            "sweep", metavar="SWEEP", help="a name (python -m ablations list) or a .yaml file"
+        )
+        extra = " | jobs=N" if name == "run" else ""
+        command.add_argument(
+            "words", nargs="*", metavar=f"scale=full|lite | runs=FOLDER{extra} | train.KEY=VALUE"
+        )
+        if name == "submit":
+            command.add_argument("--profile", help="name in slurm/profiles, or a .yaml file")
+            _consent(command, dry_run=True)
+    command = add("status", "What became of every run.")
+    _chosen(command)
+    command.add_argument("--watch", action="store_true", help="again every 5 seconds")
+    command.add_argument("--json", action="store_true", help="one record a run")
+    _chosen(add("why", "Why runs failed or were lost: their last error lines, grouped."))
+    command = add("logs", "The end of a run's log, and where it lies.")
+    command.add_argument("run", metavar="RUN", help="a run's name, or its beginning")
+    command.add_argument("words", nargs="*", metavar="runs=FOLDER")
+    command.add_argument("--lines", type=int, default=40)
+    command = add("retry", "Run or submit again what failed or was lost.")
+    _chosen(command)
+    for state in ("failed", "lost", "cancelled", "stopped"):
+        command.add_argument(f"--{state}", action="store_true", help=f"{state} runs only")
+    command.add_argument("--profile", help="submit with this profile, whatever was used before")
+    _consent(command, dry_run=True)
+    command = add("cancel", "Take a sweep's jobs out of the queue; running ones save first.")
+    command.add_argument("sweep", metavar="SWEEP")
+    command.add_argument("words", nargs="*", metavar="RUN | runs=FOLDER")
+    command.add_argument("--pending", action="store_true", help="only jobs that have not begun")
+    command = add("gc", "Remove old checkpoints and the replay of finished runs.")
+    _chosen(command)
+    _consent(command)
+    command = add("clean", "Remove all runs.")
+    command.add_argument("words", nargs="*", metavar="runs=FOLDER")
+    _consent(command)
+    command = add("profile", "Write a first profile from what Slurm says about this cluster.")
+    command.add_argument("name", nargs="?", default="cluster", help="of the profile (default: cluster)")
+
+    # `submit main --profile gpu runs=here`: argparse alone takes no words after an option.
+    arguments, later = parser.parse_known_args(words)
+    if strange := [w for w in later if w.startswith("-") or not hasattr(arguments, "words")]:
+        parser.error(f"unrecognized arguments: {' '.join(strange)}")
+    if later:
+        arguments.words += later
+    try:
+        return _dispatch(arguments)
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except BrokenPipeError:  # `python -m slurm status | head`
+        sys.stderr.close()
+        return 0
+    except KeyboardInterrupt:
+        return 130
+
+
+def _chosen(command: argparse.ArgumentParser) -> None:
+    command.add_argument("words", nargs="*", metavar="SWEEP | runs=FOLDER")
+
+
+def _consent(command: argparse.ArgumentParser, dry_run: bool = False) -> None:
+    command.add_argument("--yes", action="store_true", help="do not ask")
+    if dry_run:
+        command.add_argument("--dry-run", action="store_true", help="show the plan and stop")
+
+
+def _dispatch(a: argparse.Namespace) -> int:
+    """Only what a command needs is imported: `status` must not wait for PyTorch."""
+    if a.command in ("run", "submit"):
+        options, words, rest = _options(
+            a.words, ("scale", "runs", "jobs") if a.command == "run" else ("scale", "runs")
+        )
+        if rest:
+            raise InputError(f"{rest[0]!r}: expected key=value, such as scale=lite or train.device=cpu")
+        return _start(a, options, words)
+    if a.command == "profile":
+        from slurm import profile
+
+        return profile.write_first(a.name)
+    options, words, rest = _options(getattr(a, "words", []), ("runs",))
+    if words:
+        raise InputError(f"{words[0]}: expected a sweep, or runs=FOLDER")
+    runs = Path(options.get("runs", "runs"))
+    from slurm import housekeeping, reports
+
+    if a.command == "status":
+        return _status(runs, rest, a.watch, a.json)
+    if a.command == "why":
+        return reports.why(runs, rest)
+    if a.command == "logs":
+        return reports.logs(runs, a.run, a.lines)
+    if a.command == "cancel":
+        return housekeeping.cancel(runs, a.sweep, rest, a.pending)
+    if a.command == "gc":
+        return housekeeping.collect(runs, rest, a.yes)
+    if a.command == "clean":
+        return housekeeping.clean(runs, a.yes)
+    chosen = [s for s in ("failed", "lost", "cancelled", "stopped") if getattr(a, s)]
+    return _retry(runs, rest, chosen, a.profile, a.yes, a.dry_run)
+
+
+def _options(words: Sequence[str], known: Sequence[str]) -> tuple[dict[str, str], list[str], list[str]]:
+    """Values of the known keys, other key=value words, and words without `=`."""
+    options: dict[str, str] = {}
+    others, rest = [], []
+    for word in words:
+        key, equals, value = word.partition("=")
+        if equals and key in known:
+            if key in options:
+                raise InputError(f"{word}: given twice")
+            if not value:
+                raise InputError(f"{word}: expected a value")
+            options[key] = value
+        elif equals:
+            others.append(word)
+        else:
+            rest.append(word)
+    return options, others, rest
+
+
+def _start(a: argparse.Namespace, options: dict[str, str], words: list[str]) -> int:
+    if a.command == "submit":
+        from slurm import queue
+
+        queue.require()
+        if not a.profile:
+            raise InputError(
+                "--profile: missing; python -m slurm profile writes a first one from what this cluster says"
+            )
+    import ablations
+    from iqrl import config
+    from slurm import plan
+
+    sweep = ablations.load(a.sweep, options.get("scale"))
+    how, execution = plan.execution_words(words)
+    runs = Path(options.get("runs", "runs"))
+    config.runs_folder_writable(runs)
+    if a.command == "submit":
+        from slurm import submit
+
+        return submit.submit(
+            sweep, runs, a.profile, how, execution, dry_run=a.dry_run, yes=a.yes, source=a.sweep
+        )
+    from slurm import local
+
+    return local.run(sweep, runs, options.get("jobs", "auto"), how, execution, source=a.sweep)
+
+
+def _status(runs: Path, sweeps: Sequence[str], watch: bool, machine: bool) -> int:
+    from slurm import reports
+
+    while True:
+        text = reports.status(runs, sweeps, machine)
+        if watch and sys.stdout.isatty():
+            text = "\x1b[H\x1b[J" + text
+        print(text, flush=True)
+        if not watch:
+            return 0
+        time.sleep(5)
+
+
+def _retry(
+    runs: Path, sweeps: Sequence[str], chosen: Sequence[str], profile: str | None, yes: bool, dry_run: bool
+) -> int:
+    import ablations
+    from slurm import plan, reports
+
+    report = reports.Report(runs, sweeps)
+    wanted = {
+        s.run for s in report.states if s.state in (chosen or ("failed", "lost", "cancelled", "stopped"))
+    }
+    outcome = 0
+    for name, manifest in report.manifests.items():
+        names = {row["run"] for row in manifest["runs"]} & wanted
+        if not names:
+            continue
+        wanted -= names  # runs that several sweeps share go with the first
+        last = report.last_submission(name)
+        content = last.content if last else {}
+        sweep = ablations.load(content.get("source", name), manifest["scale"])
+        how, execution = plan.execution_words(content.get("words", []))
+        if profile or (last and last.kind == "slurm"):
+            from slurm import queue, submit
+
+            queue.require()
+            with_profile = profile or content["profile"]
+            status = submit.submit(
+                sweep,
+                runs,
+                with_profile,
+                how,
+                execution,
+                dry_run=dry_run,
+                yes=yes,
+                only=names,
+                source=content.get("source", name),
+            )
+        elif dry_run:
+            print(f"{name}: {len(names)} runs would be run here")
+            status = 0
+        else:
+            from slurm import local
+
+            status = local.run(
+                sweep,
+                runs,
+                content.get("places", "auto"),
+                how,
+                execution,
+                only=names,
+                source=content.get("source", name),
+            )
+        outcome = outcome or status
+    if not report.manifests:
+        print("no sweeps here yet")
+    elif not any(s.state in (chosen or ("failed", "lost", "cancelled", "stopped")) for s in report.states):
+        print("nothing to retry")
+    return outcome
+
+
+if __name__ == "__main__":
+    sys.exit(main())

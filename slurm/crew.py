@@ -1,0 +1,222 @@
+"""Training processes, a bounded number at once, until every pack has ended.
+
+Used by the local queue (all packs of a sweep) and inside a Slurm job (that job's packs). A process that dies
+is started again and goes on from its checkpoints: for ever while that gets it further, a few times with
+growing pauses otherwise (a disk that is full for a while, a process that was killed for memory).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from slurm import run_files
+from slurm.plan import Pack, train_command
+
+INTERRUPTED, BAD_INPUT = 75, 2  # exit statuses of `python -m iqrl train`
+ATTEMPTS = 10  # without getting further
+LONGEST_PAUSE = 60.0  # seconds
+POLL_SECONDS = 0.2
+
+
+@dataclass
+class Member:
+    """A pack and the process that trains it.
+
+    Attributes:
+        state: waiting, training, ended (all its runs are DONE or FAILED), stopped (asked to), left (no use in
+            trying again; `reason` says why).
+        attempts: starts since it last got further.
+    """
+
+    pack: Pack
+    state: str = "waiting"
+    reason: str = ""
+    attempts: int = 0
+    not_before: float = 0.0
+    process: subprocess.Popen[bytes] | None = None
+    slot: int = -1
+    marks: tuple[object, ...] = ()
+    tokens: list[int] = field(default_factory=list)
+
+
+class Crew:
+    """Trains packs.
+
+    Args:
+        packs: in the order in which they start; their configurations lie in `configs`.
+        slots: environment variables of each place where a process can run, such as its GPU.
+        runs, configs, logs: folders: of run directories, of the packs' configuration files, of their logs.
+        told: gets a line at events worth a line.
+    """
+
+    def __init__(
+        self,
+        packs: Sequence[Pack],
+        slots: Sequence[Mapping[str, str]],
+        runs: Path,
+        configs: Path,
+        logs: Path,
+        told: Callable[[str], None],
+        working_folder: Path | None = None,
+    ) -> None:
+        self.members = [Member(pack) for pack in packs]
+        self.slots, self.runs, self.configs, self.logs, self.told = slots, runs, configs, logs, told
+        self.working_folder = working_folder
+        self.stopping = False
+
+    def run(self, stop: Callable[[], bool], tick: Callable[[], None] = lambda: None) -> None:
+        """Until every pack has ended or, once `stop` says so, has saved where it is."""
+        try:
+            while self.busy():
+                if stop() and not self.stopping:
+                    self.stop()
+                self.step()
+                tick()
+                time.sleep(POLL_SECONDS)
+        finally:
+            for member in self.members:
+                if member.process is not None:
+                    member.process.kill()
+
+    def busy(self) -> bool:
+        return any(member.state in ("waiting", "training") for member in self.members)
+
+    def stop(self) -> None:
+        """Ask every process to save and leave; start no more."""
+        self.stopping = True
+        for member in self.members:
+            if member.state == "waiting":
+                member.state = "stopped"
+            elif member.process is not None:
+                with contextlib.suppress(ProcessLookupError):
+                    member.process.send_signal(signal.SIGUSR2)
+
+    def step(self) -> None:
+        """Look after processes that ended, and start those whose turn has come."""
+        for member in self.members:
+            if member.process is not None and (status := member.process.poll()) is not None:
+                pid, member.process = member.process.pid, None
+                self._after(member, status, pid)
+        taken = {member.slot for member in self.members if member.process is not None}
+        free = [i for i in range(len(self.slots)) if i not in taken]
+        for member in self.members:
+            if not free or self.stopping:
+                break
+            if member.state == "waiting" and time.monotonic() >= member.not_before and self._ready(member):
+                self._start(member, free.pop(0))
+
+    def _ready(self, member: Member) -> bool:
+        """Whether the runs that this pack builds on are complete. If they never will be, it is left."""
+        now = time.time()
+        for name in member.pack.after:
+            if run_files.read(self.runs / name, now).state == "done":
+                continue
+            coming = any(name in m.pack.runs and m.state in ("waiting", "training") for m in self.members)
+            if not coming:
+                self._leave(member, f"needs {name}, which is not complete")
+            return False
+        return True
+
+    def _start(self, member: Member, slot: int) -> None:
+        pack = member.pack
+        self.logs.mkdir(parents=True, exist_ok=True)
+        member.marks = self._marks(pack)
+        member.tokens = [run_files.newest_writer(self.runs / name)[0] for name in pack.runs]
+        member.attempts += 1
+        command = train_command(sys.executable, pack, self.configs, self.runs, self._seeds(pack))
+        with open(self.logs / f"{pack.name}.log", "ab") as log:
+            member.process = subprocess.Popen(
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                cwd=self.working_folder,
+                env={**os.environ, **self.slots[slot]},
+                start_new_session=True,
+                preexec_fn=_leave_with_parent,
+            )
+        member.state, member.slot = "training", slot
+        if member.attempts == 1:
+            self.told(f"{pack.name}  started")
+
+    def _seeds(self, pack: Pack) -> list[int]:
+        """Seeds of a pack, without runs that failed since it was handed out: they would fail again."""
+        handed_out = (self.configs / f"{pack.name}.yaml").stat().st_mtime_ns
+        seeds = []
+        for name, seed in zip(pack.runs, pack.seeds, strict=True):
+            try:
+                failed = (self.runs / name / "FAILED").stat().st_mtime_ns
+            except OSError:
+                failed = 0
+            if failed < handed_out:
+                seeds.append(seed)
+        return seeds or list(pack.seeds)
+
+    def _after(self, member: Member, status: int, pid: int) -> None:
+        """Decide what a process's end means."""
+        pack = member.pack
+        now = time.time()
+        states = [run_files.read(self.runs / name, now) for name in pack.runs]
+        if all(state.state in ("done", "failed") for state in states):
+            member.state = "ended"
+            failed = [(name, s) for name, s in zip(pack.runs, states, strict=True) if s.state == "failed"]
+            for name, state in failed:
+                self.told(f"{name}  FAILED: {state.reason}")
+            if len(failed) < len(states):
+                self.told(f"{pack.name}  done")
+            return
+        said = run_files.last_line(self.logs / f"{pack.name}.log")
+        open_runs = [
+            (name, token)
+            for name, token, state in zip(pack.runs, member.tokens, states, strict=True)
+            if state.state not in ("done", "failed")
+        ]
+        if status == BAD_INPUT:
+            self._leave(member, said.removeprefix("error: ") or "bad input")
+        elif not all(self._ours(name, token, pid) for name, token in open_runs):
+            self._leave(member, "another process has taken these runs over")
+        elif self.stopping:
+            member.state = "stopped"
+        elif status == INTERRUPTED:
+            member.state, member.attempts = "waiting", 0
+        else:
+            how = f"killed by signal {-status}" if status < 0 else said or f"exit status {status}"
+            if self._marks(pack) != member.marks:
+                member.attempts = 0
+            if member.attempts >= ATTEMPTS:
+                self._leave(member, f"{how} ({ATTEMPTS} attempts)")
+                return
+            pause = min(LONGEST_PAUSE, 2.0 ** max(0, member.attempts - 1))
+            member.state, member.not_before = "waiting", time.monotonic() + pause
+            self.told(f"{pack.name}  {how}; starting again in {pause:.0f} s")
+
+    def _ours(self, name: str, token: int, pid: int) -> bool:
+        """Whether nobody but the process that just ended has claimed a run since that process began."""
+        newest, writer = run_files.newest_writer(self.runs / name)
+        return newest == token or (writer.get("pid") == pid and newest == token + 1)
+
+    def _leave(self, member: Member, reason: str) -> None:
+        member.state, member.reason = "left", reason
+        self.told(f"{member.pack.name}  given up: {reason}")
+
+    def _marks(self, pack: Pack) -> tuple[object, ...]:
+        return tuple(run_files.marks(self.runs / name) for name in pack.runs)
+
+
+def _leave_with_parent() -> None:
+    """Between fork and exec: be told to stop when the parent dies, however it dies (Linux)."""
+    with contextlib.suppress(OSError, AttributeError):
+        set_parent_death_signal = 1  # PR_SET_PDEATHSIG
+        _libc.prctl(set_parent_death_signal, signal.SIGTERM)
+
+
+_libc = ctypes.CDLL(None)

@@ -1,0 +1,134 @@
+"""cancel, gc, clean: taking things back and away."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from iqrl.errors import InputError
+from slurm import queue, tables
+from slurm.reports import Report
+from slurm.states import State
+
+KEPT_CHECKPOINTS = 1  # of a finished run: what `evaluate` and transfer need
+
+
+def cancel(runs: Path, sweep: str, names: Sequence[str], pending: bool) -> int:
+    """Take a sweep's jobs (those that hold the named runs) out of the queue, and stop its local queue.
+
+    Cancels are recorded: Slurm forgets an array element that was cancelled before it began.
+    """
+    report = Report(runs, [sweep])
+    strange = [name for name in names if name not in report.by_run]
+    if strange:
+        raise InputError(f"cancel {sweep}: {strange[0]}: no run of this sweep")
+    wanted = set(names) or set(report.by_run)
+    stopped = 0
+    for submission in report.handed_out:
+        if submission.queue_alive() and not pending and submission.sweep == sweep:
+            if names:
+                raise InputError(f"cancel {sweep}: the queue of this machine stops as a whole; name no runs")
+            os.kill(submission.content["queue"]["pid"], signal.SIGTERM)
+            print("the local queue saves and stops")
+            stopped += 1
+        ids = [
+            job.id
+            for job in submission.jobs
+            if job.id in report.queue.states
+            and not wanted.isdisjoint(job.runs)
+            and (not pending or report.queue.states[job.id] in queue.WAITING)
+        ]
+        for i in range(0, len(ids), 500):
+            part = ids[i : i + 500]
+            status, text = queue.command("scancel", *part)
+            if status:
+                raise InputError(f"cancel {sweep}: scancel: {text.splitlines()[0] if text else status}")
+            submission.record_cancelled(part)
+        stopped += len(ids)
+        if ids:
+            print(f"{len(ids)} jobs cancelled")
+    if not stopped:
+        print(
+            f"{sweep}: nothing to cancel"
+            + (f" (Slurm cannot be asked: {report.queue.error})" if report.queue.error else "")
+        )
+    return 0
+
+
+def collect(runs: Path, sweeps: Sequence[str], yes: bool) -> int:
+    """Remove what finished runs no longer need: their replay, and all checkpoints but the newest."""
+    report = Report(runs, sweeps)
+    done = [state for state in report.states if state.state == "done"]
+    doomed = [path for state in done for path in _spare(runs, state)]
+    size = sum(_bytes(path) for path in doomed)
+    if not doomed:
+        print("nothing to remove")
+        return 0
+    question = (
+        f"remove replay and old checkpoints of {len(done)} finished runs: {tables.size(size)} in {runs}?"
+    )
+    if not _agreed(question, yes):
+        return 1
+    for path in doomed:
+        if path.is_dir():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink(missing_ok=True)
+    print(f"removed {tables.size(size)}")
+    return 0
+
+
+def clean(runs: Path, yes: bool) -> int:
+    """Remove all run directories and sweeps of a folder, and nothing else that lies there."""
+    report = Report(runs)
+    busy = [state.run for state in report.states if state.state in ("running", "queued")]
+    if busy:
+        raise InputError(
+            f"clean runs={runs}: {busy[0]} is being trained or queued; python -m slurm cancel first"
+        )
+    doomed = [runs / state.run for state in report.states if (runs / state.run).is_dir()]
+    doomed += [path for path in (runs / "sweeps", runs / ".analysis") if path.is_dir()]
+    if not doomed:
+        print(f"nothing to remove in {runs}")
+        return 0
+    count = len([state for state in report.states if (runs / state.run).is_dir()])
+    size = sum(_bytes(path) for path in doomed)
+    if not _agreed(f"remove all {count} runs in {runs} ({tables.size(size)}), results included?", yes):
+        return 1
+    for path in doomed:
+        shutil.rmtree(path, ignore_errors=True)
+    print(f"removed {count} runs")
+    return 0
+
+
+def _spare(runs: Path, state: State) -> list[Path]:
+    folder = runs / state.run
+    old = sorted((folder / "checkpoint").glob("*.pt"))[:-KEPT_CHECKPOINTS]
+    torn = list((folder / "checkpoint").glob(".writing-*"))
+    replay = [folder / "replay"] if (folder / "replay").is_dir() else []
+    return [*old, *torn, *replay]
+
+
+def _bytes(path: Path) -> int:
+    if path.is_file():
+        return path.stat().st_size
+    return sum(
+        os.path.getsize(f"{base}/{name}")
+        for base, _, names in os.walk(path)
+        for name in names
+        if os.path.exists(f"{base}/{name}")
+    )
+
+
+def _agreed(question: str, yes: bool) -> bool:
+    """Ask, unless told not to; without a terminal, the answer is no."""
+    if yes:
+        return True
+    if not sys.stdin.isatty():
+        print(f"{question} not without --yes")
+        return False
+    return input(f"{question} [y/N] ").strip().lower() in ("y", "yes")

@@ -1,0 +1,101 @@
+"""Slurm's queue, read with its own commands.
+
+`squeue` comes first, because it knows best what is still to come: sacct calls a job whose node died NODE_FAIL,
+for good, while its requeued self completes. `sacct`, where there is accounting, adds how jobs ended.
+"""
+
+from __future__ import annotations
+
+import os
+import pwd
+import re
+import shutil
+import subprocess
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+from iqrl.errors import InputError
+
+WAITING = ("PENDING", "REQUEUED", "REQUEUE_HOLD", "REQUEUE_FED", "SPECIAL_EXIT", "CONFIGURING", "SUSPENDED")
+SECONDS = 30  # that a command may take
+
+
+@dataclass(frozen=True)
+class Queue:
+    """What Slurm says: states of the jobs in its queue, how others ended, and why it could not be asked."""
+
+    states: dict[str, str] = field(default_factory=dict)
+    ended: dict[str, str] = field(default_factory=dict)
+    error: str = ""
+
+
+def available() -> bool:
+    return shutil.which("sbatch") is not None
+
+
+def require() -> None:
+    """Raises InputError on a machine without Slurm."""
+    if not available():
+        raise InputError(
+            "CLUSTER=slurm: no Slurm on this machine (no sbatch); `make sweep SWEEP=...` alone runs here"
+        )
+
+
+def look(jobs: Iterable[str]) -> Queue:
+    """States of the jobs with these ids (12 or 12_3)."""
+    wanted = {job for job in jobs if job}
+    if not wanted:
+        return Queue()
+    if not available():
+        return Queue(error="no Slurm on this machine")
+    user = pwd.getpwuid(os.getuid()).pw_name
+    # The whole queue of the user: asking for ids fails as soon as one of them is forgotten.
+    status, text = command("squeue", "--noheader", "--array", f"--user={user}", "--format=%i|%T")
+    if status:
+        return Queue(error=text.splitlines()[0] if text else "squeue failed")
+    states = {}
+    for line in text.splitlines():
+        job, _, state = line.strip().partition("|")
+        states[job] = state
+    gone = wanted - states.keys()
+    return Queue({k: v for k, v in states.items() if k in wanted}, _ended(gone) if gone else {})
+
+
+def _ended(jobs: set[str]) -> dict[str, str]:
+    """How jobs ended, of those that accounting knows; nothing without accounting."""
+    if not shutil.which("sacct"):
+        return {}
+    arrays = sorted({job.partition("_")[0] for job in jobs})
+    found: dict[str, str] = {}
+    for i in range(0, len(arrays), 200):
+        ids = ",".join(arrays[i : i + 200])
+        status, text = command(
+            "sacct", "--noheader", "--allocations", "--parsable2", "--format=JobID,State", f"--jobs={ids}"
+        )
+        if status:
+            return found
+        for line in text.splitlines():
+            job, _, state = line.partition("|")
+            if state.split(" ")[0] not in ("PENDING", "RUNNING", "REQUEUED"):
+                found[job] = state
+    return {job: state for job, state in found.items() if job in jobs}
+
+
+def setting(name: str) -> str:
+    """A value of slurm.conf, or "" if Slurm does not say."""
+    status, text = command("scontrol", "show", "config")
+    match = re.search(rf"^{name}\s*=\s*(\S+)", text, re.M) if not status else None
+    return match[1] if match else ""
+
+
+def command(*words: str) -> tuple[int, str]:
+    """Exit status and output (errors instead, if it failed) of one of Slurm's commands."""
+    try:
+        result = subprocess.run(words, capture_output=True, text=True, timeout=SECONDS)
+    except subprocess.TimeoutExpired:
+        return 1, f"{words[0]} gave no answer in {SECONDS} s"
+    except OSError as error:
+        return 1, f"{words[0]}: {error.strerror}"
+    if result.returncode:
+        return result.returncode, (result.stderr.strip() or result.stdout.strip())
+    return 0, result.stdout

@@ -1,0 +1,145 @@
+"""What a run directory says about its run, without loading PyTorch: `status` reads ten thousand of them.
+
+iqrl/run_directory.py writes these files and documents them.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+HERE = socket.gethostname()
+
+
+@dataclass(frozen=True)
+class RunFiles:
+    """A run as its own files show it.
+
+    Attributes:
+        state: done, failed, training (by a living process of this host), stopped (its writer left in order),
+            begun (its writer is on another host, or was killed), or new.
+        env_step, env_steps: reached, and the budget where known.
+        speed: env steps a second, while training.
+        last_return: of the last training episode.
+        wall_seconds: of training so far.
+        age: seconds since it last said something, by the file system's clock; None if never.
+        writer: whoever claimed it last: {"host", "pid", "started", "job_id"}, or empty.
+    """
+
+    state: str
+    env_step: int = 0
+    env_steps: int = 0
+    speed: float = 0.0
+    last_return: float | None = None
+    wall_seconds: float = 0.0
+    age: float | None = None
+    reason: str = ""
+    writer: dict[str, Any] | None = None
+
+
+def read(directory: Path | str, now: float) -> RunFiles:
+    """Look at a run directory; one that does not exist is a new run.
+
+    Args:
+        now: time.time(), once for a whole look-around.
+    """
+    base = os.fspath(directory)
+    done = _json(f"{base}/DONE")
+    progress = _json(f"{base}/progress.json") or {}
+    said: dict[str, Any] = {
+        "env_step": progress.get("env_step", 0),
+        "env_steps": progress.get("env_steps", 0),
+        "last_return": progress.get("last_return"),
+        "wall_seconds": progress.get("wall_seconds", 0.0),
+    }
+    if done and all(_size(f"{base}/{name}") == size for name, size in done.get("files", {}).items()):
+        return RunFiles("done", **{**said, "env_step": done.get("env_step", 0)})
+    token, writer = newest_writer(base)
+    if writer and not writer.get("released") and alive(writer):
+        age = _age(f"{base}/progress.json", now)
+        return RunFiles(
+            "training", speed=progress.get("env_steps_per_second", 0.0), age=age, writer=writer, **said
+        )
+    failed = _json(f"{base}/FAILED")
+    if failed is not None:
+        said["env_step"] = failed.get("env_step", said["env_step"])
+        return RunFiles("failed", reason=str(failed.get("reason", "")), writer=writer, **said)
+    if done:
+        return RunFiles(
+            "begun", reason="DONE is there, but files are not as long as it says", writer=writer, **said
+        )
+    if not token:
+        return RunFiles("new")
+    age = _age(f"{base}/progress.json", now)
+    return RunFiles("stopped" if writer.get("released") else "begun", age=age, writer=writer, **said)
+
+
+def newest_writer(base: Path | str) -> tuple[int, dict[str, Any]]:
+    """The lease's newest token, and who holds it; (0, {}) before the first."""
+    try:
+        token = max((int(n) for n in os.listdir(f"{base}/lease") if n.isdigit()), default=0)
+    except OSError:
+        return 0, {}
+    return token, _json(f"{base}/lease/{token:08d}") or {} if token else {}
+
+
+def alive(writer: dict[str, Any]) -> bool:
+    """Whether a recorded process lives. False on another host: unknown."""
+    return writer.get("host") == HERE and process_started(int(writer.get("pid", -1))) == writer.get("started")
+
+
+def process_started(pid: int) -> int | None:
+    """When a process on this host started, in the kernel's ticks, or None if there is none."""
+    try:
+        with open(f"/proc/{pid}/stat") as file:
+            fields = file.read().rpartition(")")[2].split()
+        return None if fields[0] == "Z" else int(fields[19])
+    except (OSError, IndexError, ValueError):
+        return None
+
+
+def marks(directory: Path) -> tuple[str, ...]:
+    """Changes whenever a run gets further: its checkpoints and how it ended."""
+    try:
+        ended = tuple(name for name in ("DONE", "FAILED") if (directory / name).exists())
+        return tuple(sorted(os.listdir(directory / "checkpoint"))) + ended
+    except OSError:
+        return ()
+
+
+def last_line(log: Path) -> str:
+    """The last line of a log that says something, "" if there is none."""
+    try:
+        with open(log, "rb") as file:
+            file.seek(max(0, os.fstat(file.fileno()).st_size - 8192))
+            lines = file.read().decode(errors="replace").splitlines()
+    except OSError:
+        return ""
+    return next((line.strip() for line in reversed(lines) if line.strip()), "")
+
+
+def _json(path: str) -> dict[str, Any] | None:
+    try:
+        with open(path) as file:
+            content = json.load(file)
+    except (OSError, ValueError):
+        return None
+    return content if isinstance(content, dict) else None
+
+
+def _size(path: str) -> int:
+    try:
+        return os.stat(path).st_size
+    except OSError:
+        return -1
+
+
+def _age(path: str, now: float) -> float | None:
+    try:
+        return max(0.0, now - os.stat(path).st_mtime)
+    except OSError:
+        return None

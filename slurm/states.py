@@ -1,0 +1,137 @@
+"""What became of every run: its own files first, then who was given it, then Slurm's queue."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from slurm import queue, run_files
+from slurm.submissions import Job, Submission
+
+# In the order of tables.
+STATES = ("done", "running", "queued", "failed", "lost", "cancelled", "stopped", "planned", "unknown")
+MEANING = {
+    "done": "complete",
+    "running": "being trained",
+    "queued": "waiting for its turn",
+    "failed": "ended with an error of its own",
+    "lost": "was given to a job or process that is gone",
+    "cancelled": "its job was cancelled",
+    "stopped": "interrupted; its checkpoint is in order",
+    "planned": "not begun, and nobody has it",
+    "unknown": "Slurm cannot be asked",
+}
+FRESH_SECONDS = 120.0  # a run of another host that nobody has on a list is running if it spoke since
+
+
+@dataclass(frozen=True)
+class State:
+    """A run's state and where to look: see STATES.
+
+    Attributes:
+        job: id in Slurm's queue, or "".
+        log: of the process that trained it last, or None.
+        left: seconds until it ends, while it runs and its speed is known.
+    """
+
+    run: str
+    state: str
+    files: run_files.RunFiles
+    job: str = ""
+    log: Path | None = None
+    reason: str = ""
+
+    @property
+    def left(self) -> float | None:
+        if self.state != "running" or not self.files.speed:
+            return None
+        return max(0, self.files.env_steps - self.files.env_step) / self.files.speed
+
+
+def look(
+    runs: Path, names: Iterable[str], handed_out: Iterable[Submission], in_queue: queue.Queue
+) -> list[State]:
+    """States of the runs called `names`, in that order.
+
+    Args:
+        handed_out: submissions, oldest first: a later one speaks for its runs.
+    """
+    holders: dict[str, tuple[Submission, Job, str]] = {}
+    for submission in handed_out:
+        for job in submission.jobs:
+            for pack in job.packs:
+                for name in pack["runs"]:
+                    holders[name] = (submission, job, pack["name"])
+    now = time.time()
+    living = {id(s): s.queue_alive() for s, _, _ in holders.values()}
+    cancelled = {id(s): s.cancelled() for s, _, _ in holders.values()}
+    states = []
+    for name in names:
+        files = run_files.read(runs / name, now)
+        holder = holders.get(name)
+        if holder is None:
+            states.append(State(name, _alone(files), files, reason=files.reason))
+            continue
+        submission, job, pack_name = holder
+        if submission.kind == "local":
+            state = _local(files, living[id(submission)], submission)
+        else:
+            state = _slurm(files, job.id, in_queue, job.id in cancelled[id(submission)])
+        ended = in_queue.ended.get(job.id, "") if state == "lost" else ""
+        log = submission.log(pack_name)
+        states.append(State(name, state, files, job.id, log, files.reason or ended))
+    return states
+
+
+def with_reasons(states: Iterable[State]) -> list[State]:
+    """The same, with the last line of its log as the reason of each lost run that has no better one."""
+    found = []
+    for state in states:
+        if state.state == "lost" and state.log is not None and not state.files.reason:
+            said = run_files.last_line(state.log)
+            reason = ": ".join(text for text in (state.reason, said) if text)
+            state = dataclasses.replace(state, reason=reason)
+        found.append(state)
+    return found
+
+
+def _alone(files: run_files.RunFiles) -> str:
+    """Of a run that no sweep has handed out: started by hand."""
+    if files.state == "begun":
+        recent = files.age is not None and files.age < FRESH_SECONDS and not _here(files)
+        return "running" if recent else "lost"
+    return {"training": "running", "new": "planned"}.get(files.state, files.state)
+
+
+def _local(files: run_files.RunFiles, queue_alive: bool, submission: Submission) -> str:
+    if files.state in ("done", "failed"):
+        return files.state
+    if files.state == "training":
+        return "running"
+    if queue_alive:
+        return "queued"
+    if submission.content.get("queue", {}).get("host") != run_files.HERE:
+        return _alone(files)
+    return {"new": "planned", "stopped": "stopped"}.get(files.state, "lost")
+
+
+def _slurm(files: run_files.RunFiles, job: str, in_queue: queue.Queue, cancelled: bool) -> str:
+    if files.state == "done":
+        return "done"
+    state = in_queue.states.get(job)
+    if state in queue.WAITING:
+        return "queued"
+    if files.state == "failed":  # while others of its pack go on
+        return "failed"
+    if state is not None or files.state == "training":
+        return "running"
+    if in_queue.error:
+        return "unknown"
+    return "cancelled" if cancelled else "lost"
+
+
+def _here(files: run_files.RunFiles) -> bool:
+    return (files.writer or {}).get("host") == run_files.HERE

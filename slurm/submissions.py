@@ -1,0 +1,141 @@
+"""What was handed to whom: one folder for every time that a sweep was started or submitted.
+
+runs/sweeps/<sweep>.json              the sweep's manifest: which runs belong to which arm
+runs/sweeps/<sweep>/<stamp>/
+    submission.json                   kind, profile, jobs: their packs, runs and logs
+    packs/*.yaml                      the packs' configurations
+    logs/*.log                        what the training processes said
+    cancelled                         ids of jobs that `cancel` took out of the queue, one a line
+    code/ submitit/                   (Slurm) the code as it was at submission; submitit's own files
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from slurm import run_files
+
+if TYPE_CHECKING:
+    from ablations import Sweep
+
+
+@dataclass
+class Job:
+    """One unit of work of a submission: id in Slurm's queue ("" for the local queue), and its packs.
+
+    packs: {"name", "runs"} each.
+    """
+
+    id: str
+    packs: list[dict[str, Any]]
+
+    @property
+    def runs(self) -> list[str]:
+        return [name for pack in self.packs for name in pack["runs"]]
+
+
+@dataclass
+class Submission:
+    """One folder of them; `load` and `create` make it."""
+
+    folder: Path
+    sweep: str
+    kind: str  # "local" or "slurm"
+    jobs: list[Job]
+    content: dict[str, Any]
+
+    @classmethod
+    def create(cls, runs: Path, sweep: str, kind: str) -> Submission:
+        """An empty folder of its own, named by the time."""
+        parent = runs / "sweeps" / sweep
+        stamp = time.strftime("%Y%m%d-%H%M%S")
+        for suffix in ["", *(f"-{i}" for i in range(2, 1000))]:
+            folder = parent / f"{stamp}{suffix}"
+            try:
+                (folder / "packs").mkdir(parents=True)
+            except FileExistsError:
+                continue
+            (folder / "logs").mkdir()
+            return cls(folder, sweep, kind, [], {"created": time.strftime("%Y-%m-%dT%H:%M:%S%z")})
+        raise FileExistsError(parent)
+
+    def save(self) -> None:
+        """Write submission.json, whole or not at all."""
+        jobs = [{"id": job.id, "packs": job.packs} for job in self.jobs]
+        content = {"sweep": self.sweep, "kind": self.kind, **self.content, "jobs": jobs}
+        replace_text(self.folder / "submission.json", json.dumps(content, indent=0))
+
+    @classmethod
+    def load(cls, folder: Path) -> Submission | None:
+        """None while it is being made, or if it is damaged."""
+        try:
+            content = json.loads((folder / "submission.json").read_text())
+            jobs = [Job(job["id"], job["packs"]) for job in content.pop("jobs")]
+            return cls(folder, content.pop("sweep"), content.pop("kind"), jobs, content)
+        except (OSError, ValueError, KeyError, TypeError):
+            return None
+
+    def cancelled(self) -> set[str]:
+        """Ids of jobs that were cancelled: a pending one leaves no trace in Slurm."""
+        try:
+            return set((self.folder / "cancelled").read_text().split())
+        except OSError:
+            return set()
+
+    def record_cancelled(self, ids: Iterable[str]) -> None:
+        with open(self.folder / "cancelled", "a") as file:
+            file.writelines(f"{id}\n" for id in ids)
+
+    def queue_alive(self) -> bool:
+        """Whether the local queue that this is still runs, on this host."""
+        return self.kind == "local" and run_files.alive(self.content.get("queue", {}))
+
+    def log(self, pack: str) -> Path:
+        return self.folder / "logs" / f"{pack}.log"
+
+
+def submissions(runs: Path, sweeps: Sequence[str]) -> list[Submission]:
+    """Those of the sweeps, oldest first."""
+    found = []
+    for sweep in sweeps:
+        folder = runs / "sweeps" / sweep
+        if folder.is_dir():
+            loaded = [Submission.load(entry) for entry in folder.iterdir() if entry.is_dir()]
+            found += [s for s in loaded if s is not None]
+    return sorted(found, key=lambda s: (s.folder.name, s.sweep))
+
+
+def manifests(runs: Path) -> dict[str, dict[str, Any]]:
+    """The sweeps that were planned in this folder, by name; a damaged one is left out."""
+    found = {}
+    for path in sorted((runs / "sweeps").glob("*.json")):
+        try:
+            content = json.loads(path.read_text())
+            if isinstance(content, dict) and isinstance(content.get("runs"), list):
+                found[path.stem] = content
+        except (OSError, ValueError):
+            continue
+    return found
+
+
+def write_manifest(sweep: Sweep, runs: Path) -> None:
+    """Say which runs the sweep consists of, before any of them begins."""
+    folder = runs / "sweeps"
+    folder.mkdir(parents=True, exist_ok=True)
+    replace_text(folder / f"{sweep.name}.json", json.dumps(sweep.manifest(), indent=0))
+
+
+def replace_text(path: Path, text: str) -> None:
+    """Write a file whole or not at all."""
+    temporary = path.with_name(f".{path.name}-{os.getpid()}")
+    try:
+        temporary.write_text(text)
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
