@@ -185,8 +185,8 @@ class IQRL(Agent[Config]):
         }
 
     def start_from(self, state: State, source: State) -> dict[str, Tensor]:
-        """The representation and its target encoder; actor, critics and optimisers start anew (section 9, transfer)."""
-        return {"world": source["world"], "target": source["target"]}
+        """The representation, its target encoder and codebook; actor, critics and optimisers start anew (section 9)."""
+        return {k: v for k, v in source.items() if k in ("world", "target") or k.split("/")[0] == "codebook"}
 
     # --- acting
 

@@ -46,9 +46,10 @@ def inherited(run: RunConfig, runs: Path) -> dict[str, Tensor]:
     fresh = agent.initialise(torch.Generator().manual_seed(0))  # for its shapes
     taken = agent.start_from(fresh, _final_state(directory, key))
     for entry, value in taken.items():
-        if value.shape != fresh[entry].shape:
+        own = tuple(fresh[entry].shape) if entry in fresh else "none"
+        if tuple(value.shape) != own:
             raise InputError(
-                f"{key}: its {entry} has shape {tuple(value.shape)}, this run's {tuple(fresh[entry].shape)};"
+                f"{key}: its {entry} has shape {tuple(value.shape)}, this run's {own};"
                 " expected a run of equal networks, on a task of equal observations and actions"
             )
     return taken
