@@ -1,4 +1,4 @@
-"""Every arm of every sweep, as a pack of two with tiny networks: three updates on real data, an evaluation."""
+"""Every arm of every sweep, as a pack of two with tiny networks: three updates on real data, evaluation."""
 
 import functools
 
