@@ -1,0 +1,187 @@
+"""What is drawn: the lines, bands, labels and their order, and the words on the figure."""
+
+from __future__ import annotations
+
+import importlib
+import re
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+import pytest
+from synthetic_runs import write_manifest, write_run, write_study
+
+from analysis import style
+from analysis.figures import FIGURES
+from analysis.figures.drawing import Context, Skip
+from analysis.render import render
+from analysis.runs import load
+from analysis.statistics import interval
+from analysis.study import build
+
+
+def context(runs: Path, name: str = "neurips", **options) -> Context:
+    (study,), _ = build(load([runs]), [runs], **options)
+    return Context(study, style.STYLES[name], replicates=100)
+
+
+def drawn(figure: str, given: Context):
+    with matplotlib.rc_context(given.style.rc):
+        return importlib.import_module(f"analysis.figures.{figure}").draw(given)
+
+
+def words(drawing) -> str:
+    return " ".join(text.get_text().replace("\n", " ") for text in drawing.figure.texts)
+
+
+@pytest.fixture
+def study(runs: Path) -> Context:
+    write_study(runs, agents=("iqrl", "tcrl", "td3"), seeds=5)
+    return context(runs)
+
+
+def test_iqm_lines_are_the_iqm_of_the_runs(study: Context) -> None:
+    drawing = drawn("iqm_return", study)
+    lines = {line.get_label(): line for line in drawing.figure.axes[0].get_lines()}
+    assert list(lines) == ["iQRL", "TCRL", "TD3"]
+    steps = study.study.grid("td3")
+    expected = interval(study.study.scores("td3", steps), replicates=100)
+    assert lines["TD3"].get_xdata().tolist() == steps.tolist() == [0, 20_000, 40_000, 60_000, 80_000, 100_000]
+    assert np.allclose(lines["TD3"].get_ydata(), expected.point)
+    assert lines["iQRL"].get_color() == style.COLOURS["iqrl"]
+    bands = drawing.figure.axes[0].collections
+    corners = np.concatenate([band.get_paths()[0].vertices for band in bands])[:, 1]
+    assert corners.max() == pytest.approx(max(interval(study.study.scores(a, steps), replicates=100).high.max()
+                                             for a in ("iqrl", "tcrl", "td3")))  # fmt: skip
+    assert drawing.figure.axes[0].get_xlabel() == "Environment steps"
+
+
+def test_captions_state_seeds_tasks_interval_and_budget(study: Context) -> None:
+    text = words(drawn("iqm_return", study))
+    assert "2 tasks (cartpole-swingup, walker-walk), 5 seeds each, budget 100k environment steps" in text
+    assert "95% stratified bootstrap intervals over seeds (100 replicates)" in text
+
+
+def test_rank_and_codebook_leave_out_agents_that_have_none(study: Context) -> None:
+    rank, codebook = drawn("latent_rank", study), drawn("active_codebook", study)
+    assert [line.get_label() for line in rank.figure.axes[0].get_lines()] == ["iQRL", "TCRL"]
+    assert "Not defined for TD3." in words(rank)
+    labels = [line.get_label() for line in codebook.figure.axes[0].get_lines()]
+    assert [label for label in labels if not label.startswith("_")] == ["iQRL"]
+    latents = study.study.tables.latents
+    last = latents[(latents["env_step"] == 100_000) & latents["run"].str.startswith("iqrl")]
+    assert rank.figure.axes[0].get_lines()[0].get_ydata()[-1] == pytest.approx(last["rank_0.01"].mean())
+
+
+def test_an_agent_keeps_its_colour_whoever_is_beside_it(runs: Path) -> None:
+    write_study(runs, agents=("td3", "iqrl"))
+    assert context(runs).colours == {"td3": style.COLOURS["td3"], "iqrl": style.COLOURS["iqrl"]}
+
+
+def test_colours_of_many_arms_differ(runs: Path) -> None:
+    members, arms = [], []
+    for i in range(8):
+        run = write_run(runs, "iqrl", horizon=i)
+        arms.append({"name": f"h{i}", "label": f"H = {i}", "agent": "iqrl"})
+        members.append((run.name, f"h{i}", "walker-walk", 0, 100_000))
+    write_manifest(runs, "horizon", arms, members, figure="arms", question="How far ahead?")
+    given = context(runs)
+    assert len(set(given.colours.values())) == 8
+    drawing = drawn("arms", given)
+    assert [text.get_text() for text in drawing.figure.axes[0].get_yticklabels()] == [
+        f"H = {i}" for i in range(8)
+    ]
+    assert drawing.figure.get_suptitle() == "How far ahead?"
+
+
+def test_missing_short_and_failed_runs_and_the_note_stand_on_every_figure(runs: Path) -> None:
+    made = write_study(
+        runs, agents=("iqrl", "td3"), seeds=3, note="narrow networks (preset=small)", scale="lite"
+    )
+    (made[0] / "DONE").unlink()
+    (made[0] / "FAILED").write_text('{"env_step": 100000, "reason": "NaN"}')
+    given = context(runs)
+    for name in FIGURES:
+        text = words(drawn(name, given))
+        assert f"{made[0].name} (failed, left out)" in text, name
+        assert "Note: narrow networks (preset=small); scale: lite." in text, name
+
+
+def test_what_is_missing_stands_there_without_a_caption_too(runs: Path) -> None:
+    made = write_study(runs)
+    (made[0] / "evaluations.csv").unlink()
+    (study,), _ = build(load([runs]), [runs])
+    text = words(drawn("iqm_return", Context(study, style.STYLES["icml"], 50, caption=False)))
+    assert made[0].name in text and "Interquartile" not in text
+
+
+def test_cut_curves_end_at_the_last_common_step(runs: Path) -> None:
+    for seed in range(3):
+        write_run(
+            runs,
+            "iqrl",
+            seed=seed,
+            stop_at=60_000 if seed == 1 else None,
+            end="running" if seed == 1 else "done",
+        )
+    drawing = drawn("iqm_return", context(runs))
+    assert drawing.figure.axes[0].get_lines()[0].get_xdata().max() == 60_000
+    assert "shown up to the last common step: iQRL to 60k" in words(drawing)
+
+
+def test_one_seed_draws_a_line_and_no_band(runs: Path) -> None:
+    write_run(runs, "iqrl")
+    drawing = drawn("iqm_return", context(runs))
+    assert len(drawing.figure.axes[0].get_lines()) == 1
+    assert "none where a task has one seed" in words(drawing)
+
+
+def test_infinite_condition_numbers_interrupt_the_line(runs: Path) -> None:
+    for seed in range(3):
+        write_run(runs, "iqrl", seed=seed, rank=0.05)
+    drawing = drawn("condition_number", context(runs))
+    assert np.isnan(drawing.figure.axes[0].get_lines()[0].get_ydata().astype(float)).any()
+    assert "the median is infinite" in words(drawing)
+
+
+def test_figures_without_data_say_so(runs: Path) -> None:
+    write_study(runs, agents=("td3",))
+    given = context(runs)
+    for name in ("latent_rank", "active_codebook", "rank_return", "condition_number", "improvement", "arms"):
+        with pytest.raises(Skip):
+            drawn(name, given)
+
+
+@pytest.mark.parametrize("name", list(style.STYLES))
+def test_every_figure_in_every_style_fits(runs: Path, name: str, recwarn: pytest.WarningsRecorder) -> None:
+    write_study(
+        runs, agents=("iqrl", "td3", "tcrl"), tasks=("cartpole-swingup", "walker-walk", "dog-run"), seeds=2
+    )
+    given = context(runs, name)
+    for figure in FIGURES:
+        drawing = drawn(figure, given)
+        with matplotlib.rc_context(given.style.rc):
+            drawing.figure.canvas.draw()
+        edges = drawing.figure.bbox
+        for text in drawing.figure.texts:
+            box = text.get_window_extent()
+            assert box.x1 <= edges.x1 + 1 and box.y0 >= edges.y0 - 1, (figure, text.get_text())
+    assert not [w for w in recwarn if "constrained_layout" in str(w.message)]
+
+
+def test_files_are_pdf_with_type_42_fonts_and_png(study: Context, tmp_path: Path) -> None:
+    (rendered,) = render([study], tmp_path, only=("iqm_return",))
+    pdf = (tmp_path / "quickstart" / "iqm_return.pdf").read_bytes()
+    assert b"/Type3" not in pdf and (b"/FontFile2" in pdf or b"/CIDFontType2" in pdf)
+    assert (tmp_path / "quickstart" / "iqm_return.png").read_bytes().startswith(b"\x89PNG")
+    render([study], tmp_path / "again", only=("iqm_return",))
+    assert (tmp_path / "again" / "quickstart" / "iqm_return.pdf").read_bytes() == pdf
+
+
+def test_a_figure_is_one_module_and_one_name() -> None:
+    folder = Path(importlib.import_module("analysis.figures").__file__).parent
+    shared = {"__init__", "drawing", "latent_curves"}
+    assert {path.stem for path in folder.glob("*.py")} - shared == set(FIGURES)
+    for name in FIGURES:
+        module = importlib.import_module(f"analysis.figures.{name}")
+        assert module.TITLE and re.match(r"\w", module.__doc__)
