@@ -31,7 +31,14 @@ from iqrl.agent import REGISTRY, Agent, setting
 from iqrl.errors import InputError
 
 # Every agent in the tree: the name users type, and the module that registers it.
-AGENTS = {"iqrl": "iqrl.iqrl", "td3": "baselines.td3"}
+AGENTS = {
+    "iqrl": "iqrl.iqrl",
+    "td3": "baselines.td3",
+    "td7": "baselines.td7",
+    "mrq": "baselines.mrq",
+    "tcrl": "baselines.tcrl",
+    "dcwm": "baselines.dcwm",
+}
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,369 @@
+"""MR.Q: model-based representations for Q-learning (Fujimoto et al. 2025; spec page mrq.md).
+
+Symbols: f and g, the state and state-action encoders, give zs = f(s) and zsa = g(zs, a); m, linear in zsa,
+predicts whether the episode terminates, the next zs and the reward. Value and policy see embeddings alone
+and send no gradient to them. S is the scale of rewards, in units of which values are learned; a bar is a
+target network or the scale that goes with it. Losses are those of one seed.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.func import grad_and_value
+
+from iqrl.agent import Agent, Batch, Metrics, Noise, Progress, Slices, Stage, State, register, setting
+from iqrl.networks import MLP, Adam, ParameterGroup, layer_norm
+from iqrl.returns import n_step
+from iqrl.tasks import TaskSpec
+
+Noises = Mapping[str, Tensor]
+Encoder = Mapping[str, Mapping[str, Tensor]]  # parameters by network and name
+
+
+@dataclass(frozen=True)
+class Config:
+    """Defaults are the official ones (mrq.md, tables at its end)."""
+
+    # representation ("Networks", "Reward coding", "Encoder update")
+    zs_dim: int = setting(512, "width of state embeddings", low=1, high=65536)
+    za_dim: int = setting(256, "width of action embeddings", low=1, high=65536)
+    zsa_dim: int = setting(512, "width of state-action embeddings", low=1, high=65536)
+    hidden_dim: int = setting(512, "width of hidden layers", low=1, high=65536)
+    num_bins: int = setting(65, "bins of the reward's two-hot code", low=2, high=65536)
+    bin_limit: float = setting(10.0, "bins reach from -symexp(limit) to symexp(limit)", low=0.01, high=80.0)
+    enc_horizon: int = setting(5, "decisions the model is unrolled", low=1, high=100)
+    dyn_weight: float = setting(1.0, "weight of the next embedding's error", low=0.0)
+    reward_weight: float = setting(0.1, "weight of the reward's cross-entropy", low=0.0)
+    done_weight: float = setting(0.1, "weight of the termination's error, once there was one", low=0.0)
+    enc_lr: float = setting(1e-4, "AdamW learning rate of the encoders and the model", low=0.0)
+    enc_weight_decay: float = setting(1e-4, "AdamW weight decay of the same", low=0.0)
+    # value and policy ("RL update", "Periodic sync")
+    discount: float = setting(0.99, "gamma, per decision", low=0.0, high=1.0)
+    q_horizon: int = setting(3, "N of the returns", low=1, high=100)
+    reward_mask: str = setting(
+        "alive", "rewards up to a termination, or all but terminating ones", choices=("alive", "released")
+    )
+    target_every: int = setting(250, "updates between copies; then as many of the encoder", low=1, high=10**6)
+    target_noise: float = setting(0.2, "target policy smoothing, std; half if discrete", low=0.0)
+    noise_clip: float = setting(0.3, "and where it is clipped; half if discrete", low=0.0)
+    value_lr: float = setting(3e-4, "AdamW learning rate of the values", low=0.0)
+    value_weight_decay: float = setting(1e-4, "AdamW weight decay of the values", low=0.0)
+    value_clip: float = setting(20.0, "largest gradient norm of the values, 0 for none", low=0.0)
+    policy_lr: float = setting(3e-4, "AdamW learning rate of the policy", low=0.0)
+    policy_weight_decay: float = setting(1e-4, "AdamW weight decay of the policy", low=0.0)
+    pre_activation_weight: float = setting(1e-5, "weight of squared pre-activations", low=0.0)
+    gumbel_temperature: float = setting(10.0, "tau of the Gumbel-softmax over discrete actions", low=0.01)
+    # replay ("Replay")
+    lap_alpha: float = setting(0.4, "exponent of priorities; 0 is uniform sampling", low=0.0, high=1.0)
+    lap_min: float = setting(1.0, "smallest error that counts for a priority", low=1e-6)
+    batch_size: int = setting(256, "slices in a batch", low=2, high=1_000_000)
+    buffer_size: int = setting(1_000_000, "replay capacity, transitions", low=1000, high=10**9)
+    # collection ("Loop and protocol")
+    warmup_decisions: int = setting(10_000, "random decisions first, without updates", low=0, high=10**9)
+    exploration_noise: float = setting(0.2, "standard deviation; half if discrete", low=0.0)
+
+
+@register("mrq")
+class MRQ(Agent[Config]):
+    presets = {
+        "default": {},
+        "small": {"zs_dim": 128, "za_dim": 64, "zsa_dim": 128, "hidden_dim": 128, "batch_size": 128},
+        "tiny": {
+            "zs_dim": 16, "za_dim": 8, "zsa_dim": 16, "hidden_dim": 16, "batch_size": 16, "target_every": 10,
+        },
+    }
+
+    def __init__(self, config: Config, spec: TaskSpec, dtype: torch.dtype = torch.float32) -> None:
+        super().__init__(config, spec, dtype)
+        c, o, a, h = config, spec.observation_dim, spec.action_dim, config.hidden_dim
+
+        def network(
+            inputs: int, hidden: tuple[int, ...], outputs: int, activation: str = "elu", ensemble: int = 0,
+            precise_input: bool = False, precise_output: bool = False,
+        ) -> MLP:
+            precise = {"precise_input": precise_input, "precise_output": precise_output}
+            return MLP(inputs, hidden, outputs, activation, "plain", ensemble, "xavier_relu", **precise)
+
+        encoders = {
+            "f": network(o, (h, h), c.zs_dim, precise_input=True),
+            "embedding": network(a, (), c.za_dim, precise_input=True),
+            "g": network(c.zs_dim + c.za_dim, (h, h), c.zsa_dim),
+        }
+        self.target = ParameterGroup(encoders)
+        self.encoder = ParameterGroup({**encoders, "m": network(c.zsa_dim, (), 1 + c.zs_dim + c.num_bins)})
+        self.policy = ParameterGroup({"policy": network(c.zs_dim, (h, h), a, "relu")})
+        value = network(c.zsa_dim, (h, h, h), 1, ensemble=2, precise_output=True)
+        self.value = ParameterGroup({"value": value})
+        self.encoder_optimiser = Adam(c.enc_lr, weight_decay=c.enc_weight_decay)
+        self.value_optimiser = Adam(c.value_lr, weight_decay=c.value_weight_decay, clip=c.value_clip)
+        self.policy_optimiser = Adam(c.policy_lr, weight_decay=c.policy_weight_decay)
+        self.noise_scale = 0.5 if spec.discrete else 1.0  # actions span [0, 1] instead of [-1, 1]
+
+    # --- networks
+
+    def embed_state(self, encoder: Encoder, observation: Tensor) -> Tensor:
+        """zs = f(s): (..., O) -> (..., zs_dim)."""
+        return F.elu(layer_norm(self.target.networks["f"](encoder["f"], observation)))
+
+    def embed_action(
+        self, encoder: Encoder, zs: Tensor, action: Tensor, hidden: list[Tensor] | None = None
+    ) -> Tensor:
+        """zsa = g(zs, a): (B, zsa_dim)."""
+        net = self.target.networks
+        za = F.elu(net["embedding"](encoder["embedding"], action))
+        return net["g"].forward(encoder["g"], torch.cat([zs, za], -1), hidden)
+
+    def pre_activation(self, policy: Tensor, zs: Tensor, hidden: list[Tensor] | None = None) -> Tensor:
+        """What the policy squashes: (B, A)."""
+        parameters = self.policy.unpack(policy, self.dtype)["policy"]
+        return self.policy.networks["policy"].forward(parameters, zs, hidden)
+
+    def squash(self, x: Tensor, uniform: Tensor | None) -> Tensor:
+        """Actions in [-1, 1]; discrete ones as a Gumbel-softmax sample, without noise if none is given."""
+        if not self.spec.discrete:
+            return torch.tanh(x)
+        if uniform is not None:
+            x = x - torch.log(-torch.log(torch.clamp(uniform, min=1e-20)))
+        return torch.softmax(x / self.config.gumbel_temperature, -1)
+
+    def realise(self, action: Tensor) -> Tensor:
+        """Actions as the task takes them: clipped to [-1, 1], or one-hot at the largest entry."""
+        if not self.spec.discrete:
+            return torch.clamp(action, -1.0, 1.0)
+        place = torch.arange(action.shape[-1], device=action.device)
+        return (action.argmax(-1, keepdim=True) == place).to(action.dtype)
+
+    def values(self, value: Tensor, zsa: Tensor, hidden: list[Tensor] | None = None) -> Tensor:
+        """Q of both heads, in units of S: (B, zsa_dim) -> (2, B)."""
+        parameters = self.value.unpack(value, self.dtype)["value"]
+        return self.value.networks["value"].forward(parameters, zsa, hidden)[..., 0]
+
+    def initialise(self, generator: torch.Generator) -> dict[str, Tensor]:
+        encoder, policy, value = (g.initialise(generator) for g in (self.encoder, self.policy, self.value))
+        return {
+            **self.encoder_optimiser.initialise("encoder", encoder),
+            **self.policy_optimiser.initialise("policy", policy),
+            **self.value_optimiser.initialise("value", value),
+            "target_encoder": self.encoder.extract(encoder, self.target),
+            "target_policy": policy.clone(),
+            "target_value": value.clone(),
+            "reward_scale": torch.ones(()),  # S
+            "target_reward_scale": torch.zeros(()),  # S-bar
+            "terminations_seen": torch.zeros(()),  # 1.0 once the replay has held a termination
+        }
+
+    # --- acting
+
+    def act(
+        self, state: State, carry: State, observation: Tensor, noise: Noises, clock: State
+    ) -> tuple[Tensor, State]:
+        zs = self.embed_state(self.encoder.unpack(state["encoder"], self.dtype), observation)
+        action = self.squash(self.pre_activation(state["policy"], zs), noise.get("gumbel"))
+        if "action" in noise:
+            action = action + self.noise_scale * self.config.exploration_noise * noise["action"]
+        return self.realise(action), carry
+
+    def act_noise(self, explore: bool) -> Mapping[str, Noise]:
+        shape = (self.spec.action_dim,)
+        if not explore:
+            return {}
+        return {"action": Noise(shape), **({"gumbel": Noise(shape, "uniform")} if self.spec.discrete else {})}
+
+    def acts_randomly(self, progress: Progress) -> bool:
+        return progress.decisions < self.config.warmup_decisions
+
+    # --- losses
+
+    def encoder_loss(
+        self, encoder: Tensor, target: Tensor, terminations_seen: Tensor, batch: Batch
+    ) -> tuple[Tensor, Metrics]:
+        """Errors of the model over one unroll of H_enc steps ("Encoder update")."""
+        c, steps = self.config, self.config.enc_horizon
+        parameters, bar = self.encoder.unpack(encoder, self.dtype), self.target.unpack(target, self.dtype)
+        action, mask = self.realise(batch.action[:steps]), batch.alive[:steps]  # (H, B, A), (H, B)
+        with torch.no_grad():
+            goal = self.embed_state(bar, batch.observation[1 : steps + 1])  # (H, B, zs_dim)
+        z = self.embed_state(parameters, batch.observation[0])
+        predicted: list[Tensor] = []
+        for h in range(steps):
+            zsa = self.embed_action(parameters, z, action[h])
+            predicted.append(self.encoder.networks["m"](parameters["m"], zsa))
+            z = predicted[h][:, 1 : 1 + c.zs_dim]  # fed on as it is
+        done, following, logits = torch.stack(predicted).split([1, c.zs_dim, c.num_bins], -1)
+
+        def total(error: Tensor) -> Tensor:
+            return (mask * error).mean(1).sum()
+
+        parts = {
+            "dynamics_loss": total((following - goal).square().mean(-1)),
+            "reward_loss": total(two_hot_cross_entropy(logits, batch.reward[:steps], c.bin_limit)),
+            "termination_loss": terminations_seen * total((done[..., 0] - batch.terminated[:steps]).square()),
+        }
+        weights = (c.dyn_weight, c.reward_weight, c.done_weight)
+        loss = torch.stack([w * v for w, v in zip(weights, parts.values(), strict=True)]).sum()
+        return loss, {k: v.detach() for k, v in parts.items()}
+
+    def target_value(self, state: State, batch: Batch, noise: Noises) -> Tensor:
+        """y (B,) = (R + gamma^n Q-bar S-bar) / S, by the target networks ("RL update")."""
+        c = self.config
+        returns = n_step if c.reward_mask == "alive" else n_step_released
+        total, factor, last = returns(batch, c.q_horizon, c.discount)
+        bar = self.target.unpack(state["target_encoder"], self.dtype)
+        zs = self.embed_state(bar, last)
+        action = self.squash(self.pre_activation(state["target_policy"], zs), noise.get("target_gumbel"))
+        smoothing = torch.clamp(c.target_noise * noise["smoothing"], -c.noise_clip, c.noise_clip)
+        action = self.realise(action + self.noise_scale * smoothing)
+        q = self.values(state["target_value"], self.embed_action(bar, zs, action)).min(0).values
+        return (total + factor * q * state["target_reward_scale"]) / state["reward_scale"]
+
+    def value_loss(self, value: Tensor, zsa: Tensor, y: Tensor) -> tuple[Tensor, tuple[Tensor, Metrics]]:
+        """Smooth L1 over batch and both heads. Also gives the errors |Q - y| (2, B)."""
+        q = self.values(value, zsa)
+        loss, q = F.smooth_l1_loss(q, y.expand(q.shape)), q.detach()
+        return loss, ((q - y).abs(), {"q_mean": q.mean(), "q_min": q.min(), "q_max": q.max()})
+
+    def policy_loss(
+        self, policy: Tensor, value: Tensor, encoder: Tensor, zs: Tensor, noise: Noises
+    ) -> Tensor:
+        """Minus the mean value of both heads; the gradient passes through g into the action."""
+        x = self.pre_activation(policy, zs)
+        action = self.squash(x, noise.get("gumbel"))
+        q = self.values(value, self.embed_action(self.encoder.unpack(encoder, self.dtype), zs, action))
+        return -q.mean() + self.config.pre_activation_weight * x.square().mean()
+
+    # --- learning
+
+    @property
+    def slices(self) -> Slices:
+        c = self.config
+        return Slices(max(c.enc_horizon, c.q_horizon), c.batch_size, prioritised=True)
+
+    def stages(self, update: int) -> tuple[str, ...]:
+        period = self.config.target_every
+        if (update - 1) % period:
+            return ("update_rl",)
+        return ("synchronise", *["update_encoder"] * period, "update_rl")
+
+    def stage(self, name: str) -> Stage:
+        if name == "synchronise":
+            return Stage(batch=False, statistics=True)
+        if name == "update_encoder":
+            return Stage()
+        shape = (self.config.batch_size, self.spec.action_dim)
+        noise = {"smoothing": Noise(shape)}
+        if self.spec.discrete:
+            noise |= {"target_gumbel": Noise(shape, "uniform"), "gumbel": Noise(shape, "uniform")}
+        return Stage(noise=noise)
+
+    def synchronise(
+        self, state: State, batch: None, noise: Noises, clock: State
+    ) -> tuple[dict[str, Tensor], Metrics]:
+        """Hard copies to the targets, and a new scale of rewards ("Periodic sync")."""
+        scale = torch.clamp(clock["mean_absolute_reward"], min=1e-8)
+        seen = torch.maximum(state["terminations_seen"], (clock["terminations"] > 0).float())
+        return {
+            "target_policy": state["policy"],
+            "target_value": state["value"],
+            "target_encoder": self.encoder.extract(state["encoder"], self.target),
+            "target_reward_scale": state["reward_scale"],
+            "reward_scale": scale,
+            "terminations_seen": seen,
+        }, {"reward_scale": scale}
+
+    def update_encoder(
+        self, state: State, batch: Batch, noise: Noises, clock: State
+    ) -> tuple[dict[str, Tensor], Metrics]:
+        """Encoders and model; priorities stay as they are."""
+        gradient, (loss, parts) = grad_and_value(self.encoder_loss, has_aux=True)(
+            state["encoder"], state["target_encoder"], state["terminations_seen"], batch
+        )
+        changed, _ = self.encoder_optimiser.step("encoder", state, gradient)
+        return changed, {"encoder_loss": loss, **parts}
+
+    def update_rl(
+        self, state: State, batch: Batch, noise: Noises, clock: State
+    ) -> tuple[dict[str, Tensor], Metrics]:
+        """Values, then policy, on embeddings that stay as they are."""
+        c, encoder = self.config, self.encoder.unpack(state["encoder"], self.dtype)
+        y = self.target_value(state, batch, noise)
+        zs = self.embed_state(encoder, batch.observation[0])
+        zsa = self.embed_action(encoder, zs, self.realise(batch.action[0]))
+        gradient, (loss, (error, parts)) = grad_and_value(self.value_loss, has_aux=True)(
+            state["value"], zsa, y
+        )
+        changed, norm = self.value_optimiser.step("value", state, gradient)
+        metrics = {"value_loss": loss, **parts, "target_mean": y.mean(), "target_std": y.std()}
+        gradient, loss = grad_and_value(self.policy_loss)(
+            state["policy"], changed["value"], state["encoder"], zs, noise
+        )
+        stepped, _ = self.policy_optimiser.step("policy", state, gradient)
+        priority = torch.clamp(error.amax(0), min=c.lap_min) ** c.lap_alpha
+        metrics |= {"value_gradient_norm": norm, "policy_loss": loss, "priority": priority}
+        return {**changed, **stepped}, metrics
+
+    # --- schedule
+
+    def after_decision(self, progress: Progress) -> int:
+        return int(progress.decisions > self.config.warmup_decisions)
+
+    # --- looking inside
+
+    def latent_width(self) -> int:
+        return self.config.zs_dim
+
+    def latent(self, state: State, observation: Tensor) -> Tensor:
+        return self.embed_state(self.encoder.unpack(state["encoder"], self.dtype), observation)
+
+    def hidden(self, state: State, observation: Tensor, action: Tensor) -> list[Tensor]:
+        layers: list[Tensor] = []
+        encoder = self.encoder.unpack(state["encoder"], self.dtype)
+        zs = F.elu(layer_norm(self.encoder.networks["f"].forward(encoder["f"], observation, layers)))
+        zsa = self.embed_action(encoder, zs, self.realise(action), layers)
+        self.values(state["value"], zsa, layers)
+        self.pre_activation(state["policy"], zs, layers)
+        return layers
+
+
+def n_step_released(batch: Batch, n: int, discount: float) -> tuple[Tensor, Tensor, Tensor]:
+    """The released code's returns: each reward times its own not-done, no matter what came before.
+
+    Returns:
+        R (B,), the factor of the bootstrap value (B,), and the observation n steps on (B, O).
+    """
+    going = 1.0 - batch.terminated[:n]
+    powers = discount ** torch.arange(n, device=going.device, dtype=going.dtype)
+    total = (powers[:, None] * going * batch.reward[:n]).sum(0)
+    return total, discount**n * going.prod(0), batch.observation[n]
+
+
+def symexp_bins(count: int, limit: float) -> list[float]:
+    """symexp of `count` evenly spaced points from -limit to limit ("Reward coding")."""
+    points = [limit * (2 * i - (count - 1)) / (count - 1) for i in range(count)]
+    return [math.copysign(math.expm1(abs(x)), x) for x in points]
+
+
+def two_hot(reward: Tensor, bins: Tensor) -> tuple[Tensor, Tensor]:
+    """Index of the upper of the two bins around a reward, and its weight; the bin below has the rest.
+
+    Linear in the reward itself. Rewards beyond the outermost bins count as these.
+    """
+    reward = torch.clamp(reward, bins[0], bins[-1])
+    upper = torch.clamp((bins < reward[..., None]).sum(-1), min=1)
+    low, high = bins[upper - 1], bins[upper]
+    return upper, (reward - low) / (high - low)
+
+
+def two_hot_cross_entropy(logits: Tensor, reward: Tensor, limit: float) -> Tensor:
+    """Cross-entropy of logits (..., bins) against the two-hot code of rewards (...)."""
+    bins = torch.tensor(symexp_bins(logits.shape[-1], limit), device=logits.device)
+    upper, weight = two_hot(reward, bins)
+    log_p = torch.log_softmax(logits, -1)
+    high = log_p.gather(-1, upper[..., None])[..., 0]
+    low = log_p.gather(-1, upper[..., None] - 1)[..., 0]
+    return -(weight * high + (1.0 - weight) * low)
