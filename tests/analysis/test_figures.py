@@ -51,8 +51,10 @@ def test_iqm_lines_are_the_iqm_of_the_runs(study: Context) -> None:
     assert lines["iQRL"].get_color() == style.COLOURS["iqrl"]
     bands = drawing.figure.axes[0].collections
     corners = np.concatenate([band.get_paths()[0].vertices for band in bands])[:, 1]
-    assert corners.max() == pytest.approx(max(interval(study.study.scores(a, steps), replicates=100).high.max()
-                                             for a in ("iqrl", "tcrl", "td3")))  # fmt: skip
+    highs = [
+        interval(study.study.scores(arm, steps), replicates=100).high.max() for arm in ("iqrl", "tcrl", "td3")
+    ]
+    assert corners.max() == pytest.approx(max(highs))
     assert drawing.figure.axes[0].get_xlabel() == "Environment steps"
 
 

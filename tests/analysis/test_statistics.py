@@ -50,7 +50,7 @@ def test_intervals_are_those_of_rliable_to_bootstrap_error() -> None:
 
 
 def test_tasks_with_unequal_seeds() -> None:
-    """One array a task gives what the matrix gives when the numbers of runs are nearly equal; none is invented."""
+    """One array a task gives nearly what the matrix gives when the numbers of runs are nearly equal."""
     own = scores(20, 6)
     even = interval(own, iqm, 5000)
     uneven = interval([own[0][:-1], *own[1:]], iqm, 5000)

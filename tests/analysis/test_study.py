@@ -33,7 +33,7 @@ def test_a_complete_sweep_has_no_problems(runs: Path) -> None:
 
 
 def test_everything_that_can_be_wrong_is_named_and_not_used(tmp_path: Path) -> None:
-    """One missing seed, one NaN, one run stopped half-way, one other action repeat, one run in two folders."""
+    """A missing seed, a NaN, a run stopped half-way, another action repeat, a run in two folders."""
     runs, copies = tmp_path / "runs", tmp_path / "copies"
     made = write_study(runs, agents=("iqrl",), tasks=("walker-walk",), seeds=6)
     missing, nan, half, odd, doubled, good = made
@@ -50,7 +50,8 @@ def test_everything_that_can_be_wrong_is_named_and_not_used(tmp_path: Path) -> N
     shutil.copytree(doubled, copies / doubled.name)
     (built,), _ = build(load([runs, copies]), [runs, copies])
     assert kinds(built) == {
-        missing.name: "missing", nan.name: "nan", half.name: "short", odd.name: "action repeat", doubled.name: "duplicate",
+        missing.name: "missing", nan.name: "nan", half.name: "short", odd.name: "action repeat",
+        doubled.name: "duplicate",
     }  # fmt: skip
     effects = {problem.run: problem.effect for problem in built.problems}
     assert effects[nan.name] == effects[odd.name] == effects[doubled.name] == "left out"

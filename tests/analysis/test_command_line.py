@@ -1,0 +1,105 @@
+"""The commands as processes: what they write, what they refuse, what they import."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from synthetic_runs import write_study
+
+from analysis.__main__ import COMMANDS, main
+
+ROOT = Path(__file__).parents[2]
+
+
+def analysis(*arguments: str, **options) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "analysis", *arguments]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300, **options)
+
+
+def test_importing_needs_neither_torch_nor_a_simulator() -> None:
+    code = (
+        "import sys, pkgutil, importlib, analysis\n"
+        "for module in pkgutil.walk_packages(analysis.__path__, 'analysis.'):\n"
+        "    if not module.name.endswith('__main__'): importlib.import_module(module.name)\n"
+        "print([name for name in ('torch', 'dm_control', 'mujoco', 'iqrl') if name in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert done.stdout.strip() == "[]", done.stderr
+
+
+def test_figures_end_to_end(runs: Path, tmp_path: Path) -> None:
+    made = write_study(runs)
+    (made[0] / "DONE").unlink()
+    text = (made[0] / "evaluations.csv").read_text().splitlines(keepends=True)
+    (made[0] / "evaluations.csv").write_text("".join(text[:31]))
+    out = tmp_path / "figures"
+    done = analysis(
+        "figures", f"runs={runs}", f"OUT={out}", "SWEEP=quickstart", "PUBLISHED=", "replicates=50"
+    )
+    assert done.returncode == 0, done.stderr
+    assert f"{made[0].name}: short: 40000 of 100000 env steps" in done.stdout
+    for name in ("iqm_return", "latent_rank", "active_codebook"):
+        for suffix in (".pdf", ".png"):
+            assert (out / "quickstart" / f"{name}{suffix}").stat().st_size > 5000
+    assert (out / "report.html").exists() and (out / "quickstart" / "tables" / "scores.tex").exists()
+    assert made[0].name in (out / "quickstart" / "problems.csv").read_text()
+    assert "environment steps" in (out / "quickstart" / "captions.md").read_text()
+
+
+def test_export_writes_tidy_tables(runs: Path, tmp_path: Path) -> None:
+    write_study(runs)
+    assert main(["export", f"runs={runs}", f"out={tmp_path}"]) == 0
+    evaluations = pd.read_parquet(tmp_path / "evaluations.parquet")
+    assert len(evaluations) == 8 * 6 and {"key", "env_step", "mean_return"} <= set(evaluations.columns)
+    assert main(["export", f"runs={runs}", f"out={tmp_path}", "format=csv"]) == 0
+    assert len(pd.read_csv(tmp_path / "latents.csv")) == 8 * 6
+
+
+def test_watch_ends_when_no_run_is_left_to_wait_for(runs: Path, tmp_path: Path) -> None:
+    write_study(runs)
+    done = analysis("watch", f"runs={runs}", f"out={tmp_path}", "replicates=20", "every=1")
+    assert done.returncode == 0 and "report.html: 8 done" in done.stdout
+    assert 'http-equiv="refresh"' in (tmp_path / "report.html").read_text()
+
+
+@pytest.mark.parametrize("command", list(COMMANDS))
+def test_help_of_every_command_has_an_example(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([command, "--help"]) == 0
+    assert f"python -m analysis {command}" in capsys.readouterr().out.split("examples:")[1]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["figure"], "figure: no such command; did you mean figures?"),
+        (["figures", "stile=icml"], "stile=icml: `figures` has no such key; did you mean style?"),
+        (["figures", "style=nature"], "style=nature: expected neurips, icml or slides"),
+        (["figures", "replicates=-3"], "replicates=-3: expected bootstrap replicates"),
+        (["figures", "replicates=1e999"], "replicates=1e999: expected bootstrap replicates"),
+        (["figures", "runs=absent"], "runs=absent: no such folder"),
+        (["figures", "sweep"], "sweep: expected key=value"),
+        (["figures", "only=iqm"], "only=iqm: no such figure"),
+        (["figures", "short=maybe"], "short=maybe: expected cut"),
+        (["compare", "runs=."], "published=: expected the path of published results"),
+        (["compare", "runs=.", "published=nowhere"], "published=nowhere: no such file or folder"),
+    ],
+)
+def test_bad_input_is_one_line_and_status_2(
+    arguments: list[str], message: str, capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(arguments) == 2
+    captured = capsys.readouterr()
+    assert captured.err.startswith(f"error: {message}") and captured.err.count("\n") == 1
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_out_that_cannot_be_made(runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_study(runs)
+    (tmp_path / "file").write_text("")
+    assert main(["figures", f"runs={runs}", f"out={tmp_path / 'file'}", "replicates=10"]) == 2
+    assert "cannot make this folder" in capsys.readouterr().err

@@ -1,0 +1,59 @@
+"""Tables: numbers, bold, and what LaTeX would choke on."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from synthetic_runs import write_run
+
+from analysis import tables
+from analysis.runs import load
+from analysis.study import Study, build
+
+
+@pytest.fixture
+def study(runs: Path) -> Study:
+    finals = {"iqrl": (900.0, 910.0, 920.0), "tcrl": (890.0, 905.0, 925.0), "td3": (300.0, 310.0, 320.0)}
+    for agent, returns in finals.items():
+        for seed, final in enumerate(returns):
+            write_run(
+                runs, agent, "walker-walk", seed, returns=[0.0, 100.0, 200.0, 300.0, 0.95 * final, final]
+            )
+    (built,), _ = build(load([runs]), [runs])
+    return built
+
+
+def test_scores(study: Study) -> None:
+    table = tables.scores(study, 100)
+    assert table.columns == ["Task", "iQRL", "TCRL", "TD3"]
+    assert table.rows[0] == ["walker-walk", "910 ± 25", "907 ± 44", "310 ± 25"]
+    assert {column for row, column in table.bold if row == 0} == {1, 2}
+    assert [row[0] for row in table.rows[1:]] == [
+        "IQM (normalised)", "Median (normalised)", "Mean (normalised)", "Optimality gap (normalised)",
+    ]  # fmt: skip
+    assert "3 seeds each" in table.caption and "budget 100k environment steps" in table.caption
+    assert (4, 1) in table.bold and (4, 3) not in table.bold
+
+
+def test_differences(study: Study) -> None:
+    table = tables.differences(study, 100)
+    assert table.columns == ["Task", "TCRL", "TD3"]
+    assert table.rows[0][2].startswith("-600 [")
+    assert (0, 2) in table.bold and (0, 1) not in table.bold
+
+
+def test_efficiency(study: Study) -> None:
+    table = tables.efficiency(study, 100)
+    assert table.rows[0] == ["walker-walk", "80k (3/3)", "80k (3/3)", "not (0/3)"]
+
+
+def test_latex_and_markdown(study: Study, tmp_path: Path) -> None:
+    table = tables.scores(study, 100)
+    table.rows[0][0] = "a_b & 50%"
+    text = tables.latex(table)
+    assert r"a\_b \& 50\%" in text and r"\textbf{910 $\pm$ 25}" in text
+    assert text.count(r"\begin{tabular}{lrrr}") == 1 and text.count(r"\midrule") == 2
+    assert "**910 ± 25**" in tables.markdown(table)
+    tables.write([table], tmp_path / "tables")
+    assert {path.suffix for path in (tmp_path / "tables").iterdir()} == {".tex", ".md", ".csv"}
