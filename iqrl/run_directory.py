@@ -119,10 +119,14 @@ class RunDirectory:
     def claim(self) -> None:
         """Become the run's only writer.
 
+        Inside a Slurm job, the queue has said that it is this process's turn: whoever still writes was left
+        behind on a node that Slurm lost, and is fenced off. Elsewhere two writers are a mistake.
+
         Raises:
-            InputError: if a living process on this host is.
+            InputError: if a living process on this host is the writer, and this is no Slurm job.
         """
-        if self.writer_alive() and self.writer() != self._myself():
+        myself = self._myself()
+        if myself["job_id"] is None and self.writer_alive() and self.writer() != myself:
             raise InputError(f"{self.path}: process {(self.writer() or {}).get('pid')} is training this run")
         folder = self.path / "lease"
         folder.mkdir(exist_ok=True)

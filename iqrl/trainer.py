@@ -412,9 +412,13 @@ class Trainer:
         common = set.intersection(*(set(usable) for usable in found)) if found else set()
         key = max(common, default=None)
         for i, lane in enumerate(self.lanes):
-            self._restore(i, lane, found[i][key] if key is not None else None)
+            try:
+                self._restore(i, lane, found[i][key] if key is not None else None)
+            except LeaseLost as error:
+                lane.alive = False
+                warn(str(error))
         self._restore_episodes()
-        for lane in self.lanes:
+        for lane in self._living():
             lane.directory.begin_session({**self.plan.provenance(), "pack": len(self.lanes)})
 
     def _restore(self, place: int, lane: Lane, saved: dict[str, Any] | None) -> None:
