@@ -108,7 +108,7 @@ def main(words: Sequence[str] | None = None) -> int:
     command.add_argument("words", nargs="*", metavar="runs=FOLDER")
     _consent(command)
     command = add("profile", "Write a first profile from what Slurm says about this cluster.")
-    command.add_argument("name", nargs="?", default="cluster", help="of the profile (default: cluster)")
+    command.add_argument("name", nargs="?", default="default", help="of the profile (default: default)")
 
     # `submit main --profile gpu runs=here`: argparse alone takes no words after an option.
     arguments, later = parser.parse_known_args(words)

@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from slurm import run_files
-from slurm.plan import Pack, train_command
+from slurm.packs import Pack, train_command
 
 INTERRUPTED, BAD_INPUT = 75, 2  # exit statuses of `python -m iqrl train`
 ATTEMPTS = 10  # without getting further

@@ -71,7 +71,7 @@ def collect(runs: Path, sweeps: Sequence[str], yes: bool) -> int:
     question = (
         f"remove replay and old checkpoints of {len(done)} finished runs: {tables.size(size)} in {runs}?"
     )
-    if not _agreed(question, yes):
+    if not agreed(question, yes):
         return 1
     for path in doomed:
         if path.is_dir():
@@ -97,7 +97,7 @@ def clean(runs: Path, yes: bool) -> int:
         return 0
     count = len([state for state in report.states if (runs / state.run).is_dir()])
     size = sum(_bytes(path) for path in doomed)
-    if not _agreed(f"remove all {count} runs in {runs} ({tables.size(size)}), results included?", yes):
+    if not agreed(f"remove all {count} runs in {runs} ({tables.size(size)}), results included?", yes):
         return 1
     for path in doomed:
         shutil.rmtree(path, ignore_errors=True)
@@ -124,7 +124,7 @@ def _bytes(path: Path) -> int:
     )
 
 
-def _agreed(question: str, yes: bool) -> bool:
+def agreed(question: str, yes: bool) -> bool:
     """Ask, unless told not to; without a terminal, the answer is no."""
     if yes:
         return True

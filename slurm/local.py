@@ -18,7 +18,8 @@ from iqrl.config import Execution
 from iqrl.errors import InputError
 from slurm import queue, run_files, states, tables
 from slurm.crew import Crew
-from slurm.plan import AUTOMATIC_PACK, Pack, pack
+from slurm.packs import Pack
+from slurm.plan import AUTOMATIC_PACK, pack
 from slurm.submissions import Job, Submission, manifests, submissions, write_manifest
 
 INTERRUPTED = 75
@@ -57,7 +58,7 @@ def run(
     by_name = {state.run: state.state for state in found}
     elsewhere = [run for run in wanted if by_name[run.name] in ("running", "queued", "unknown")]
     todo = [run for run in wanted if by_name[run.name] not in ("done", "running", "queued", "unknown")]
-    packs = pack(todo, size, {**defaults, **words})
+    packs = pack(todo, size, {**defaults, **words}, runs)
     write_manifest(sweep, runs)
     done = len(wanted) - len(todo) - len(elsewhere)
     note = f" ({sweep.note})" if sweep.note else ""

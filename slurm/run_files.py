@@ -102,13 +102,18 @@ def process_started(pid: int) -> int | None:
         return None
 
 
+def checkpoints(directory: Path) -> list[str]:
+    """Names of its checkpoints, oldest first."""
+    try:
+        return sorted(n for n in os.listdir(directory / "checkpoint") if n.endswith(".pt"))
+    except OSError:
+        return []
+
+
 def marks(directory: Path) -> tuple[str, ...]:
     """Changes whenever a run gets further: its checkpoints and how it ended."""
-    try:
-        ended = tuple(name for name in ("DONE", "FAILED") if (directory / name).exists())
-        return tuple(sorted(os.listdir(directory / "checkpoint"))) + ended
-    except OSError:
-        return ()
+    ended = [name for name in ("DONE", "FAILED") if (directory / name).exists()]
+    return (*checkpoints(directory), *ended)
 
 
 def last_line(log: Path) -> str:

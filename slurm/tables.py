@@ -14,7 +14,7 @@ from slurm.states import STATES, State
 
 if TYPE_CHECKING:  # they load PyTorch, which `status` does without
     from slurm.crew import Crew
-    from slurm.plan import Pack
+    from slurm.packs import Pack
 
 REDRAW_SECONDS = 1.0
 LINES_SECONDS = 60.0  # between plain lines about a run

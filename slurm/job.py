@@ -1,0 +1,123 @@
+"""What a Slurm job does: train its packs, and get out of the way in time.
+
+submitit calls `work` in the snapshot of the code that was made at submission. Its own signal handlers are
+replaced: they checkpoint and requeue inside the handler, count time limits, and swallow SIGTERM. Here signals
+set a flag, the trainers save at their next safe point, and then the job puts itself back into the queue, as
+often as it takes. What is left to do is read from the run directories, so a job that starts over needs no
+memory.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from slurm import queue
+from slurm.crew import Crew
+from slurm.packs import Pack
+
+WAIT_SECONDS = 600  # to be taken off the node after requeueing
+
+
+class JobFailed(RuntimeError):
+    """Some of the job's packs could not be brought to an end."""
+
+
+class Signals:
+    """The signals that ask a job to leave, as a flag."""
+
+    def __init__(self) -> None:
+        self.caught: list[int] = []
+        signal.signal(signal.SIGUSR2, self._catch)  # the time limit is near, or preemption with a word before
+        signal.signal(signal.SIGTERM, self._catch)  # preemption, scancel, requeue, the time limit itself
+        signal.signal(signal.SIGCONT, signal.SIG_IGN)
+
+    def _catch(self, number: int, frame: object) -> None:
+        self.caught.append(number)
+
+    def __call__(self) -> bool:
+        return bool(self.caught)
+
+
+def work(task: dict[str, Any]) -> str:
+    """Train the packs of a job.
+
+    Args:
+        task: {"packs": keyword arguments of `Pack`s, "slots": processes at once, "runs", "folder": paths};
+            plain data, so that reading a job's pickle needs no more than this module.
+    Raises:
+        JobFailed: if packs were given up; Slurm then shows the job as failed.
+    """
+    signals = Signals()
+    folder = Path(task["folder"])
+    packs = [Pack(content={}, **pack) for pack in task["packs"]]
+    _caches()
+    crew = Crew(
+        packs, _slots(task["slots"]), Path(task["runs"]), folder / "packs", folder / "logs", told=_say
+    )
+    crew.run(signals)
+    if any(member.state == "stopped" for member in crew.members):
+        if signal.SIGUSR2 in signals.caught or _preempted():
+            _requeue()
+        raise JobFailed("asked to stop; the runs are saved")
+    left = [f"{member.pack.name}: {member.reason}" for member in crew.members if member.state == "left"]
+    if left:
+        raise JobFailed("; ".join(left))
+    return "ended"
+
+
+def _slots(wanted: int) -> list[dict[str, str]]:
+    """An environment for each training process: the job's GPUs in turn, and its threads."""
+    gpus = [gpu for gpu in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if gpu]
+    threads = os.environ.get("OMP_NUM_THREADS", "1")
+    slots = [{k: threads for k in ("MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")} for _ in range(wanted)]
+    for i, slot in enumerate(slots):
+        if gpus:
+            slot["CUDA_VISIBLE_DEVICES"] = gpus[i % len(gpus)]
+    return slots
+
+
+def _caches() -> None:
+    """Compiled kernels go to a folder of this job: processes that share one can spoil it for each other."""
+    scratch = os.path.expandvars(os.environ.get("SWEEP_SCRATCH", ""))
+    if scratch and "$" not in scratch:
+        folder = Path(scratch) / f"sweep-{job_id()}"
+        folder.mkdir(parents=True, exist_ok=True)
+        os.environ["TMPDIR"] = str(folder)
+        os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(folder / "inductor")
+
+
+def job_id() -> str:
+    """This job as `squeue` names it."""
+    array = os.environ.get("SLURM_ARRAY_JOB_ID")
+    return f"{array}_{os.environ['SLURM_ARRAY_TASK_ID']}" if array else os.environ.get("SLURM_JOB_ID", "")
+
+
+def _preempted() -> bool:
+    """Whether this job is being preempted, so that it should go on later; not when it was cancelled."""
+    _, text = queue.command("scontrol", "--oneliner", "show", "job", job_id())
+    state = re.search(r"\bJobState=(\w+)", text)
+    when = re.search(r"\bPreemptTime=(\S+)", text)
+    return state is not None and (
+        state[1] == "PREEMPTED" or (state[1] == "RUNNING" and when is not None and when[1] != "None")
+    )
+
+
+def _requeue() -> None:
+    """Back into the queue. Slurm then ends this process; until it does, or while it cannot be asked, wait."""
+    for attempt in range(WAIT_SECONDS // 10):
+        status, text = queue.command("scontrol", "requeue", job_id())
+        if not status:
+            _say("requeued")
+            time.sleep(WAIT_SECONDS)
+        _say(f"scontrol requeue: {text.strip()} (attempt {attempt + 1})")
+        time.sleep(10)
+
+
+def _say(line: str) -> None:
+    print(f"{time.strftime('%Y-%m-%d %H:%M:%S')}  {line}", file=sys.stdout, flush=True)

@@ -1,0 +1,51 @@
+"""Sweep -> runs -> packs -> jobs.
+
+A pack is what one training process is given: runs that differ in nothing but their seed. A job is what Slurm
+is given: one pack, or several that share a GPU.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+_Dumper: Any = getattr(yaml, "CSafeDumper", yaml.SafeDumper)
+
+
+@dataclass(frozen=True)
+class Pack:
+    """Runs for one training process.
+
+    Attributes:
+        name: of its configuration file and its log.
+        content: the resolved configuration that its runs share, without a seed.
+        runs: names of the run directories, one a seed.
+        words: how to execute them, as on the command line.
+        after: runs that have to be complete before this pack starts.
+        env_steps: budget of each run.
+    """
+
+    name: str
+    content: Mapping[str, Any]
+    runs: tuple[str, ...]
+    seeds: tuple[int, ...]
+    words: tuple[str, ...]
+    after: tuple[str, ...]
+    env_steps: int
+
+    def write(self, folder: Path) -> Path:
+        """Its configuration file in `folder`, for `python -m iqrl train config=...`."""
+        path = folder / f"{self.name}.yaml"
+        path.write_text(yaml.dump(dict(self.content), Dumper=_Dumper, sort_keys=False))
+        return path
+
+
+def train_command(python: str, pack: Pack, folder: Path, runs: Path, seeds: Sequence[int]) -> list[str]:
+    """What trains a pack whose configuration lies in `folder`; goes on where it was interrupted."""
+    file = folder / f"{pack.name}.yaml"
+    chosen = f"seeds={','.join(map(str, seeds))}"
+    return [python, "-u", "-m", "iqrl", "train", f"config={file}", chosen, f"runs={runs}", *pack.words]

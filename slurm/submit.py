@@ -1,0 +1,244 @@
+"""A sweep to Slurm: packs to jobs, jobs to arrays, through submitit."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import shlex
+import shutil
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import submitit
+
+from ablations import Sweep
+from iqrl.config import Execution
+from iqrl.errors import InputError
+from iqrl.run_directory import code_version
+from slurm import estimate, job, profile, queue, states
+from slurm.housekeeping import agreed
+from slurm.packs import Pack
+from slurm.plan import pack
+from slurm.profile import Profile
+from slurm.submissions import Job, Submission, manifests, replace_text, submissions, write_manifest
+
+ROOT = Path(__file__).resolve().parent.parent
+ROOMS = ("iqrl", "baselines", "ablations", "slurm")  # that a job needs
+ARRAY_LIMIT = 1001  # Slurm's default MaxArraySize
+
+
+def submit(
+    sweep: Sweep,
+    runs: Path,
+    profile_name: str,
+    words: Mapping[str, str],
+    asked: Execution,
+    *,
+    source: str,
+    dry_run: bool,
+    yes: bool,
+    only: set[str] | None = None,
+) -> int:
+    """Submit what a sweep lacks: what is neither done nor running nor queued.
+
+    Args:
+        words: how to execute every run, from the user.
+        source: the sweep's name or file, as `ablations.load` takes it.
+        only: names of the runs to look at; all if None.
+    Returns:
+        0, or 1 if the user said no.
+    Raises:
+        InputError: with Slurm's own words where it refuses.
+    """
+    wants = profile.load(profile_name)
+    runs = runs.resolve()
+    planned = [run for run in sweep.unique_runs() if only is None or run.name in only]
+    handed_out = submissions(runs, list(manifests(runs)))
+    in_queue = queue.look(j.id for s in handed_out for j in s.jobs)
+    if in_queue.error:
+        raise InputError(f"Slurm cannot be asked what is queued: {in_queue.error}")
+    found = {s.run: s.state for s in states.look(runs, [run.name for run in planned], handed_out, in_queue)}
+    todo = [run for run in planned if found[run.name] not in ("done", "running", "queued")]
+    size = wants.seeds if asked.pack == "auto" else int(asked.pack)
+    packs = pack(todo, size, {**_words(wants), **words}, runs)
+    jobs = _jobs(packs, wants.packs_per_job)
+    _show(sweep, wants, profile_name, [found[run.name] for run in planned], packs, jobs, runs)
+    if not jobs:
+        return 0
+    _test(wants, sweep.name, min(len(jobs), _array_size()))
+    if dry_run or not agreed(f"submit {len(jobs)} jobs?", yes):
+        return 0 if dry_run else 1
+    write_manifest(sweep, runs)
+    submission = Submission.create(runs, sweep.name, "slurm")
+    words_given = [f"{k}={v}" for k, v in words.items()]
+    where = str(Path(profile_name).resolve()) if "." in profile_name else profile_name
+    submission.content |= {
+        "source": source,
+        "words": words_given,
+        "profile": where,
+        "resources": dataclasses.asdict(wants),
+    }
+    return _hand_over(submission, jobs, wants, runs)
+
+
+def _words(wants: Profile) -> dict[str, str]:
+    """How a job's training processes use what it has; part of what makes a resume bitwise."""
+    threads = str(max(1, wants.cpus // wants.packs_per_job))
+    if wants.gpus:
+        return {"train.device": "cuda", "train.threads": threads}
+    return {"train.device": "cpu", "train.threads": threads, "train.workers": "0"}
+
+
+def _jobs(packs: Sequence[Pack], together: int) -> list[list[Pack]]:
+    """Packs of each job; those that wait for other runs come last, in jobs of their own."""
+    jobs = []
+    for later in (False, True):
+        part = [p for p in packs if bool(p.after) == later]
+        jobs += [part[i : i + together] for i in range(0, len(part), together)]
+    return jobs
+
+
+def _show(
+    sweep: Sweep,
+    wants: Profile,
+    name: str,
+    found: Sequence[str],
+    packs: Sequence[Pack],
+    jobs: Sequence[Any],
+    runs: Path,
+) -> None:
+    note = f" ({sweep.note})" if sweep.note else ""
+    present = [f"{found.count(s)} {s}" for s in ("done", "running", "queued") if s in found]
+    print(f"{sweep.name}{note}: {len(found)} runs" + (f", {', '.join(present)}" if present else ""))
+    if not jobs:
+        print("nothing to submit")
+        return
+    print(f"{sum(len(p.runs) for p in packs)} runs in {len(packs)} packs, {len(jobs)} jobs, profile {name}")
+    print(estimate.sentence(packs, len(jobs), wants, runs))
+
+
+def _executor(wants: Profile, name: str, folder: Path, code: Path) -> submitit.SlurmExecutor:
+    """submitit's executor, with everything that a profile asks for."""
+    threads = max(1, wants.cpus // wants.packs_per_job)
+    # `python -m` looks in the working folder first, so the job stands in the snapshot.
+    inherited = os.environ.get("PYTHONPATH", "")
+    path = os.pathsep.join(filter(None, [str(code), inherited]))
+    setup = [
+        *wants.setup,
+        f"export PYTHONPATH={shlex.quote(path)} OMP_NUM_THREADS={threads} MUJOCO_GL=${{MUJOCO_GL:-disable}}",
+        f"export SWEEP_SCRATCH={shlex.quote(wants.scratch) if wants.scratch else ''}",
+        f"cd {shlex.quote(str(code))} || exit 1",
+    ]
+    executor = submitit.SlurmExecutor(folder=folder)
+    given = {
+        "partition": wants.partition,
+        "account": wants.account,
+        "qos": wants.qos,
+        "constraint": wants.constraint,
+    }
+    executor.update_parameters(
+        job_name=name,
+        time=wants.minutes,
+        cpus_per_task=wants.cpus,
+        mem=f"{round(wants.memory_gb * 1024)}MB",
+        ntasks_per_node=1,
+        signal_delay_s=wants.grace_seconds,
+        array_parallelism=wants.throttle or 100_000,
+        setup=setup,
+        additional_parameters=wants.sbatch_options(),
+        **({"gpus_per_node": wants.gpus} if wants.gpus else {}),
+        **{k: v for k, v in given.items() if v},
+    )
+    return executor
+
+
+def _test(wants: Profile, name: str, count: int) -> None:
+    """Ask Slurm whether it would take such an array.
+
+    Raises:
+        InputError: with Slurm's own words if not.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        executor = _executor(wants, name, Path(folder), ROOT)
+        text = executor._make_submission_file_text("true", "test")  # what submitit itself submits
+        script = Path(folder) / "test.sh"
+        script.write_text(text)
+        status, said = queue.command("sbatch", "--test-only", f"--array=0-{count - 1}", str(script))
+    if status:
+        words = [
+            line.removeprefix("sbatch: ").removeprefix("error: ")
+            for line in said.splitlines()
+            if line.strip()
+        ]
+        raise InputError(f"Slurm would refuse these jobs: {'; '.join(words)}")
+
+
+def _array_size() -> int:
+    said = queue.setting("MaxArraySize")
+    return max(1, int(said)) if said.isdigit() else ARRAY_LIMIT
+
+
+def _hand_over(submission: Submission, jobs: Sequence[Sequence[Pack]], wants: Profile, runs: Path) -> int:
+    folder = submission.folder
+    snapshot(folder / "code")
+    for packs in jobs:
+        for each in packs:
+            each.write(folder / "packs")
+    holder: dict[str, str] = {}  # run -> id of the job that trains it
+    limit = _array_size()
+    for later in (False, True):
+        part = [packs for packs in jobs if bool(packs[0].after) == later]
+        for i in range(0, len(part), limit):
+            executor = _executor(wants, submission.sweep, folder / "submitit", folder / "code")
+            chunk = part[i : i + limit]
+            ids = sorted(
+                {holder[name] for packs in chunk for each in packs for name in each.after if name in holder}
+            )
+            if ids:  # a run that starts from another: not before that one's job has ended, however it ends
+                executor.update_parameters(dependency="afterany:" + ":".join(ids))
+            try:
+                submitted = executor.map_array(
+                    job.work, [_task(packs, folder, runs, wants) for packs in chunk]
+                )
+            except (
+                submitit.core.utils.FailedJobError,
+                submitit.core.utils.FailedSubmissionError,
+                OSError,
+            ) as error:
+                done = sum(len(packs) > 0 for packs in jobs[: len(submission.jobs)])
+                said = " ".join(str(error).split())
+                raise InputError(
+                    f"{done} of {len(jobs)} jobs submitted; submit again for the rest: {said}"
+                ) from error
+            for packs, handle in zip(chunk, submitted, strict=True):
+                record = Job(handle.job_id, [{"name": each.name, "runs": list(each.runs)} for each in packs])
+                submission.jobs.append(record)
+                holder |= dict.fromkeys(record.runs, handle.job_id)
+            submission.save()
+    arrays = sorted({each.id.partition("_")[0] for each in submission.jobs})
+    print(
+        f"submitted {len(submission.jobs)} jobs: {', '.join(arrays)}\n"
+        f"  python -m slurm status {submission.sweep} --watch"
+    )
+    return 0
+
+
+def _task(packs: Sequence[Pack], folder: Path, runs: Path, wants: Profile) -> dict[str, Any]:
+    fields = [f.name for f in dataclasses.fields(Pack) if f.name != "content"]
+    return {
+        "packs": [{name: getattr(each, name) for name in fields} for each in packs],
+        "slots": wants.packs_per_job,
+        "runs": str(runs),
+        "folder": str(folder),
+    }
+
+
+def snapshot(target: Path) -> None:
+    """The code as it is now, for jobs that may start next week."""
+    for room in ROOMS:
+        shutil.copytree(ROOT / room, target / room, ignore=shutil.ignore_patterns("__pycache__", "*.pyc"))
+    import json
+
+    replace_text(target / "SNAPSHOT.json", json.dumps(code_version()))
