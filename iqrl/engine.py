@@ -69,7 +69,11 @@ class Engine:
         self.metric_sums: list[dict[str, Tensor]] = [{} for _ in self.seeds]
         self.metric_counts: list[dict[str, int]] = [{} for _ in self.seeds]
         self._functions: dict[str, Lifted] = {}
-        self._act_one = agent.act
+        self._act_one: Callable[..., Any] = agent.act
+        self._act_pack: Callable[..., Any] = torch.func.vmap(agent.act)
+        if compiled and agent.compile_act:
+            self._act_one = with_fallback("act", self._act_one)
+            self._act_pack = with_fallback("act", self._act_pack)
         self._chunks: dict[tuple[str, int], tuple[int, dict[str, Tensor]]] = {}
         self._exploration: dict[int, tuple[int, dict[str, Tensor]]] = {}
 
@@ -177,7 +181,7 @@ class Engine:
             rows = torch.tensor(lane, device=self.device)
             state = {k: v.index_select(0, rows) for k, v in self.state.items()}
             numbers = {k: torch.stack([n[k] for n in noise]) for k in noise[0]}
-            action, after = torch.func.vmap(self.agent.act)(state, carry, seen, numbers, clock)
+            action, after = self._act_pack(state, carry, seen, numbers, clock)
             return action.cpu().numpy(), dict(after)
         results = [
             self._act_one(
@@ -307,12 +311,12 @@ def _unaliased(changed: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> di
     }
 
 
-def with_fallback(stage: str, function: Lifted) -> Lifted:
+def with_fallback(stage: str, function: Callable[..., Any]) -> Callable[..., Any]:
     """The function compiled; if it cannot be, the function itself, with one warning that says why."""
     compiled = torch.compile(function, fullgraph=True, dynamic=False)
-    chosen: list[Lifted] = []
+    chosen: list[Callable[..., Any]] = []
 
-    def call(*arguments: dict[str, Tensor]) -> tuple[dict[str, Tensor], Tensor]:
+    def call(*arguments: Any) -> Any:
         if chosen:
             return chosen[0](*arguments)
         try:

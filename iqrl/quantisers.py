@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -58,7 +58,11 @@ class FSQ:
         shift, half, offset = (self._channelwise(v, x) for v in (self.shift, self.half_range, self.offset))
         return torch.tanh(x + shift) * half - offset
 
-    def __call__(self, x: Tensor) -> Tensor:
+    def initialise(self, generator: torch.Generator) -> dict[str, Tensor]:
+        """Entries of the state: none."""
+        return {}
+
+    def __call__(self, x: Tensor, codebook: Tensor | None = None) -> Tensor:
         """Flat latent (..., Z) -> normalised codes (..., Z) in [-1, 1], float32.
 
         The gradient passes the rounding unchanged (straight-through estimator).
@@ -68,7 +72,7 @@ class FSQ:
         q = b + (torch.round(b) - b).detach()  # ties to even
         return (q / self.half_levels(b)).reshape(x.shape)
 
-    def indices(self, codes: Tensor) -> Tensor:
+    def indices(self, codes: Tensor, codebook: Tensor | None = None) -> Tensor:
         """Normalised codes (..., Z) -> codebook index of each latent dimension (..., d), int64."""
         grouped = codes.float().reshape(*codes.shape[:-1], -1, self.channels)
         half = torch.tensor([level // 2 for level in self.levels], device=codes.device)
@@ -95,8 +99,13 @@ class Continuous:
 
     kind: str
     bounds: FSQ
+    codebook_size: int = 0
 
-    def __call__(self, x: Tensor) -> Tensor:
+    def initialise(self, generator: torch.Generator) -> dict[str, Tensor]:
+        """Entries of the state: none."""
+        return {}
+
+    def __call__(self, x: Tensor, codebook: Tensor | None = None) -> Tensor:
         """(..., Z) -> (..., Z), float32."""
         x = x.float()
         if self.kind == "tanh":
@@ -108,8 +117,84 @@ class Continuous:
             return x / torch.clamp(torch.linalg.vector_norm(x, dim=-1, keepdim=True), min=1e-6)
         return x
 
+    def indices(self, codes: Tensor, codebook: Tensor | None = None) -> Tensor:
+        """Raises ValueError: continuous latents have no codes."""
+        raise ValueError(f"quantiser {self.kind!r} has no codes")
 
-def make_quantiser(kind: str, levels: Sequence[int]) -> FSQ | Continuous:
-    """The quantiser called `kind`: "fsq" or one of `Continuous`."""
+
+@dataclass(frozen=True)
+class VQ:
+    """Vector quantisation: one learned codebook, shared by every latent dimension (iqrl.md section 9).
+
+    The codebook learns no gradients: a code is the moving average of the vectors that it was nearest to
+    (`learn`). Its state is ``codebook`` (codes, channels) and the averages it is made of, ``codebook/count``
+    (codes,) and ``codebook/total`` (codes, channels). Vectors are drawn to their codes by `commitment`.
+
+    Attributes:
+        codes: size of the codebook.
+        channels: entries of the flat latent that form one vector, c.
+        decay: of the moving averages.
+        beta: weight of the commitment.
+    """
+
+    codes: int
+    channels: int
+    decay: float = 0.99
+    beta: float = 0.25
+
+    @property
+    def codebook_size(self) -> int:
+        return self.codes
+
+    def initialise(self, generator: torch.Generator) -> dict[str, Tensor]:
+        """Entries of the state: codes uniform in [-1, 1], as if each had been met once."""
+        codebook = torch.rand(self.codes, self.channels, generator=generator) * 2.0 - 1.0
+        return {"codebook": codebook, "codebook/count": torch.ones(self.codes), "codebook/total": codebook.clone()}
+
+    def __call__(self, x: Tensor, codebook: Tensor | None = None) -> Tensor:
+        """Flat latent (..., Z) -> nearest codes (..., Z), float32, with a straight-through gradient."""
+        assert codebook is not None
+        x = x.float()
+        return x - x.detach() + self.lookup(self.indices(x.detach(), codebook), codebook)
+
+    def indices(self, codes: Tensor, codebook: Tensor | None = None) -> Tensor:
+        """Nearest code of each latent dimension: (..., Z) -> (..., d), int64."""
+        assert codebook is not None
+        vectors = codes.float().reshape(-1, self.channels)
+        distance = codebook.square().sum(-1) - 2.0 * vectors @ codebook.t()  # less |vector|^2
+        return distance.argmin(-1).reshape(*codes.shape[:-1], -1)
+
+    def lookup(self, indices: Tensor, codebook: Tensor) -> Tensor:
+        """Codes of indices: (..., d) -> (..., Z)."""
+        return codebook[indices].flatten(-2)
+
+    def commitment(self, x: Tensor, codes: Tensor) -> Tensor:
+        """beta times the mean squared distance of latents (..., Z) from their codes, which get no gradient: (...,)."""
+        return self.beta * (x - codes.detach()).square().mean(-1)
+
+    def learn(self, state: Mapping[str, Tensor], latents: Sequence[Tensor]) -> dict[str, Tensor]:
+        """The entries of the state after meeting latents (..., Z) each.
+
+        Counts are smoothed (1e-5 a code), so that a code that is never met shrinks instead of dividing by zero.
+        """
+        met = torch.zeros(self.codes, 1 + self.channels, device=state["codebook"].device)
+        for x in latents:  # sums by a product with a one-hot matrix, whose order is fixed, unlike scattered additions
+            vectors = x.detach().float().reshape(-1, self.channels)
+            nearest = self.indices(vectors, state["codebook"])  # (n, 1)
+            member = (nearest == torch.arange(self.codes, device=x.device)).float()  # (n, codes)
+            met = met + member.t() @ torch.cat([torch.ones_like(vectors[:, :1]), vectors], -1)
+        count = torch.lerp(met[:, 0], state["codebook/count"], self.decay)
+        total = torch.lerp(met[:, 1:], state["codebook/total"], self.decay)
+        n = count.sum()
+        smooth = (count + 1e-5) / (n + self.codes * 1e-5) * n
+        return {"codebook": total / smooth[:, None], "codebook/count": count, "codebook/total": total}
+
+
+def make_quantiser(
+    kind: str, levels: Sequence[int], vq_codes: int = 64, vq_beta: float = 0.25, vq_decay: float = 0.99
+) -> FSQ | Continuous | VQ:
+    """The quantiser called `kind`: "fsq", "vq" (with as many channels as there are levels) or one of `Continuous`."""
+    if kind == "vq":
+        return VQ(vq_codes, len(levels), vq_decay, vq_beta)
     fsq = FSQ(tuple(levels))
     return fsq if kind == "fsq" else Continuous(kind, fsq)
