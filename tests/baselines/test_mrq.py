@@ -206,15 +206,18 @@ def plain_target(arrays: Any, data: Any, noise: Any, scales: tuple[float, float]
     return np.array(y)
 
 
-def plain_value_loss(value: Any, arrays: Any, data: Any, y: np.ndarray, discrete: bool) -> float:
+def plain_errors(value: Any, arrays: Any, data: Any, y: np.ndarray, discrete: bool) -> np.ndarray:
     s, a, _, _ = data
-    elements = []
+    errors = np.zeros((2, 16))
     for b in range(16):
         zsa = plain_g(arrays["encoder"], plain_f(arrays["encoder"], s[0, b]), plain_realise(a[0, b], discrete))
-        for k in (0, 1):
-            error = abs(plain_q(value, k, zsa) - y[b])
-            elements.append(0.5 * error**2 if error < 1 else error - 0.5)
-    return float(np.mean(elements))
+        errors[:, b] = [abs(plain_q(value, k, zsa) - y[b]) for k in (0, 1)]
+    return errors
+
+
+def plain_value_loss(value: Any, arrays: Any, data: Any, y: np.ndarray, discrete: bool) -> float:
+    errors = plain_errors(value, arrays, data, y, discrete).reshape(-1)
+    return float(np.mean([0.5 * error**2 if error < 1 else error - 0.5 for error in errors]))
 
 
 def plain_policy_loss(policy: Any, arrays: Any, data: Any, noise: Any, discrete: bool, weight: float = 1e-5) -> float:
@@ -281,6 +284,24 @@ def test_losses_equal_plain_restatements(case: Case) -> None:
     loss = agent.policy_loss(state["policy"], state["value"], state["encoder"], zs, case.noise)
     expected = plain_policy_loss(arrays["policy"], arrays, data, case.plain_noise, discrete, 0.01)
     assert float(loss) == pytest.approx(expected, rel=1e-5)
+
+
+def test_one_update_is_put_together_rightly(case: Case) -> None:
+    """Which network reads which copy: the losses and priorities that `update_rl` reports."""
+    agent, arrays, data, discrete = case.agent, case.arrays, case.data, case.discrete
+    changed, metrics = agent.update_rl(case.state, case.batch, case.noise, {})
+    y = plain_target(arrays, data, case.plain_noise, (0.8, 0.5), discrete)
+    after = {**arrays, "value": as_arrays(agent.value.unpack(changed["value"]))}
+    expected = {
+        "value_loss": plain_value_loss(arrays["value"], arrays, data, y, discrete),
+        "policy_loss": plain_policy_loss(arrays["policy"], after, data, case.plain_noise, discrete, 0.01),
+        "target_mean": y.mean(),
+    }
+    for k, v in expected.items():
+        assert float(metrics[k]) == pytest.approx(v, rel=1e-5, abs=1e-6), k
+    errors = plain_errors(arrays["value"], arrays, data, y, discrete)
+    np.testing.assert_allclose(metrics["priority"], np.maximum(errors.max(0), 1) ** 0.4, rtol=1e-4)
+    assert float(metrics["priority"].max()) > 1
 
 
 def test_gradients_are_those_of_the_restatements(case: Case) -> None:
@@ -359,32 +380,6 @@ def test_terminations_are_learned_once_seen(ends: str) -> None:
     assert (engine.metrics(0)["termination_loss"] > 0) == seen
     gradient = agent.encoder.unpack(engine.state["encoder/mean"][0])["m"]["0.weight"][:, 0]
     assert bool((gradient != 0).any()) == seen
-
-
-def test_priorities_are_of_the_larger_error() -> None:
-    agent = make_agent("mrq", "agent.batch_size=2", "agent.lap_min=0.01")
-    engine, progress = make_engine(agent, [0])
-    assert engine.replay.priority is not None
-    engine.run("synchronise", [0], progress)
-    state = {k: v[0].clone() for k, v in engine.state.items()}
-    given: dict[str, Any] = {}
-    original = agent.update_rl
-
-    def spy(state: Any, batch: Batch, noise: Any, clock: Any) -> Any:
-        given.update(batch=batch, noise=noise)
-        return original(state, batch, noise, clock)
-
-    agent.update_rl = spy
-    engine.run("update_rl", [0], progress)
-    y = agent.target_value(state, given["batch"], given["noise"])
-    encoder = agent.encoder.unpack(state["encoder"])
-    zsa = agent.embed_action(
-        encoder, agent.embed_state(encoder, given["batch"].observation[0]), given["batch"].action[0]
-    )
-    errors = (agent.values(state["value"], zsa) - y).abs().max(0).values
-    values = engine.replay.priority.values[0]
-    found = sorted(v for v in values.tolist() if v not in (0.0, 1.0))
-    assert found == pytest.approx(sorted(float(e) ** 0.4 for e in errors), rel=1e-4)
 
 
 # --- acting and schedules

@@ -227,6 +227,25 @@ def test_losses_equal_plain_restatements(case: Any) -> None:
     assert float(loss) == pytest.approx(expected, rel=1e-5)
 
 
+def test_one_update_is_put_together_rightly(case: Any) -> None:
+    """Which network reads which copy: the losses and priorities that `update_all` reports."""
+    agent, state, batch, noise, arrays, data = case
+    changed, metrics = agent.update_all(state, batch, noise, {})
+    y = plain_target(arrays, data, noise)
+    after = as_arrays(agent.critic.unpack(changed["critic"]))
+    expected = {
+        "encoder_loss": plain_encoder_loss(arrays["encoder"], arrays["encoder"], data),
+        "critic_loss": plain_critic_loss(arrays["critic"], arrays, data, y),
+        "actor_loss": plain_actor_loss(arrays["actor"], after, arrays, data),  # by the critic just updated
+        "target_mean": y.mean(),
+    }
+    for k, v in expected.items():
+        assert float(metrics[k]) == pytest.approx(v, rel=1e-5, abs=1e-6), k
+    errors = plain_errors(arrays["critic"], arrays, data, y)
+    np.testing.assert_allclose(metrics["priority"], np.maximum(errors.max(0), 1) ** 0.4, rtol=1e-5)
+    np.testing.assert_allclose(changed["seen_range"], [y.min(), y.max()], rtol=1e-5)
+
+
 def test_gradients_are_those_of_the_restatements(case: Any) -> None:
     """Finite differences of the plain losses: targets hold still, and the actor's gradient passes through g."""
     agent, state, batch, noise, arrays, data = case

@@ -161,18 +161,14 @@ def test_uniform_sampling_is_uniform_and_stays_in_the_window() -> None:
     counts = np.bincount(places.numpy(), minlength=replay.ring)
     assert (counts > 0).sum() == replay.available(0) == 30
     assert stats.chisquare(counts[counts > 0]).pvalue > 1e-4
-    last = sample_uniform(
-        memory(replay)["window"], replay.ring, torch.tensor([1 - 2.0**-53], dtype=torch.float64)
-    )
+    last = sample_uniform(memory(replay)["window"], replay.ring, torch.tensor([1 - 2.0**-53], dtype=torch.float64))
     assert gather(memory(replay), last, SPEC, replay.slices).observation[0].tolist() == [[3, 18]]
 
 
 # --- resuming
 
 
-@pytest.mark.parametrize(
-    "slices", [Slices(3, 8), Slices(3, 8, prioritised=True), Slices(3, 8, cross_episodes=True)]
-)
+@pytest.mark.parametrize("slices", [Slices(3, 8), Slices(3, 8, prioritised=True), Slices(3, 8, cross_episodes=True)])
 @pytest.mark.parametrize("capacity", [15, 40, 1000])
 def test_extend_with_the_log_gives_the_identical_replay(slices: Slices, capacity: int) -> None:
     first, second = Replay(SPEC, 2, slices, capacity), Replay(SPEC, 2, slices, capacity)
@@ -184,12 +180,8 @@ def test_extend_with_the_log_gives_the_identical_replay(slices: Slices, capacity
             rows[seed] = np.concatenate([rows[seed], play(first, seed, [(n + seed, end)], start=e)])
             if first.priority is not None and first.available(seed):
                 uniform = torch.rand(8, generator=generator, dtype=torch.float64)
-                places = first.priority.sample(
-                    first.priority.values[seed], first.priority.block_sums[seed], uniform
-                )
-                first.priority.update(
-                    slice(seed, seed + 1), places[None], 1 + torch.rand(1, 8, generator=generator)
-                )
+                places = first.priority.sample(first.priority.values[seed], first.priority.block_sums[seed], uniform)
+                first.priority.update(slice(seed, seed + 1), places[None], 1 + torch.rand(1, 8, generator=generator))
     replay_partial = [r[:-3] for r in rows]  # the end of the log comes on its own
     for seed in (0, 1):
         second.extend(seed, replay_partial[seed])
@@ -204,9 +196,7 @@ def test_extend_with_the_log_gives_the_identical_replay(slices: Slices, capacity
     if first.priority is not None and second.priority is not None:
         assert torch.equal(first.priority.highest, second.priority.highest)
     for seed in (0, 1):  # and both go on alike
-        assert np.array_equal(
-            play(first, seed, [(9, TIME_LIMIT)], 90), play(second, seed, [(9, TIME_LIMIT)], 90)
-        )
+        assert np.array_equal(play(first, seed, [(9, TIME_LIMIT)], 90), play(second, seed, [(9, TIME_LIMIT)], 90))
         assert starts(every_slice(first, seed)) == starts(every_slice(second, seed))
     for k, v in first.memory().items():
         assert torch.equal(v, second.memory()[k]), k
@@ -309,10 +299,18 @@ def test_extreme_priorities_never_lead_to_an_empty_place() -> None:
     priorities = Priorities(1, 2000, "cpu")
     priorities.update(slice(0, 1), torch.arange(2000)[None], torch.from_numpy(values)[None])
     edges = torch.tensor([0.0, 2.0**-53, 0.5, 1 - 2.0**-53], dtype=torch.float64)
-    uniform = torch.cat(
-        [edges, torch.rand(5000, generator=torch.Generator().manual_seed(3), dtype=torch.float64)]
-    )
+    uniform = torch.cat([edges, torch.rand(5000, generator=torch.Generator().manual_seed(3), dtype=torch.float64)])
     assert (values[draw(priorities, uniform).numpy()] > 0).all()
+
+
+def test_a_block_whose_sum_is_rounded_differently_from_its_cumulative_sum() -> None:
+    values = np.zeros(300, np.float32)
+    values[:128] = [2.0**53] + [1.0] * 127  # one by one, the ones vanish; in parallel sums some do not
+    priorities = Priorities(1, 300, "cpu")
+    priorities.update(slice(0, 1), torch.arange(300)[None], torch.from_numpy(values)[None])
+    assert float(priorities.block_sums.sum()) > 2.0**53
+    drawn = draw(priorities, torch.tensor([0.5, 1 - 2.0**-53], dtype=torch.float64))
+    assert (values[drawn.numpy()] > 0).all()
 
 
 def test_a_place_drawn_twice_gets_its_largest_priority_in_any_order() -> None:
@@ -349,9 +347,7 @@ def test_ring_drops_the_priorities_of_what_it_overwrites() -> None:
     for e in range(30):
         play(replay, 0, [(1 + e % 20, TERMINATION if e % 4 == 0 else TIME_LIMIT)], start=e)
         n, values = replay.available(0), replay.priority.values[0]
-        places = sample_uniform(
-            memory(replay)["window"], replay.ring, (torch.arange(n, dtype=torch.float64) + 0.5) / n
-        )
+        places = sample_uniform(memory(replay)["window"], replay.ring, (torch.arange(n, dtype=torch.float64) + 0.5) / n)
         assert sorted(places.tolist()) == torch.nonzero(values)[:, 0].tolist()  # exactly the starts kept
         drawn = draw(replay.priority, torch.rand(16, generator=generator, dtype=torch.float64))
         replay.priority.update(slice(0, 1), drawn[None], 1 + 5 * torch.rand(1, 16, generator=generator))
@@ -368,9 +364,7 @@ def test_priorities_of_a_pack_are_those_of_each_seed_alone() -> None:
                 play(replay, place, [(5 + 3 * seed + e, TIME_LIMIT)], start=e)
         uniform = torch.rand(3, 16, generator=generator, dtype=torch.float64)
         assert packed.priority is not None
-        together = torch.func.vmap(Priorities.sample)(
-            packed.priority.values, packed.priority.block_sums, uniform
-        )
+        together = torch.func.vmap(Priorities.sample)(packed.priority.values, packed.priority.block_sums, uniform)
         new = 1 + torch.rand(3, 16, generator=generator)
         packed.priority.update(slice(0, 3), together, new)
         for seed, replay in enumerate(alone):
