@@ -212,7 +212,7 @@ class IQRL(Agent[Config]):
         loss = torch.zeros((), device=world.device)
         metrics: Metrics = {}
         with torch.no_grad():
-            goal = self.encode(bar["encoder"], batch.observation[1:])  # z-bar_1..H
+            goal = self.encode(bar["encoder"], batch.observation[1 : c.horizon + 1])  # z-bar_1..H
         z = self.encode(parameters["encoder"], batch.observation[0])
         latents = [z]
         for h in range(c.horizon):
