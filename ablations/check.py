@@ -68,7 +68,7 @@ def _idle(sweep: Sweep, content: Mapping[str, Any], scale: str) -> Iterator[str]
     """
     base, _ = at_scale(content, scale)
     first = {(run.arm, run.config.task): run for run in reversed(sweep.runs)}
-    for key in content.get("base", {}) if scale == "full" else ():
+    for key in (content.get("base") or {}) if scale == "full" else ():
         if key == "agent" or key.startswith("train."):  # how to execute a run changes nothing, rightly
             continue
         without = {k: v for k, v in base.items() if k != key}

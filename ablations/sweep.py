@@ -52,6 +52,8 @@ GROUPS = ("easy", "medium", "hard")
 
 _REQUIRED = ("title", "question", "finding", "arms", "tasks", "seeds", "env_steps")
 _KEYS = (*_REQUIRED, "figure", "base", "scale", "note", "lite")
+_BASE_KEYS = ("agent", "preset")
+_ARM_KEYS = (*_BASE_KEYS, "label", "tasks", "start_from")
 _LITE_KEYS = ("note", "preset", "tasks", "seeds", "env_steps", "arms")
 _SECTIONS = ("agent", "eval", "train")  # of dotted keys
 _INSTEAD = {"train.env_steps": "env_steps", "agent.init_from": "start_from", "agent.name": "agent"}
@@ -195,18 +197,21 @@ def read(path: Path) -> dict[str, Any]:
                 raise InputError(f"{key}={content[key]}: expected text")
         _one_of("figure", content.get("figure", "arms"), FIGURES)
         _one_of("scale", content.get("scale", "full"), SCALES)
-        _delta("base", content.get("base", {}))
+        _delta("base", content.get("base"), *_BASE_KEYS)
         for name, arm in _mapping("arms", content["arms"]).items():
-            _delta(f"arm {name}", arm, "label", "tasks", "start_from")
+            _delta(f"arm {name}", arm, *_ARM_KEYS)
         if "lite" in content:
-            lite = _mapping("lite", content["lite"], _LITE_KEYS, sections=True)
+            lite = content["lite"] or {}
+            _delta("lite", lite, *_LITE_KEYS)
             if not isinstance(lite.get("note"), str) or not lite["note"].strip():
                 raise InputError("lite.note: missing; expected what figures say: `narrow networks`")
             for name, arm in _mapping("lite.arms", lite.get("arms", {})).items():
                 if name not in content["arms"]:
                     raise InputError(f"lite.arms.{name}: no such arm{_suggest(name, content['arms'])}")
-                if arm is not None:
-                    _delta(f"lite.arms.{name}", arm, "label", "tasks", "start_from")
+                _delta(f"lite.arms.{name}", arm, *_ARM_KEYS)
+            gone = [name for name, arm in lite.get("arms", {}).items() if arm is None]
+            if len(gone) == len(content["arms"]):
+                raise InputError("lite.arms: no arm is left")
         return {str(k): v for k, v in content.items()}
 
 
@@ -247,7 +252,7 @@ def at_scale(content: Mapping[str, Any], scale: str) -> tuple[dict[str, Any], di
     Raises:
         InputError: if the file has no such scale.
     """
-    base = dict(content.get("base", {}))
+    base = dict(content.get("base") or {})
     arms = {name: dict(arm or {}) for name, arm in content["arms"].items()}
     if scale == "full":
         return base, arms
@@ -344,14 +349,14 @@ def _budgets(value: Any, all_tasks: Sequence[str]) -> dict[str, int]:
     for key, steps in said.items():
         if key not in GROUPS and key not in all_tasks:
             raise InputError(f"env_steps.{key}: expected {', '.join(GROUPS)} or one of the sweep's tasks")
-        if isinstance(steps, bool) or not isinstance(steps, int) or steps < 1:
+        if isinstance(steps, bool) or not isinstance(steps, int | float) or not 1 <= steps == steps // 1:
             where = f"env_steps.{key}" if said is value else "env_steps"
             raise InputError(f"{where}={steps}: expected a whole number of environment steps, at least 1")
     groups = {task: tasks.parse(task).group for task in all_tasks}
     for task, group in groups.items():
         if task not in said and group not in said:
             raise InputError(f"env_steps.{group}: missing; {task} is a {group} task")
-    return {task: said.get(task, said.get(group)) for task, group in groups.items()}
+    return {task: int(said.get(task, said.get(group))) for task, group in groups.items()}
 
 
 def _mapping(
@@ -371,11 +376,9 @@ def _mapping(
     return value
 
 
-def _delta(key: str, value: Any, *more: str) -> None:
-    """Checks that a base or an arm consists of keys that it may set."""
-    if value is None:
-        return
-    for name in _mapping(key, value, ("agent", "preset", *more), sections=True):
+def _delta(key: str, value: Any, *known: str) -> None:
+    """Checks that a base, an arm or a lite section sets known keys and dotted ones; it may be empty."""
+    for name in () if value is None else _mapping(key, value, known, sections=True):
         if name in _INSTEAD:
             raise InputError(f"{key}: {name}: expected the key `{_INSTEAD[name]}` instead")
 
@@ -406,6 +409,7 @@ def _suggest(word: str, known: Any) -> str:
 
 
 def shown(path: Path) -> str:
+    """A sweep's file as messages name it."""
     return f"ablations/{path.name}" if path.parent == FOLDER else str(path)
 
 

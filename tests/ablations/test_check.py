@@ -1,11 +1,14 @@
 """`python -m ablations`: what it says of right and of broken sweeps."""
 
+import re
+
+import numpy as np
 import pytest
 from omegaconf import OmegaConf
 
 import ablations
 from ablations import __main__ as command
-from ablations import hours
+from ablations import check, hours
 
 RIGHT = """\
 title: Horizon
@@ -126,6 +129,18 @@ BROKEN = {
         "agent: td3, start_from: {arm: h5, task: walker-walk}}",
         ["arm td3", "start_from"],
     ),
+    "budget in lite": (
+        "preset: small",
+        "preset: small, train.env_steps: 7".replace(", ", "\n  "),
+        ["lite: train.env_steps", "`env_steps`"],
+    ),
+    "lite without arms": ("arms: {h1:", "arms: {h5: null, td3: null, h1: null, h1x:", ["lite.arms.h1x"]),
+    "lite with no arm left": (
+        'arms: {h1: {label: "H = 2", agent.horizon: 2}}',
+        "arms: {h5: null, td3: null, h1: null}",
+        ["no arm is left"],
+    ),
+    "empty lite": (RIGHT[RIGHT.index("lite:\n") :], "lite:\n", ["lite.note: missing"]),
     "interpolation": (
         "finding: Not reported.",
         "finding: ${oc.env:HOME}",
@@ -160,6 +175,47 @@ def test_check_names_file_arm_and_key(name, tmp_path, capsys):
     lines = err.splitlines()
     assert lines and all(line.startswith("error: ") and "mine.yaml" in line for line in lines), err
     assert any(all(word in line for word in named) for line in lines), err
+
+
+def test_a_damaged_file_is_right_or_is_told_in_one_line(tmp_path):
+    """Words dropped, doubled, exchanged or cut short: never anything but an answer."""
+    random = np.random.default_rng(0)
+    words = re.findall(r"\S+|\s+", RIGHT)
+    spare = [
+        "null",
+        "[]",
+        "{}",
+        "-1",
+        "1e99",
+        "true",
+        '"',
+        ":",
+        "~",
+        "arms:",
+        "agent:",
+        "0.5",
+        "[1, [2]]",
+        "{a: b}",
+    ]
+    path, told = tmp_path / "mine.yaml", 0
+    for _ in range(400):
+        damaged = list(words)
+        for _ in range(random.integers(1, 4)):
+            i, j = random.integers(len(damaged), size=2)
+            match random.integers(4):
+                case 0:
+                    damaged[i] = ""
+                case 1:
+                    damaged[i] = str(random.choice(spare))
+                case 2:
+                    damaged[i], damaged[j] = damaged[j], damaged[i]
+                case 3:
+                    damaged = damaged[: i + 1]
+        path.write_text("".join(damaged))
+        problems = check.problems(str(path))
+        assert all("mine.yaml" in problem and "\n" not in problem for problem in problems), problems
+        told += bool(problems)
+    assert told > 200
 
 
 def test_check_tells_every_problem_at_once(tmp_path, capsys):
