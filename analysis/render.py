@@ -55,7 +55,7 @@ def render(
         import multiprocessing
 
         with ProcessPoolExecutor(processes, mp_context=multiprocessing.get_context("fork")) as pool:
-            done = dict(zip(slowest_first, pool.map(_render_inherited, slowest_first)))
+            done = dict(zip(slowest_first, pool.map(_render_inherited, slowest_first), strict=True))
         return [done[job] for job in jobs]
     return [_render_one(contexts[i], name, out, svg) for i, name in jobs]
 

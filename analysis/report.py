@@ -135,18 +135,19 @@ def _facts(study: Study) -> str:
     for text in members["packages"]:
         packages.update(f"{name} {version}" for name, version in json.loads(text).items())
     hours = members["hours"] / members["pack"]
+    devices = [row.device_name or row.device for row in records(members)]
     facts = {
         "Arms": ", ".join(style.label(arm) for arm in study.arms),
         "Tasks": f"{len(study.tasks)}: {', '.join(study.tasks)}",
         "Seeds": str(high) if low == high else f"{low} to {high} (see below)",
         "Budget": f"{budgets} environment steps; arms are compared at {style.steps(study.mark)}",
-        "Device": _several(name or device for name, device in zip(members["device_name"], members["device"])),
+        "Device": _several(devices),
         "Hosts": _several(members["host"]),
         "Precision": _several(members["precision"]),
         "Seeds a device": _several(members["pack"].astype(str)),
         "Hours": f"{hours.sum():.1f} device hours of training in all, {hours.median():.2f} a run",
         "Commit": _several(commit[:12] + (" + changes" if dirty else "")
-                           for commit, dirty in zip(members["commit"], members["dirty"])),
+                           for commit, dirty in zip(members["commit"], members["dirty"], strict=True)),
         "Versions": ", ".join(sorted(packages)) or "unknown",
     }  # fmt: skip
     items = "".join(

@@ -73,7 +73,7 @@ def _load_folder(folder: Path, cache: bool, processes: int | None) -> RunTables:
         raise InputError(f"runs={folder}: no such folder; expected one that holds run directories")
     signatures = _signatures(folder)
     cached = _read_cache(folder) if cache else None
-    known = dict(zip(cached.runs["run"], cached.runs["signature"])) if cached else {}
+    known = dict(zip(cached.runs["run"], cached.runs["signature"], strict=True)) if cached else {}
     changed = sorted(run for run, signature in signatures.items() if known.get(run) != signature)
     gone = known.keys() - signatures.keys()
     if cached and not changed and not gone:

@@ -188,7 +188,7 @@ def probability_of_improvement(
         y_share = random.multinomial(len(y), np.full(len(y), 1 / len(y)), replicates) / len(y)
         resampled.append(np.einsum("bi,ij,bj->b", x_share, wins, y_share, optimize=True))
     low, high = np.quantile(np.mean(resampled, axis=0), [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
-    if all(len(x) == len(y) == 1 for x, y in zip(first, second)):
+    if all(len(x) == len(y) == 1 for x, y in zip(first, second, strict=True)):
         low = high = np.nan
     return Estimate(np.array([np.mean(points)]), np.array([low]), np.array([high]))
 

@@ -123,7 +123,7 @@ class Study:
             bounds = np.searchsorted(codes[order], np.arange(len(uniques) + 1))
             self._cached_columns[quantity] = {
                 str(key): (steps[order[a:b]], values[order[a:b]])
-                for key, a, b in zip(uniques, bounds, bounds[1:])
+                for key, a, b in zip(uniques, bounds, bounds[1:], strict=False)
             }
         return self._cached_columns[quantity]
 

@@ -54,7 +54,7 @@ def scores(study: Study, replicates: int = REPLICATES) -> Table:
         estimates = [_mean(_final(study, arm, task)) for arm in study.arms]
         bold |= {(len(rows), 1 + i) for i in _best(estimates)}
         rows.append([task, *(_plus_minus(estimate) for estimate in estimates)])
-        numbers += [_number(task, arm, estimate) for arm, estimate in zip(study.arms, estimates)]
+        numbers += [_number(task, arm, estimate) for arm, estimate in zip(study.arms, estimates, strict=True)]
     first_aggregate = len(rows)
     shared = study.shared_tasks()
     if shared:
@@ -68,7 +68,7 @@ def scores(study: Study, replicates: int = REPLICATES) -> Table:
             estimates = [Estimate(e.point[k : k + 1], e.low[k : k + 1], e.high[k : k + 1]) for e in by_arm]
             bold |= {(len(rows), 1 + i) for i in _best(estimates, sign=-1 if name == "Optimality gap" else 1)}
             rows.append([f"{name} (normalised)", *(_bounds(estimate, 3) for estimate in estimates)])
-            numbers += [_number(name, arm, estimate) for arm, estimate in zip(study.arms, estimates)]
+            numbers += [_number(name, arm, estimate) for arm, estimate in zip(study.arms, estimates, strict=True)]
     caption = (
         f"Mean return at {style.steps(study.mark)} environment steps, with Student's t 95% intervals over "
         f"seeds; below, "
@@ -223,7 +223,7 @@ def markdown(table: Table) -> str:
     cells = [[f"**{text}**" if (i, j) in table.bold else text for j, text in enumerate(row)]
              for i, row in enumerate(table.rows)]  # fmt: skip
     widths = [max(len(row[j]) for row in [table.columns, *cells]) for j in range(len(table.columns))]
-    lines = ["| " + " | ".join(text.ljust(width) for text, width in zip(row, widths)) + " |"
+    lines = ["| " + " | ".join(text.ljust(width) for text, width in zip(row, widths, strict=True)) + " |"
              for row in [table.columns, *cells]]  # fmt: skip
     lines.insert(
         1,

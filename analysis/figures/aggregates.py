@@ -36,9 +36,9 @@ def draw(context: Context) -> Drawing:
         context, height=grid[0] * (0.75 + 0.2 * len(study.arms)), rows=grid[0], columns=grid[1], sharey=True
     )
     places = np.arange(len(study.arms))[::-1]
-    for ax, name in zip(axes.flat, names):
+    for ax, name in zip(axes.flat, names, strict=True):
         rows = frame[frame["aggregate"] == name].set_index("arm")
-        for place, arm in zip(places, study.arms):
+        for place, arm in zip(places, study.arms, strict=True):
             row, colour = rows.loc[arm.name], context.colours[arm.name]
             ax.barh(place, row["high"] - row["low"], left=row["low"], height=0.6, color=colour, alpha=0.35)
             ax.plot([row["point"]] * 2, [place - 0.3, place + 0.3], color=colour, solid_capstyle="butt")

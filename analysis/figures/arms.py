@@ -68,9 +68,9 @@ def draw(context: Context) -> Drawing:
         sharey=True,
     )
     places = np.arange(len(study.arms))[::-1]
-    for ax, quantity in zip(axes[0], shown):
+    for ax, quantity in zip(axes[0], shown, strict=True):
         rows = frame[frame["quantity"] == quantity].set_index("arm")
-        for place, arm in zip(places, study.arms):
+        for place, arm in zip(places, study.arms, strict=True):
             if arm.name not in rows.index:
                 ax.text(0.02, place, "not defined", transform=ax.get_yaxis_transform(), va="center",
                         color="#606060", fontsize=context.style.font_size - 2)  # fmt: skip

@@ -59,7 +59,7 @@ def draw(context: Context) -> Drawing:
     ax = axes[0, 0]
     series = draw_curves(context, ax, frame)
     devices = sorted(
-        {name or device for name, device in zip(study.members["device_name"], study.members["device"])}
+        {name or device for name, device in zip(study.members["device_name"], study.members["device"], strict=True)}
     )
     kind = "GPU" if set(study.members["device"]) == {"cuda"} else "Device"
     ax.set_xlabel(f"{kind} hours per run")

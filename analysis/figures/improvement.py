@@ -48,7 +48,7 @@ def draw(context: Context) -> Drawing:
     figure, axes = canvas(context, height=0.7 + 0.19 * len(frame))
     ax = axes[0, 0]
     places = np.arange(len(frame))[::-1]
-    for place, row in zip(places, records(frame)):
+    for place, row in zip(places, records(frame), strict=True):
         colour = context.colours[row.first]
         ax.barh(place, row.high - row.low, left=row.low, height=0.6, color=colour, alpha=0.35)
         ax.plot([row.point] * 2, [place - 0.3, place + 0.3], color=colour, solid_capstyle="butt")

@@ -60,7 +60,7 @@ def published_data(context: Context) -> pd.DataFrame:
     )
     complete = rows["count"] == rows.groupby(["task", "algorithm"])["count"].transform("max")
     rows = rows[complete]
-    half = [student_half_width(std, count) for std, count in zip(rows["std"], rows["count"])]
+    half = [student_half_width(std, count) for std, count in zip(rows["std"], rows["count"], strict=True)]
     return pd.DataFrame({
         "task": rows["task"], "arm": rows["algorithm"], "env_step": rows["env_step"], "point": rows["mean"],
         "low": rows["mean"] - half, "high": rows["mean"] + half, "seeds": rows["count"],
@@ -88,7 +88,7 @@ def draw(context: Context) -> Drawing:
         sharex=True,
     )
     hover: list[tuple[Any, list[dict[str, Any]]]] = []
-    for ax, task in zip(axes.flat, study.tasks):
+    for ax, task in zip(axes.flat, study.tasks, strict=False):
         series = draw_curves(context, ax, frame[frame["task"] == task], small=columns > 2)
         if study.seeds[1] <= FEW_SEEDS:
             _draw_runs(context, ax, task)

@@ -88,13 +88,13 @@ def write_run(
     else:
         table = np.repeat(np.array(returns, dtype=float)[: len(steps), None], episodes, axis=1)
     rows = ["env_step,episode,episode_return,length"]
-    for step, episode_returns in zip(steps.tolist(), table.tolist()):
+    for step, episode_returns in zip(steps.tolist(), table.tolist(), strict=True):
         rows += [f"{step},{episode},{value!r},1000" for episode, value in enumerate(episode_returns)]
     (run / "evaluations.csv").write_text("\n".join(rows) + "\n")
     _write_latents(run, agent, steps, rank * (0.7 + 0.3 * STRENGTH.get(agent, 0.5)), random)
     _write_training(run, steps, random)
     seconds = 3.1 + 0.004 * steps
-    lines = [f"{step},{wall!r},{step // 2}" for step, wall in zip(steps.tolist(), seconds.tolist())]
+    lines = [f"{step},{wall!r},{step // 2}" for step, wall in zip(steps.tolist(), seconds.tolist(), strict=True)]
     (run / "timing.csv").write_text("\n".join(["env_step,wall_seconds,updates", *lines]) + "\n")
     session = {
         "start": "2026-11-20T08:00:00+00:00",

@@ -167,6 +167,6 @@ def test_the_interval_of_the_iqm_covers_the_truth() -> None:
     covered = 0
     for _ in range(500):
         drawn = random.beta(shapes[:, 0], shapes[:, 1], size=(10, 20))
-        estimate = interval([drawn[:, task, None] for task in range(20)], iqm, 1000)
+        estimate = interval([drawn[:, task, None] for task in range(20)], iqm, 400)
         covered += estimate.low[0] <= truth <= estimate.high[0]
     assert 0.92 <= covered / 500 <= 0.97
