@@ -1,0 +1,240 @@
+"""Packs, compiled and low-precision updates against single eager ones; random numbers as functions of a key."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from made_up import SPEC, filled_replay, make
+from torch import Tensor
+
+from baselines.td3 import TD3
+from iqrl.agent import Agent, Noise, Progress
+from iqrl.engine import Engine, draw, generator
+from iqrl.iqrl import IQRL
+
+CASES: dict[str, tuple[type[Agent[Any]], dict[str, Any]]] = {
+    "iqrl": (IQRL, {"nstep": 3}),
+    "iqrl_released": (IQRL, {"profile": "released"}),
+    "td3": (TD3, {}),
+    "td3_official": (TD3, {"profile": "official"}),
+}
+
+
+def engine(case: str, seeds: list[int], scale: dict[int, float] | None = None, **options: Any) -> Engine:
+    cls, values = CASES[case]
+    values = values | options.pop("values", {})
+    agent = make(cls, dtype=options.pop("dtype", torch.float32), **values)
+    return Engine(agent, seeds, filled_replay(agent.slices, seeds, scale=scale), **options)
+
+
+def train(engine: Engine, updates: int = 20, progress: list[Progress] | None = None) -> list[dict[str, float]]:
+    progress = progress or [Progress() for _ in engine.seeds]
+    group = list(range(len(engine.seeds)))
+    for _ in range(updates):
+        engine.update(group, progress)
+    assert {p.updates for p in progress} == {updates}
+    return [engine.metrics(place) for place in group]
+
+
+def largest_difference(one: dict[str, Tensor], other: dict[str, Tensor]) -> float:
+    """Of the parameters and targets, relative to the largest entry of each."""
+    keys = [k for k in one if "/" not in k]
+    assert one.keys() == other.keys() and keys
+    return max(float((one[k] - other[k]).abs().max() / other[k].abs().max()) for k in keys)
+
+
+def one_seed(engine: Engine, place: int) -> dict[str, Tensor]:
+    return {k: v[place] for k, v in engine.state.items()}
+
+
+# --- packs
+
+
+@pytest.mark.parametrize("packed", [True, False])
+@pytest.mark.parametrize("case", CASES)
+def test_a_pack_of_three_is_three_packs_of_one(case: str, packed: bool) -> None:
+    seeds = [4, 0, 7]
+    together = engine(case, seeds, packed=packed)
+    metrics = train(together)
+    for place, seed in enumerate(seeds):
+        alone = engine(case, [seed])
+        (expected,) = train(alone)
+        difference = largest_difference(one_seed(together, place), one_seed(alone, 0))
+        assert difference <= (1e-5 if packed else 0.0)  # one after the other it is bitwise the same
+        assert metrics[place] == pytest.approx(expected, rel=1e-3, abs=1e-5)
+    assert largest_difference(one_seed(together, 0), one_seed(together, 1)) > 1e-2  # seeds differ
+
+
+@pytest.mark.parametrize("packed", [True, False])
+def test_each_seed_is_clipped_by_its_own_norm(packed: bool) -> None:
+    """One seed whose gradients are far over the clip, one far under: neither may notice the other."""
+    seeds, scale = [0, 1, 2], {0: 1.0, 1: 300.0, 2: 0.01}
+    values = {"use_decoder": True, "enc_clip": 2.0}
+    together = engine("iqrl", seeds, scale, packed=packed, values=values)
+    metrics = train(together)
+    norms = [m["representation_gradient_norm"] for m in metrics]
+    assert norms[1] > 50 * 2.0 and norms[2] < 2.0
+    for place, seed in enumerate(seeds):
+        alone = engine("iqrl", [seed], scale, values=values)
+        train(alone)
+        assert largest_difference(one_seed(together, place), one_seed(alone, 0)) <= (1e-5 if packed else 0.0)
+
+
+def test_a_seed_of_nothing_but_nan_leaves_the_others_as_they_are() -> None:
+    seeds = [0, 1, 2]
+    for packed in (True, False):
+        broken = engine("iqrl", seeds, {1: float("nan")}, packed=packed)
+        train(broken)
+        healthy = engine("iqrl", seeds, packed=packed)
+        train(healthy)
+        assert not torch.isfinite(broken.state["critic"][1]).all()
+        for place in (0, 2):
+            for k, v in one_seed(healthy, place).items():
+                assert torch.equal(v, broken.state[k][place])
+
+
+def test_runs_at_different_updates_use_their_own_random_numbers() -> None:
+    """Seed 1 is three updates behind in its pack; alone, it comes to the same."""
+    together = engine("iqrl", [0, 1], packed=True)
+    progress = [Progress(), Progress()]
+    for _ in range(3):
+        together.update([0], progress)
+    for _ in range(5):
+        together.update([1], progress)
+    for _ in range(2):
+        together.update([0], progress)
+    for place, seed in enumerate([0, 1]):
+        alone = engine("iqrl", [seed])
+        train(alone, 5)
+        assert largest_difference(one_seed(together, place), one_seed(alone, 0)) == 0
+
+
+def test_acting_in_a_pack() -> None:
+    seeds = [3, 5]
+    observation = torch.randn(2, 4, 5).numpy()
+    for case in CASES:
+        results = {}
+        for packed in (True, False):
+            together = engine(case, seeds, packed=packed)
+            progress = [Progress(decisions=9), Progress(decisions=11)]
+            greedy, _ = together.act([0, 1], observation, {}, [{}, {}], progress)
+            alone, _ = together.act([1], observation[1:], {}, [{}], progress)
+            assert abs(greedy[1] - alone[0]).max() < 1e-6
+            results[packed] = greedy
+        assert abs(results[True] - results[False]).max() < 1e-6
+
+
+# --- random numbers
+
+
+def test_random_numbers_are_functions_of_their_key() -> None:
+    a = torch.randn(5, generator=generator("cpu", 1, 2, 3))
+    assert torch.equal(a, torch.randn(5, generator=generator("cpu", 1, 2, 3)))
+    for other in ((1, 2, 4), (3, 2, 1), (1, 2), (1, 2, 3, 1)):
+        assert not torch.equal(a, torch.randn(5, generator=generator("cpu", *other)))
+
+
+@pytest.mark.parametrize("kind", ["normal", "uniform", "uniform64", "bits"])
+def test_kinds_of_random_numbers(kind: str) -> None:
+    x = draw(Noise((50,), kind), 400, generator("cpu", 0))
+    assert x.shape == (400, 50)
+    assert x.dtype == {"uniform64": torch.float64, "bits": torch.int32}.get(kind, torch.float32)
+    if kind == "normal":
+        assert abs(float(x.mean())) < 0.03 and abs(float(x.std()) - 1) < 0.03
+    elif kind != "bits":
+        assert x.min() >= 0 and x.max() < 1 and abs(float(x.mean()) - 0.5) < 0.01
+
+
+def test_a_saved_engine_goes_on_bitwise() -> None:
+    """Within a chunk of random numbers, between actor updates, with metrics half summed."""
+    for case in CASES:
+        whole = engine(case, [6])
+        expected = train(whole, 90)  # chunks are of 64
+        first = engine(case, [6])
+        progress = [Progress()]
+        for _ in range(71):
+            first.update([0], progress)
+        second = engine(case, [6])
+        second.load(0, first.save(0))
+        for _ in range(19):
+            second.update([0], progress)
+        for k, v in whole.state.items():
+            assert torch.equal(v, second.state[k])
+        assert [second.metrics(0)] == expected
+
+
+def test_a_saved_engine_does_not_change_with_the_living_one() -> None:
+    living = engine("iqrl", [0])
+    train(living, 2)
+    saved = living.save(0)
+    before = {k: v.clone() for k, v in saved["state"].items()}
+    train(living, 2)
+    assert all(torch.equal(before[k], v) for k, v in saved["state"].items())
+
+
+def test_a_saved_engine_of_other_networks_is_refused() -> None:
+    other = make(IQRL, mlp_dims=[8])
+    with pytest.raises(ValueError, match="does not fit"):
+        Engine(other, [0], filled_replay(other.slices, [0])).load(0, engine("iqrl", [0]).save(0))
+
+
+def test_exploration_noise_does_not_depend_on_the_pack_or_on_when_it_starts() -> None:
+    observation = torch.randn(2, 5).numpy()
+    together, alone = engine("td3", [3, 5], packed=False), engine("td3", [5])
+    for decision in (0, 511, 512, 6000, 6001):
+        progress = [Progress(decisions=decision, episodes=decision // SPEC.episode_decisions) for _ in range(2)]
+        both, _ = together.explore([0, 1], observation, {}, progress)
+        one, _ = alone.explore([0], observation[1:], {}, progress)
+        assert (both[1] == one[0]).all()
+        assert (both[0] != both[1]).any()
+
+
+# --- precision and compilation
+
+
+@pytest.mark.parametrize("case", ["iqrl", "td3"])
+def test_bfloat16_is_close_to_float32(case: str) -> None:
+    low, full = engine(case, [0], dtype=torch.bfloat16), engine(case, [0])
+    (coarse,), (fine,) = train(low), train(full)
+    for name in ("critic_loss", "target_mean", "q_mean"):
+        assert coarse[name] == pytest.approx(fine[name], rel=0.1, abs=0.05)
+    assert all(v.dtype == torch.float32 for v in low.state.values())
+    difference = largest_difference(one_seed(low, 0), one_seed(full, 0))
+    assert 0 < difference < 0.05
+
+
+@pytest.mark.parametrize("case", [pytest.param("iqrl", marks=pytest.mark.slow), "td3"])
+def test_compiled_is_eager_and_compiles_once(case: str, capsys: pytest.CaptureFixture[str]) -> None:
+    torch._dynamo.reset()
+    torch._dynamo.utils.counters.clear()
+    eager, compiled = engine(case, [2]), engine(case, [2], compiled=True)
+    (expected,), (metrics,) = train(eager), train(compiled)
+    assert "warning" not in capsys.readouterr().err  # it did not fall back
+    assert largest_difference(one_seed(compiled, 0), one_seed(eager, 0)) < 1e-5
+    assert metrics == pytest.approx(expected, rel=1e-3, abs=1e-5)
+    graphs = torch._dynamo.utils.counters["stats"]["unique_graphs"]
+    assert graphs == 2  # with and without the actor
+    train(compiled, 20, [Progress()])
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == graphs
+    assert not torch._dynamo.utils.counters["recompiles"]
+
+
+def test_what_cannot_be_compiled_runs_eager_with_one_warning(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(function: Any, **_: Any) -> Any:
+        def call(*_: Any) -> Any:
+            raise RuntimeError("no compiler\nhere")
+
+        return call
+
+    monkeypatch.setattr(torch, "compile", fails)
+    fallen = engine("td3", [0], compiled=True)
+    train(fallen)
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 2 and all("no compiler" in line and "eager" in line for line in lines)
+    plain = engine("td3", [0])
+    train(plain)
+    assert largest_difference(one_seed(fallen, 0), one_seed(plain, 0)) == 0
