@@ -1,0 +1,1 @@
+"""Speed and scale, printed as ratios of one run."""

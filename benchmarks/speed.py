@@ -1,0 +1,254 @@
+"""make bench: how fast every agent trains on this machine, against eager float32 and against official code.
+
+    python -m benchmarks.speed [agents=iqrl,td3] [packs=1,2,5,10] [rounds=5] [seconds=2] [threads=0]
+                               [task=walker-walk] [peer=NAME:CHECKOUT] [peer_python=PYTHON] [out=bench]
+
+Every row is timed in turn with the eager float32 single-seed run of the same agent (and with the checkout, if one is
+given), in windows of a few seconds, A B A B ...; ratios are medians over pairs of neighbouring windows, so a machine
+whose speed drifts does not bend them. `decisions_per_second` counts every seed of the pack and is that of acting,
+simulating and updating one after the other. The roofline is this machine's own: its matrix rate and memory bandwidth,
+measured in the same run.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from iqrl.errors import InputError
+from iqrl.run_directory import code_version
+
+COLUMNS = [
+    "agent", "preset", "task", "device", "precision", "compile", "threads", "pack", "updates_per_second",
+    "seed_updates_per_second", "ratio_to_eager", "decisions_per_second", "roofline_fraction", "peak_memory_gib",
+    "start_seconds", "peer", "peer_updates_per_second", "ratio_to_peer",
+    "matrix_gflops", "bandwidth_gbs", "machine", "commit", "date",
+]
+DEFAULTS = {
+    "agents": "", "packs": "1,2,5,10", "rounds": "5", "seconds": "2", "threads": "0", "task": "walker-walk",
+    "preset": "default", "peer": "", "peer_python": sys.executable, "out": "bench", "precision": "auto",
+}
+# What must be set for networks, critics, batch, horizon and N to equal a peer's.
+PEER_WORDS = {
+    "iqrl": ["agent.num_critics=5", "agent.q_sample=2", "agent.actor_q=avg", "agent.nstep=3"],
+    "td3": ["agent.profile=official"],
+}
+
+
+class Worker:
+    """A process that times windows of updates on request."""
+
+    def __init__(self, command: Sequence[str], threads: int) -> None:
+        environment = {**os.environ, "OMP_NUM_THREADS": str(threads)} if threads else dict(os.environ)
+        self.process = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
+        )
+        self.about = self._read()
+
+    def _read(self) -> str:
+        assert self.process.stdout is not None
+        line = self.process.stdout.readline()
+        if not line:
+            raise RuntimeError(f"{' '.join(map(str, self.process.args))}: ended with {self.process.wait()}")  # type: ignore[arg-type]
+        return line.strip()
+
+    def ask(self, line: str) -> float:
+        assert self.process.stdin is not None
+        self.process.stdin.write(line + "\n")
+        self.process.stdin.flush()
+        return float(self._read())
+
+    def close(self) -> None:
+        assert self.process.stdin is not None
+        self.process.stdin.close()
+        self.process.wait()
+
+
+def measure_machine(threads: int) -> dict[str, float]:
+    """Matrix rates by type (GFLOP/s) and copy bandwidth (GB/s, read plus write) of the device in use."""
+    import torch
+
+    if threads:
+        torch.set_num_threads(threads)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    size = 8192 if device == "cuda" else 1536
+
+    def best(function: Any, count: int = 8) -> float:
+        times = []
+        for _ in range(count):
+            begin = time.perf_counter()
+            function()
+            if device == "cuda":
+                torch.cuda.synchronize()
+            times.append(time.perf_counter() - begin)
+        return min(times)
+
+    rates = {}
+    for name in ("float32", "bfloat16"):
+        a, b = (torch.randn(size, size, device=device).to(getattr(torch, name)) for _ in range(2))
+        rates[name] = 2 * size**3 / best(lambda a=a, b=b: a @ b) / 1e9
+    source = torch.empty(2**26, device=device).normal_()
+    target = torch.empty_like(source)
+    rates["bandwidth"] = 2 * source.numel() * 4 / best(lambda: target.copy_(source)) / 1e9
+    return rates
+
+
+def time_agent(agent: str, pack: int, baseline: Worker, peer: Worker | None, options: dict[str, str],
+               words: Sequence[str]) -> dict[str, Any]:
+    """One row of the table."""
+    worker = ours(pack, options["precision"], "on", options, [f"agent={agent}", *words])
+    try:
+        about = json.loads(worker.about)
+        period = about["period"]
+        rivals = {"ours": worker, "eager": baseline, **({"peer": peer} if peer else {})}
+        ask = {name: "{}" if name == "peer" else "updates {}" for name in rivals}
+        counts = {}
+        for name, rival in rivals.items():  # a window of about so many seconds, in whole periods
+            once = rival.ask(ask[name].format(period))
+            counts[name] = max(1, round(float(options["seconds"]) / max(once, 1e-6))) * period
+        rates: dict[str, list[float]] = {name: [] for name in rivals}
+        for _ in range(int(options["rounds"])):
+            for name, rival in rivals.items():
+                rates[name].append(counts[name] / rival.ask(ask[name].format(counts[name])))
+        decision = statistics.median(worker.ask("decisions 20") / 20 for _ in range(5))
+        median = {name: statistics.median(values) for name, values in rates.items()}
+        row: dict[str, Any] = {
+            "updates_per_second": median["ours"],
+            "seed_updates_per_second": median["ours"] * pack,
+            "ratio_to_eager": pack * statistics.median(a / b for a, b in zip(rates["ours"], rates["eager"], strict=True)),
+            "decisions_per_second": pack / (decision + about["updates_per_decision"] / median["ours"]),
+            "peak_memory_gib": worker.ask("memory") / 2**30,
+        }
+        if peer:
+            ratio = statistics.median(a / b for a, b in zip(rates["ours"], rates["peer"], strict=True))
+            row |= {"peer_updates_per_second": median["peer"], "ratio_to_peer": pack * ratio}
+        return {**{k: about[k] for k in ("device", "precision", "compile", "threads", "start_seconds")}, **row,
+                "state_bytes": about["state_bytes"]}
+    finally:
+        worker.close()
+
+
+def ours(pack: int, precision: str, compiled: str, options: dict[str, str], words: Sequence[str]) -> Worker:
+    command = [sys.executable, "-m", "benchmarks.worker", str(pack), precision, compiled, options["threads"]]
+    setting = [f"task={options['task']}", f"preset={options['preset']}", "train.env_steps=100000"]
+    return Worker([*command, *setting, *words], int(options["threads"]))
+
+
+def main(words: Sequence[str]) -> int:
+    try:
+        options = parse(words)
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    if "--help" in words or "-h" in words:
+        print(__doc__)
+        return 0
+    from iqrl.config import AGENTS
+
+    threads = int(options["threads"])
+    machine = measure_machine(threads)
+    print(f"matrix products: float32 {machine['float32']:.0f}, bfloat16 {machine['bfloat16']:.0f} GFLOP/s; "
+          f"memory {machine['bandwidth']:.1f} GB/s", flush=True)
+    peer_name, _, checkout = options["peer"].partition(":")
+    rows = []
+    for agent in (options["agents"] or peer_name or ",".join(AGENTS)).split(","):
+        same = PEER_WORDS.get(agent, []) if agent == peer_name else []
+        baseline = ours(1, "float32", "off", options, [f"agent={agent}", *same])
+        known = json.loads(baseline.about)
+        peer = None
+        if agent == peer_name:
+            peer = Worker([options["peer_python"], str(Path(__file__).with_name("peer.py")), agent, checkout,
+                           str(known["threads"])], int(options["threads"]))
+        for pack in (int(p) for p in options["packs"].split(",")):
+            row = time_agent(agent, pack, baseline, peer, options, same)
+            # An update can be no faster than its products at the matrix rate, or than its state through memory.
+            bound = max(known["flops"] / machine[row["precision"]], 2 * row.pop("state_bytes") / machine["bandwidth"])
+            row |= {
+                "agent": agent, "preset": options["preset"], "task": options["task"], "pack": pack, "peer": options["peer"].partition(":")[0] if peer else "",
+                "roofline_fraction": row["seed_updates_per_second"] * bound / 1e9,
+                "matrix_gflops": machine[row["precision"]], "bandwidth_gbs": machine["bandwidth"],
+                "machine": machine_name(), "commit": code_version()["commit"], "date": time.strftime("%Y-%m-%d"),
+            }
+            rows.append(row)
+            against = f"  {row['ratio_to_peer']:.2f}x official" if peer else ""
+            print(f"{agent:6s} S={pack:<3d} {row['precision']} {row['compile']}  {row['seed_updates_per_second']:8.1f} seed-updates/s  "
+                  f"{row['ratio_to_eager']:.2f}x eager float32{against}  {row['decisions_per_second']:8.1f} decisions/s  "
+                  f"{100 * row['roofline_fraction']:.0f}% of roofline  {row['peak_memory_gib']:.1f} GiB", flush=True)
+        baseline.close()
+        if peer:
+            peer.close()
+    out = Path(options["out"])
+    write(out / ("peer.csv" if options["peer"] else "results.csv"), rows)
+    draw(rows, out / ("peer" if options["peer"] else "results"))
+    return 0
+
+
+def parse(words: Sequence[str]) -> dict[str, str]:
+    options = dict(DEFAULTS)
+    for word in words:
+        if word.startswith("-"):
+            continue
+        key, equals, value = word.partition("=")
+        if not equals or key not in DEFAULTS:
+            raise InputError(f"{word}: expected one of {', '.join(k + '=' for k in DEFAULTS)}")
+        options[key] = value
+    name, _, path = options["peer"].partition(":")
+    if name and name not in PEER_WORDS:
+        raise InputError(f"peer={options['peer']}: expected one of {', '.join(f'{k}:/path/to/checkout' for k in PEER_WORDS)}")
+    if name and not Path(path).is_dir():
+        raise InputError(f"peer={options['peer']}: no such folder")
+    for key in ("rounds", "threads"):
+        if not options[key].isdigit():
+            raise InputError(f"{key}={options[key]}: expected a whole number")
+    return options
+
+
+def machine_name() -> str:
+    import torch
+
+    if torch.cuda.is_available():
+        return torch.cuda.get_device_name()
+    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
+    model = next((x.partition(":")[2].strip() for x in lines if x.startswith("model name")), "cpu")
+    return f"{model}, {len(os.sched_getaffinity(0))} cores"
+
+
+def write(path: Path, rows: Sequence[dict[str, Any]]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with open(path, "w", newline="") as file:
+        writer = csv.DictWriter(file, COLUMNS)
+        writer.writeheader()
+        for row in rows:
+            writer.writerow({k: f"{v:.5g}" if isinstance(v, float) else v for k, v in row.items()})
+    print(f"wrote {path}")
+
+
+def draw(rows: Sequence[dict[str, Any]], path: Path) -> None:
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+    import seaborn as sns
+
+    figure, axes = plt.subplots(figsize=(5.5, 3))
+    labels = [f"{r['agent']}\nS={r['pack']}" for r in rows]
+    sns.barplot(x=labels, y=[r["ratio_to_eager"] for r in rows], ax=axes, color="#4477aa")
+    axes.axhline(1.0, color="black", linewidth=0.8)
+    axes.set_ylabel("seed-updates/s,\nratio to eager float32, S=1")
+    axes.tick_params(axis="x", labelsize=7)
+    axes.set_title(f"{rows[0]['machine']}", fontsize=8)
+    for kind in ("pdf", "png"):
+        figure.savefig(path.with_suffix(f".{kind}"), bbox_inches="tight", dpi=200)
+    plt.close(figure)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
