@@ -71,11 +71,11 @@ def test_a_pack_of_three_is_three_packs_of_one(case: str, packed: bool) -> None:
 def test_each_seed_is_clipped_by_its_own_norm(packed: bool) -> None:
     """One seed whose gradients are far over the clip, one far under: neither may notice the other."""
     seeds, scale = [0, 1, 2], {0: 1.0, 1: 300.0, 2: 0.01}
-    values = {"use_decoder": True, "enc_clip": 2.0}
+    values = {"use_decoder": True, "enc_clip": 4.0}
     together = engine("iqrl", seeds, scale, packed=packed, values=values)
     metrics = train(together)
     norms = [m["representation_gradient_norm"] for m in metrics]
-    assert norms[1] > 50 * 2.0 and norms[2] < 2.0
+    assert norms[1] > 40 * 4.0 and norms[2] < 4.0
     for place, seed in enumerate(seeds):
         alone = engine("iqrl", [seed], scale, values=values)
         train(alone)

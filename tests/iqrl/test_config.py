@@ -1,0 +1,256 @@
+"""Configuration: layers and their order, values as written, identity, files that execute nothing."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+import yaml
+
+from iqrl import config
+from iqrl.config import Execution, RunConfig
+from iqrl.errors import InputError
+
+
+def resolve(*words: str) -> list[RunConfig]:
+    return config.resolve([("command line", config.parse_words(words))])[0]
+
+
+def one(*words: str) -> RunConfig:
+    (run,) = resolve(*words)
+    return run
+
+
+def file(tmp_path: Path, text: str) -> Path:
+    path = tmp_path / "study.yaml"
+    path.write_text(text)
+    return path
+
+
+# --- layers
+
+
+def test_the_last_layer_wins_and_is_named(tmp_path: Path) -> None:
+    study = file(tmp_path, "agent: {name: iqrl, latent_dim: 32, batch_size: 8}\npreset: small\ntask: dog-run\n")
+    (run,), _, _ = config.resolve(
+        [
+            ("study", config.load_file(study)),
+            ("command line", config.parse_words(["agent.batch_size=4"])),
+        ]
+    )
+    s, origins = run.settings, run.origins
+    assert (s.batch_size, origins["agent.batch_size"]) == (4, "command line")
+    assert (s.latent_dim, origins["agent.latent_dim"]) == (32, "study")  # over the task's 1024 and the preset's 64
+    assert (s.mlp_dims, origins["agent.mlp_dims"]) == ([128, 128], "preset small")
+    assert (s.nstep, origins["agent.nstep"]) == (3, "task dog-run")
+    assert (s.horizon, origins["agent.horizon"]) == (5, "default")
+
+
+@pytest.mark.parametrize(
+    "task, expected",
+    [  # iqrl.md section 5
+        ("acrobot-swingup", {"nstep": 3, "latent_dim": 512, "enc_tau": 0.0005, "noise_episodes": 150}),
+        ("walker-walk", {"nstep": 1, "latent_dim": 512, "enc_tau": 0.005, "noise_episodes": 50}),
+        ("cartpole-swingup-sparse", {"nstep": 1, "noise_episodes": 500}),
+        ("fish-swim", {"nstep": 3, "use_projection": True, "noise_episodes": 150}),
+        ("reacher-hard", {"nstep": 3, "noise_episodes": 150}),
+        ("dog-walk", {"nstep": 3, "latent_dim": 1024, "noise_episodes": 500}),
+        ("humanoid-run", {"nstep": 1, "latent_dim": 1024, "noise_episodes": 500}),
+        ("quadruped-run", {"nstep": 1, "noise_episodes": 150}),
+    ],
+)
+def test_settings_of_a_task(task: str, expected: dict[str, object]) -> None:
+    settings = dataclasses.asdict(one("agent=iqrl", f"task={task}").settings)
+    assert {k: settings[k] for k in expected} == expected
+
+
+def test_defaults_are_those_of_the_specification() -> None:
+    s = one("agent=iqrl", "task=walker-walk").settings
+    assert (s.fsq_levels, s.horizon, s.rep_discount, s.rep_metric, s.rep_cos_sign) == ([8, 8], 5, 0.9, "cosine", -1)
+    assert (s.mlp_dims, s.enc_mlp_dims, s.batch_size, s.discount) == ([512, 512], [256], 256, 0.99)
+    assert (s.lr, s.enc_lr, s.enc_weight_decay, s.enc_clip, s.tau, s.enc_tau) == (3e-4, 1e-4, 0.01, 20.0, 0.005, 0.005)
+    assert (s.policy_noise, s.noise_clip, s.actor_every, s.num_critics) == (0.2, 0.3, 2, 2)
+    assert (s.utd, s.warmup_episodes, s.warmup, s.buffer_size) == (1.0, 10, "uniform", 1_000_000)
+
+
+def test_the_released_profile() -> None:
+    s = one("agent=iqrl", "agent.profile=released").settings
+    assert (s.rep_cos_sign, s.released_nstep, s.cross_episode_slices, s.mask_mode) == (1, True, True, "released")
+    assert (s.num_critics, s.q_sample, s.actor_q, s.released_reward_align, s.warmup) == (5, 2, "avg", True, "policy")
+    assert one("agent=iqrl", "agent.profile=released", "agent.num_critics=3").settings.num_critics == 3
+
+
+def test_numbers_read_as_people_write_them(tmp_path: Path) -> None:
+    s = one("agent=iqrl", "agent.lr=1e-4", "agent.buffer_size=1e6", "agent.enc_tau=1", "agent.horizon=3.0").settings
+    assert (s.lr, s.buffer_size, s.enc_tau, s.horizon) == (1e-4, 1_000_000, 1.0, 3)
+    assert [type(v) for v in (s.lr, s.buffer_size, s.enc_tau, s.horizon)] == [float, int, float, int]
+    layer = config.load_file(file(tmp_path, "agent: {name: iqrl, lr: 1e-4, enc_lr: 2E-05, buffer_size: 1e6}\n"))
+    s = config.resolve([("file", layer)])[0][0].settings
+    assert (s.lr, s.enc_lr, s.buffer_size) == (1e-4, 2e-5, 1_000_000)
+
+
+def test_words_that_yaml_takes_for_truth_values() -> None:
+    execution = config.resolve([("x", config.parse_words(["train.compile=off", "train.pack=4", "train.workers=0"]))])[1]
+    assert (execution.compile, execution.pack, execution.workers) == ("off", "4", "0")
+
+
+# --- seeds
+
+
+@pytest.mark.parametrize(
+    "text, seeds", [("0", [0]), ("0..4", [0, 1, 2, 3, 4]), ("3,7", [3, 7]), ("7..7", [7]), ("0..1,5", [0, 1, 5])]
+)
+def test_seeds(text: str, seeds: list[int]) -> None:
+    assert [r.seed for r in resolve(f"seeds={text}")] == seeds
+
+
+@pytest.mark.parametrize(
+    "text, part",
+    [
+        ("4..0", "0..4"),
+        ("", "no seed"),
+        ("-1", "no seed"),
+        ("1.5", "no seed"),
+        ("a", "no seed"),
+        ("3,3", "named twice"),
+        ("0..3,2", "seed 2 is named twice"),
+        ("0..", "no seed"),
+        ("4294967296", "no seed"),
+        ("0..9999999", "at most"),
+        (",", "no seed"),
+        ("[0, 1]", "no seed"),
+        ("0..99999,5", "seed 5 is named twice"),
+    ],
+)
+def test_bad_seeds(text: str, part: str) -> None:
+    with pytest.raises(InputError, match=part) as error:
+        resolve(f"seeds={text}")
+    assert str(error.value).startswith(f"seeds={text}")
+
+
+# --- identity
+
+
+def test_identity_is_what_determines_the_result_and_nothing_else() -> None:
+    base = one("agent=iqrl", "task=walker-walk", "seeds=3")
+    same = [
+        one(
+            "task=walker-walk", "agent=iqrl", "seeds=3", "train.device=cpu", "train.precision=bfloat16", "train.pack=1"
+        ),
+        one("agent=iqrl", "task=walker-walk+sticky=0", "seeds=3", "agent.horizon=5", "train.checkpoint_seconds=1"),
+        one("agent=iqrl", "task=walker-walk", "seeds=3", "preset=default", "train.threads=1", "runs=elsewhere"),
+    ]
+    assert {r.directory_name for r in same} == {base.directory_name}
+    other = [
+        one("agent=iqrl", "task=walker-walk", "seeds=4"),
+        one("agent=iqrl", "task=walker-run", "seeds=3"),
+        one("agent=iqrl", "task=walker-walk", "seeds=3", "agent.horizon=4"),
+        one("agent=iqrl", "task=walker-walk", "seeds=3", "train.env_steps=500000"),
+        one("agent=iqrl", "task=walker-walk", "seeds=3", "eval.episodes=5"),
+        one("agent=td3", "task=walker-walk", "seeds=3"),
+        one("agent=iqrl", "task=walker-walk+sticky=0.1", "seeds=3"),
+    ]
+    assert len({r.identity for r in [base, *other]}) == 1 + len(other)
+    assert base.directory_name.startswith("iqrl-walker-walk-s3-") and base.identity.startswith(base.directory_name[-8:])
+
+
+def test_pack_key_is_equal_for_runs_that_differ_in_their_seed_alone() -> None:
+    runs = resolve("seeds=0..2")
+    assert len({config.pack_key(r) for r in runs}) == 1 and len({r.identity for r in runs}) == 3
+    assert config.pack_key(one("agent.horizon=4")) != config.pack_key(runs[0])
+
+
+def test_config_yaml_is_complete(tmp_path: Path) -> None:
+    """A run directory's configuration makes the same run again, whatever the defaults were when it was made."""
+    for words in (["agent=iqrl", "agent.lr=1e-5", "task=dog-run+sticky=0.25"], ["agent=td3", "agent.profile=official"]):
+        run = one(*words, "seeds=5", "preset=tiny", "train.env_steps=12345")
+        folder = tmp_path / run.directory_name
+        folder.mkdir()
+        (folder / "config.yaml").write_text(yaml.safe_dump(run.resolved(), sort_keys=False, default_flow_style=None))
+        again = config.load_run(folder)
+        assert again == run and again.identity == run.identity
+        content = yaml.safe_load((folder / "config.yaml").read_text())
+        assert content["agent"].keys() == {"name", *(f.name for f in dataclasses.fields(run.settings))}
+        assert content["train"].keys() == {"env_steps"} and not set(content["train"]) & {
+            f.name for f in dataclasses.fields(Execution)
+        }
+
+
+# --- files execute nothing
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "task: !!python/object/apply:os.system ['touch {mark}']\n",
+        "agent: !!python/object/new:subprocess.Popen [[touch, {mark}]]\n",
+        "seeds: !!python/name:os.system\n",
+        "task: ${{oc.env:HOME}}\n",
+        "runs: ${{oc.create:x}}\n",
+    ],
+)
+def test_files_execute_nothing(tmp_path: Path, text: str) -> None:
+    mark = tmp_path / "mark"
+    with pytest.raises(InputError):
+        config.load_file(file(tmp_path, text.format(mark=mark)))
+    with pytest.raises(InputError):
+        key, _, value = text.strip().format(mark=mark).partition(": ")
+        resolve(f"{'agent.lr' if key == 'agent' else key}={value}")
+    assert not mark.exists()
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "- 1\n", "5\n", "agent: {", "a: 1\na: 2\n", "\x00", "agent: {lr: 1, lr: 2}", "? [1]\n: 2\n", "config: x\n"],
+)
+def test_bad_files(tmp_path: Path, text: str) -> None:
+    with pytest.raises(InputError, match="study.yaml|no such key"):
+        config.resolve([("f", config.load_file(file(tmp_path, text)))])
+
+
+# --- agents from outside
+
+AGENT = """
+from dataclasses import dataclass
+from iqrl.agent import Agent, register, setting
+
+@dataclass(frozen=True)
+class Config:
+    buffer_size: int = setting(1000, "transitions", low=1)
+    {extra}
+
+@register("{name}")
+class Mine(Agent[Config]):
+    Config = Config
+"""
+
+
+def test_an_agent_from_a_file(tmp_path: Path) -> None:
+    path = tmp_path / "mine.py"
+    path.write_text(AGENT.format(name="mine_config_test", extra=""))
+    run = one(f"agent={path}", "agent.buffer_size=7")
+    assert run.agent.name == "mine_config_test" and run.settings.buffer_size == 7
+    assert run.resolved()["agent"]["source"] == str(path)
+    before = run.identity
+    path.write_text(AGENT.format(name="mine_config_test", extra="# changed"))
+    assert run.identity != before  # the file is what the agent is
+
+
+@pytest.mark.parametrize(
+    "content, part",
+    [
+        (AGENT.format(name="iqrl", extra=""), "exists"),
+        ("x = 1\n", "registers 0 agents"),
+        ("def (", "SyntaxError"),
+        ("raise ValueError('two\\nlines')", "two lines"),
+        ("import nothing_of_that_name", "ModuleNotFoundError"),
+        ("raise SystemExit(3)", "SystemExit"),
+    ],
+)
+def test_bad_agent_files(tmp_path: Path, content: str, part: str) -> None:
+    path = tmp_path / f"bad_{abs(hash(content))}.py"
+    path.write_text(content)
+    with pytest.raises(InputError, match=part) as error:
+        one(f"agent={path}")
+    assert "\n" not in str(error.value)
