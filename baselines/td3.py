@@ -35,10 +35,10 @@ class Config:
     # losses
     discount: float = setting(0.99, "gamma, per decision", low=0.0, high=1.0)
     nstep: int = setting(1, "N of the returns", low=1, high=100)
-    lr: float = setting(3e-4, "Adam learning rate of actor and critics", low=0.0)
+    lr: float = setting(3e-4, "Adam learning rate of actor and critics", low=0.0, high=1.0)
     tau: float = setting(0.005, "rate of the target networks", low=0.0, high=1.0)
-    policy_noise: float = setting(0.2, "target policy smoothing, standard deviation", low=0.0)
-    noise_clip: float = setting(0.3, "and where it is clipped; official 0.5", low=0.0)
+    policy_noise: float = setting(0.2, "target policy smoothing, standard deviation", low=0.0, high=10.0)
+    noise_clip: float = setting(0.3, "and where it is clipped; official 0.5", low=0.0, high=10.0)
     actor_every: int = setting(2, "critic updates per actor update", low=1, high=1000)
     actor_q: str = setting("min", "critic in the actor's loss: min of both, or the first (official)", choices=("min", "q1"))
     target_delay: str = setting(
@@ -52,8 +52,8 @@ class Config:
     )
     utd: float = setting(1.0, "gradient updates per decision; whole with schedule=decision", low=0.0, high=100.0)
     warmup_decisions: int = setting(5_000, "uniform random decisions first, without updates; official 25 000", low=0, high=10**9)
-    noise_initial: float = setting(1.0, "exploration noise, standard deviation, at first; official 0.1", low=0.0)
-    noise_final: float = setting(0.1, "and in the end", low=0.0)
+    noise_initial: float = setting(1.0, "exploration noise, standard deviation, at first; official 0.1", low=0.0, high=10.0)
+    noise_final: float = setting(0.1, "and in the end", low=0.0, high=10.0)
     noise_episodes: int = setting(150, "episodes in between; 50 easy, 150 medium, 500 hard tasks", low=1, high=10**6)
 
 

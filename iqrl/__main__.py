@@ -8,6 +8,7 @@ import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NoReturn
 
 from iqrl.errors import InputError
 
@@ -25,15 +26,22 @@ The same command after an interruption goes on where it stopped; finished runs a
 exit status: 0 all runs are complete, 1 some failed, 2 bad input, 75 interrupted (checkpointed)"""
 
 
+class Parser(argparse.ArgumentParser):
+    """Answers what it does not understand with one line, as everything here does."""
+
+    def error(self, message: str) -> NoReturn:
+        raise InputError(f"{' '.join(message.split())}; {self.prog} --help tells more")
+
+
 def main(words: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit status."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="python -m iqrl", description="Train and look at agents on DeepMind Control.",
         formatter_class=argparse.RawDescriptionHelpFormatter, epilog="python -m iqrl COMMAND --help shows examples.",
     )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
-    def add(name: str, doc: str, epilog: str) -> argparse.ArgumentParser:
+    def add(name: str, doc: str, epilog: str) -> Parser:
         return commands.add_parser(
             name, help=doc, description=doc, epilog=epilog, formatter_class=argparse.RawDescriptionHelpFormatter
         )
@@ -63,8 +71,8 @@ def main(words: Sequence[str] | None = None) -> int:
     )
     config.add_argument("words", nargs="*", metavar="key=value")
 
-    arguments = parser.parse_args(words)
     try:
+        arguments = parser.parse_args(words)
         return {
             "train": lambda: train(arguments.words),
             "resume": lambda: resume_runs(arguments.words),
@@ -92,7 +100,10 @@ def train(words: Sequence[str]) -> int:
 def resume_runs(words: Sequence[str]) -> int:
     from iqrl import config
 
-    paths = [Path(w) for w in words if "=" not in w or Path(w).is_dir()]
+    paths = [Path(w) for w in words if "=" not in w or config.is_directory(Path(w))]
+    twice = [path for path in paths if sum(path.absolute() == other.absolute() for other in paths) > 1]
+    if twice:
+        raise InputError(f"{twice[0]}: named twice; expected each run once")
     runs = [config.load_run(path) for path in paths]
     if not runs:
         raise InputError("resume: expected at least one run directory")
@@ -113,6 +124,8 @@ def _layers(words: Sequence[str]) -> list[tuple[str, dict[str, object]]]:
 
     given = config.parse_words(words)
     file = given.pop("config", None)
+    if not isinstance(file, str | None):
+        raise InputError(f"config={file}: expected a file")
     layers = [(str(file), config.load_file(Path(file)))] if file is not None else []
     return [*layers, ("command line", given)]
 
@@ -129,15 +142,19 @@ def _train(runs: Sequence, folder_execution, folder: Path) -> int:  # type: igno
     stop = StopFlag()
     failed = 0
     try:
-        for run in runs:
+        complete = [RunDirectory(folder / run.directory_name).done() for run in runs]
+        new = [run for run, done in zip(runs, complete, strict=True) if not done]
+        size = executing.pack_size(folder_execution, runs[0], plan, len(new)) if new else 1
+        for run in new:  # a run that cannot start leaves no directory
             if not (folder / run.directory_name).exists():
-                inherited(run, folder)  # so that a run that cannot start leaves no directory
-        directories = [RunDirectory.create(run, folder) for run in runs]
-        todo = [(r, d) for r, d in zip(runs, directories, strict=True) if not d.done()]
-        for run, directory in zip(runs, directories, strict=True):
-            if (run, directory) not in todo:
+                inherited(run, folder)
+        todo = []
+        for run, done in zip(runs, complete, strict=True):
+            directory = RunDirectory.create(run, folder)
+            if done:
                 print(f"{directory.path}: complete", flush=True)
-        size = executing.pack_size(folder_execution, runs[0], plan, len(todo))
+            else:
+                todo.append((run, directory))
         if todo:
             print(f"{runs[0].agent.name} {runs[0].task}: {len(todo)} runs in packs of {size}, on {plan}", flush=True)
         for i in range(0, len(todo), size):

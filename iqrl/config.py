@@ -7,6 +7,7 @@ executed (`Execution`) is not part of it.
 
 from __future__ import annotations
 
+import collections
 import dataclasses
 import difflib
 import hashlib
@@ -137,8 +138,8 @@ def agent_class(name: str) -> tuple[type[Agent[Any]], str]:
 
 
 def _agent_from_file(path: Path) -> tuple[type[Agent[Any]], str]:
-    if not path.is_file():
-        raise InputError(f"agent={path}: no such file")
+    if not is_file(path):
+        raise InputError(f"agent={_short(path)}: no such file")
     module_name = f"agent_file_{hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:8]}"
     before = dict(REGISTRY)
     if module_name not in sys.modules:
@@ -148,9 +149,9 @@ def _agent_from_file(path: Path) -> tuple[type[Agent[Any]], str]:
         sys.modules[module_name] = module
         try:
             specification.loader.exec_module(module)
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             del sys.modules[module_name]
-            raise InputError(f"agent={path}: {type(error).__name__}: {error}") from error
+            raise InputError(f"agent={path}: {type(error).__name__}: {_one_line(error)}") from error
     found = [cls for cls in REGISTRY.values() if cls.__module__ == module_name]
     clash = [cls.name for cls in found if cls.name in AGENTS or before.get(cls.name, cls) is not cls]
     if len(found) != 1 or clash:
@@ -180,8 +181,12 @@ def parse_words(words: Sequence[str]) -> dict[str, Any]:
             node, rest = "agent", ["name"]
         target = layer.setdefault(node, {}) if rest else layer
         leaf = ".".join(rest) or node
+        if not isinstance(target, dict):
+            raise InputError(f"{key}={text}: {node} is given a value of its own, too")
         if leaf in target:
             raise InputError(f"{key}={text}: given twice")
+        if "${" in text:
+            raise InputError(f"{key}={text}: interpolation is not supported; expected a plain value")
         target[leaf] = text if (node, leaf) in _TEXT_KEYS else parse_value(key, text)
     return layer
 
@@ -190,13 +195,26 @@ _TEXT_KEYS = {("agent", "name"), ("task", "task"), ("seeds", "seeds"), ("runs", 
 
 
 def parse_value(key: str, text: str) -> Any:
-    """The YAML value of `text`, with numbers such as 1e-4 read as numbers and no interpolation."""
-    if "${" in text:
-        raise InputError(f"{key}={text}: interpolation is not supported; expected a plain value")
+    """The YAML value of `text`, with numbers such as 1e-4 read as numbers."""
     try:
         return OmegaConf.to_container(OmegaConf.from_dotlist([f"value={text}"]))["value"]  # type: ignore[index, call-overload]
     except Exception as error:  # omegaconf wraps yaml's errors in several of its own
         raise InputError(f"{key}={text}: not a value: {_one_line(error)}") from error
+
+
+class _Loader(yaml.SafeLoader):
+    """Plain data only, as YAML 1.2 reads numbers (1e-4 is one), and no key twice."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        mapping: dict[Any, Any] = super().construct_mapping(node, deep=deep)
+        if len(mapping) < len(node.value):
+            raise yaml.YAMLError(f"a key is given twice{node.start_mark}")
+        return mapping
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+\Z"), list("-+.0123456789")
+)
 
 
 def load_file(path: Path) -> dict[str, Any]:
@@ -206,14 +224,17 @@ def load_file(path: Path) -> dict[str, Any]:
         InputError: if it cannot be read, or is no YAML mapping.
     """
     try:
-        content = OmegaConf.to_container(OmegaConf.create(_safe_yaml(path)), resolve=False)
-    except InputError:
-        raise
-    except Exception as error:
+        text = path.read_text()
+        content = yaml.load(text, _Loader)  # a SafeLoader: builds plain data and nothing else
+    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
         raise InputError(f"config={path}: {_one_line(error)}") from error
+    if "${" in text:
+        raise InputError(f"config={path}: interpolation is not supported; expected plain values")
     if not isinstance(content, dict):
         raise InputError(f"config={path}: expected a mapping of keys to values")
     layer: dict[str, Any] = {str(k): v for k, v in content.items()}
+    if "config" in layer:
+        raise InputError(f"config={path}: a file cannot name another; expected no key `config`")
     if isinstance(layer.get("agent"), str):
         layer["agent"] = {"name": layer["agent"]}
     elif isinstance(layer.get("agent"), dict):
@@ -223,16 +244,6 @@ def load_file(path: Path) -> dict[str, Any]:
     if "seed" in layer:
         layer["seeds"] = layer.pop("seed")
     return layer
-
-
-def _safe_yaml(path: Path) -> Any:
-    try:
-        text = path.read_text()
-        if "${" in text:
-            raise InputError(f"config={path}: interpolation is not supported; expected plain values")
-        return yaml.safe_load(text)
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise InputError(f"config={path}: {_one_line(error)}") from error
 
 
 def parse_seeds(value: Any) -> list[int]:
@@ -258,9 +269,9 @@ def parse_seeds(value: Any) -> list[int]:
         seeds += range(low, high + 1)
     if not seeds:
         raise InputError(f"seeds={value}: no seeds; {expected}")
-    twice = sorted({s for s in seeds if seeds.count(s) > 1}) if len(set(seeds)) < len(seeds) else []
+    twice = [seed for seed, count in collections.Counter(seeds).items() if count > 1]
     if twice:
-        raise InputError(f"seeds={value}: seed {twice[0]} is named twice")
+        raise InputError(f"seeds={value}: seed {min(twice)} is named twice")
     return seeds
 
 
@@ -286,6 +297,8 @@ def resolve(layers: Sequence[tuple[str, Mapping[str, Any]]]) -> tuple[list[RunCo
                 raise InputError(f"{key}={_short(value)}: no such key{_suggest(key, TOP_KEYS)}; expected one of {', '.join(TOP_KEYS)}")
             if key in ("agent", "train", "eval") and not isinstance(value, Mapping):
                 raise InputError(f"{key}={_short(value)}: expected keys below it, such as {key}.{'name' if key == 'agent' else 'env_steps'}")
+            if key in ("task", "preset", "runs") and not isinstance(value, str):
+                raise InputError(f"{key}={_short(value)}: expected a word")
             top[key] = value
     names = [layer["agent"]["name"] for _, layer in layers if "name" in layer.get("agent", {})]
     cls, source = agent_class(str(names[-1] if names else "iqrl"))
@@ -302,7 +315,7 @@ def resolve(layers: Sequence[tuple[str, Mapping[str, Any]]]) -> tuple[list[RunCo
     if "profile" in known:
         default = next(f.default for f in dataclasses.fields(cls.Config) if f.name == "profile")
         chosen = default if profile is None else profile
-        if chosen not in cls.profiles:
+        if not isinstance(chosen, str) or chosen not in cls.profiles:
             raise InputError(f"agent.profile={_short(chosen)}: no such profile of {cls.name}; expected one of {', '.join(cls.profiles)}")
         base.append((f"profile {chosen}", cls.profiles[chosen]))
     base.append((f"task {task.name}", cls.task_defaults(task.name, task.group)))
@@ -333,14 +346,15 @@ def load_run(directory: Path) -> RunConfig:
         InputError: if there is none, or it was changed since (its identity no longer fits the directory's name).
     """
     path = directory / "config.yaml"
-    if not path.is_file():
-        raise InputError(f"{directory}: not a run directory: it has no config.yaml")
+    if not is_file(path):
+        raise InputError(f"{_short(directory)}: not a run directory: it has no config.yaml")
     layer = load_file(path)
     runs, _, _ = resolve([(str(path), layer)])
     if len(runs) != 1:
         raise InputError(f"{path}: expected one seed")
-    if runs[0].identity[:8] != directory.name[-8:]:
-        raise InputError(f"{path}: does not belong to {directory.name}: its identity is {runs[0].identity[:8]}")
+    name = directory.absolute().name
+    if runs[0].directory_name != name:
+        raise InputError(f"{path}: is not the configuration of {name}, but that of {runs[0].directory_name}")
     return runs[0]
 
 
@@ -437,14 +451,33 @@ def _short(value: Any) -> str:
     return text if len(text) <= 80 else text[:77] + "..."
 
 
+def is_file(path: Path) -> bool:
+    """Whether there is such a file; no name is too long to ask."""
+    try:
+        return path.is_file()
+    except OSError:
+        return False
+
+
+def is_directory(path: Path) -> bool:
+    """Whether there is such a directory; no name is too long to ask."""
+    try:
+        return path.is_dir()
+    except OSError:
+        return False
+
+
 def _one_line(error: BaseException) -> str:
     return _short(str(error) or type(error).__name__)
 
 
 def runs_folder_writable(folder: Path) -> None:
     """Raises InputError unless run directories can be made in `folder` (which need not exist yet)."""
-    parent = folder
-    while not parent.exists():
-        parent = parent.parent
+    try:
+        parent = folder
+        while not parent.exists():
+            parent = parent.parent
+    except OSError as error:  # a name that is too long
+        raise InputError(f"runs={_short(folder)}: {error.strerror}") from error
     if not parent.is_dir() or not os.access(parent, os.W_OK | os.X_OK):
         raise InputError(f"runs={folder}: cannot be written to")

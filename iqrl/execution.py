@@ -16,6 +16,7 @@ import torch
 from iqrl import tasks
 from iqrl.config import Execution, RunConfig
 from iqrl.errors import InputError
+from iqrl.networks import ParameterGroup
 from iqrl.replay import Replay
 from iqrl.run_directory import code_version
 
@@ -121,8 +122,8 @@ def memory_estimate(run: RunConfig) -> int:
     """Bytes that one seed takes on its device, about: replay, parameters with their optimiser, and work space."""
     spec = tasks.spec(run.task)
     agent = run.agent(run.settings, spec)
-    state = agent.initialise(torch.Generator().manual_seed(0))
-    parameters = sum(v.numel() * v.element_size() for v in state.values())
+    # Float32 values, targets and two moments. Counted, not made: absurd sizes are to be refused, not tried.
+    parameters = 16 * sum(group.size for group in vars(agent).values() if isinstance(group, ParameterGroup))
     budget = -(-run.train.env_steps // spec.action_repeat) + spec.episode_decisions
     replay = Replay.bytes_needed(spec, agent.slices, min(run.settings.buffer_size, budget))
     batch = agent.slices.batch_size * (agent.slices.horizon + 1) * 4 * max(agent.latent_width(), 512) * 16

@@ -17,7 +17,7 @@ from torch.func import grad_and_value
 from iqrl.agent import Agent, Batch, Memory, Metrics, Noise, Progress, Slices, Stage, State, register, setting
 from iqrl.errors import InputError
 from iqrl.networks import MLP, Adam, ParameterGroup, soft_update
-from iqrl.quantisers import make_quantiser
+from iqrl.quantisers import VQ, make_quantiser
 from iqrl.returns import n_step, n_step_released
 from iqrl.schedules import EXPLORATION_EPISODES, linear_by_episode
 from iqrl.tasks import TaskSpec
@@ -29,11 +29,14 @@ class Config:
 
     profile: str = setting("default", "default, or `released` for the released code's behaviour (iqrl.md section 8)")
     # latent
-    quantizer: str = setting("fsq", "what makes codes of latents", choices=("fsq", "none", "tanh", "simnorm", "l2"))
+    quantizer: str = setting("fsq", "what makes codes of latents", choices=("fsq", "vq", "none", "tanh", "simnorm", "l2"))
     fsq_levels: list[int] = setting(
         [8, 8], "levels of each FSQ channel; their number is c", low=3, high=1024,
         hint="a level is at least 2, and 2 is degenerate under FSQ's bound: expected 3 or more",
     )
+    vq_codes: int = setting(64, "size of the codebook of `vq`, with a channel for each level", low=2, high=65536)
+    vq_beta: float = setting(0.25, "weight of its commitment loss", low=0.0)
+    vq_decay: float = setting(0.99, "of the moving averages behind it", low=0.0, high=1.0)
     latent_dim: int = setting(512, "d, latent dimensions; 1024 on dog and humanoid", low=1, high=65536)
     nofsq_width: str = setting("equal", "Z without a quantiser: `equal` to d c, or d", choices=("equal", "latent_dim"))
     # representation (section 3)
@@ -53,10 +56,10 @@ class Config:
     released_reward_align: bool = setting(False, "reward predicted from the next latent (Q12)")
     use_decoder: bool = setting(False, "reconstruct observations")
     enc_grad_from: str = setting("rep", "what trains the encoder (Q11)", choices=("rep", "td", "both"))
-    enc_lr: float = setting(1e-4, "AdamW learning rate of the representation", low=0.0)
-    enc_weight_decay: float = setting(0.01, "AdamW weight decay of the representation (Q25)", low=0.0)
+    enc_lr: float = setting(1e-4, "AdamW learning rate of the representation", low=0.0, high=1.0)
+    enc_weight_decay: float = setting(0.01, "AdamW weight decay of the representation (Q25)", low=0.0, high=1.0)
     enc_tau: float = setting(0.005, "rate of the target encoder; 1 is no momentum (Q19)", low=0.0, high=1.0)
-    enc_clip: float = setting(20.0, "largest gradient norm of the representation, 0 for none", low=0.0)
+    enc_clip: float = setting(20.0, "largest gradient norm of the representation, 0 for none", low=0.0, high=1e6)
     freeze_encoder: bool = setting(False, "the representation stays as it is at the start (section 9, transfer)")
     init_from: str = setting("", "run directory whose final representation this run starts with (section 9, transfer)")
     # actor and critics (section 4)
@@ -67,10 +70,10 @@ class Config:
     q_sample: int = setting(0, "critics drawn for target and actor; 0 means all (Q8)", low=0, high=100)
     actor_q: str = setting("min", "over the critics in the actor's loss", choices=("min", "avg"))
     td_encoder: str = setting("online", "encoder of the critics' inputs (Q9)", choices=("online", "ema"))
-    lr: float = setting(3e-4, "Adam learning rate of actor and critics", low=0.0)
+    lr: float = setting(3e-4, "Adam learning rate of actor and critics", low=0.0, high=1.0)
     tau: float = setting(0.005, "rate of the target actor and critics", low=0.0, high=1.0)
-    policy_noise: float = setting(0.2, "target policy smoothing, standard deviation", low=0.0)
-    noise_clip: float = setting(0.3, "and where it is clipped", low=0.0)
+    policy_noise: float = setting(0.2, "target policy smoothing, standard deviation", low=0.0, high=10.0)
+    noise_clip: float = setting(0.3, "and where it is clipped", low=0.0, high=10.0)
     actor_every: int = setting(2, "critic updates per actor update", low=1, high=1000)
     # networks (section 1)
     mlp_dims: list[int] = setting([512, 512], "hidden widths of all but the encoder", low=1, high=65536)
@@ -83,8 +86,8 @@ class Config:
     utd: float = setting(1.0, "gradient updates per decision (Q14)", low=0.0, high=100.0)
     warmup_episodes: int = setting(10, "episodes before the first update", low=0, high=10**6)
     warmup: str = setting("uniform", "actions before it (Q13)", choices=("uniform", "policy"))
-    noise_initial: float = setting(1.0, "exploration noise, standard deviation, at first", low=0.0)
-    noise_final: float = setting(0.1, "and in the end", low=0.0)
+    noise_initial: float = setting(1.0, "exploration noise, standard deviation, at first", low=0.0, high=10.0)
+    noise_final: float = setting(0.1, "and in the end", low=0.0, high=10.0)
     noise_episodes: int = setting(150, "episodes in between; 50 easy, 150 medium, 500 hard tasks", low=1, high=10**6)
 
 
@@ -130,7 +133,7 @@ class IQRL(Agent[Config]):
     def __init__(self, config: Config, spec: TaskSpec, dtype: torch.dtype = torch.float32) -> None:
         super().__init__(config, spec, dtype)
         c, o, a = config, spec.observation_dim, spec.action_dim
-        self.quantise = make_quantiser(c.quantizer, c.fsq_levels)
+        self.quantise = make_quantiser(c.quantizer, c.fsq_levels, c.vq_codes, c.vq_beta, c.vq_decay)
         narrow = c.quantizer == "none" and c.nofsq_width == "latent_dim"
         self.width = c.latent_dim if narrow else c.latent_dim * len(c.fsq_levels)  # Z
         hidden, z = tuple(c.mlp_dims), self.width
@@ -153,16 +156,23 @@ class IQRL(Agent[Config]):
 
     # --- networks
 
-    def encode(self, encoder: Mapping[str, Tensor], observation: Tensor) -> Tensor:
-        """z = f(e(o)): (..., O) -> (..., Z)."""
-        return self.quantise(self.world.networks["encoder"](encoder, observation))
+    # `codebook` is that of a learned quantiser (vq), state["codebook"], and None for the others.
 
-    def step(self, dynamics: Mapping[str, Tensor], z: Tensor, action: Tensor) -> Tensor:
+    def encode(self, encoder: Mapping[str, Tensor], observation: Tensor, codebook: Tensor | None = None) -> Tensor:
+        """z = f(e(o)): (..., O) -> (..., Z)."""
+        return self.quantise(self.world.networks["encoder"](encoder, observation), codebook)
+
+    def propose(self, dynamics: Mapping[str, Tensor], z: Tensor, action: Tensor) -> Tensor:
+        """What the dynamics hand to the quantiser: z + d(z, a), or d(z, a)."""
+        change = self.world.networks["dynamics"](dynamics, torch.cat([z, action], -1))
+        return z + change if self.config.dyn_mode == "residual" else change
+
+    def step(
+        self, dynamics: Mapping[str, Tensor], z: Tensor, action: Tensor, codebook: Tensor | None = None
+    ) -> Tensor:
         """Next latent by the dynamics; quantised at every step (section 3, 2)."""
-        increment = self.world.networks["dynamics"](dynamics, torch.cat([z, action], -1))
-        if self.config.dyn_mode == "increment":
-            return z + self.quantise(increment)
-        return self.quantise(increment if self.config.dyn_mode == "direct" else z + increment)
+        code = self.quantise(self.propose(dynamics, z, action), codebook)
+        return z + code if self.config.dyn_mode == "increment" else code
 
     def policy(self, actor: Tensor, z: Tensor) -> Tensor:
         """pi(z) in [-1, 1]: (B, Z) -> (B, A)."""
@@ -182,6 +192,7 @@ class IQRL(Agent[Config]):
             "target": self.world.extract(world, self.target),
             "target_actor": actor.clone(),
             "target_critic": critic.clone(),
+            **self.quantise.initialise(generator),
         }
 
     def start_from(self, state: State, source: State) -> dict[str, Tensor]:
@@ -193,7 +204,7 @@ class IQRL(Agent[Config]):
     def act(
         self, state: State, carry: State, observation: Tensor, noise: Mapping[str, Tensor], clock: State
     ) -> tuple[Tensor, State]:
-        z = self.encode(self.world.unpack(state["world"], self.dtype)["encoder"], observation)
+        z = self.latent(state, observation)
         action = self.policy(state["actor"], z)
         if "action" in noise:
             action = torch.clamp(action + clock["sigma"] * noise["action"], -1.0, 1.0)
@@ -204,7 +215,9 @@ class IQRL(Agent[Config]):
 
     # --- losses
 
-    def representation_loss(self, world: Tensor, target: Tensor, batch: Batch) -> tuple[Tensor, Metrics]:
+    def representation_loss(
+        self, world: Tensor, target: Tensor, batch: Batch, codebook: Tensor | None = None
+    ) -> tuple[Tensor, Metrics]:
         """L_rep (section 3) and its optional terms, over one unroll of H steps."""
         c, net = self.config, self.world.networks
         parameters, bar = self.world.unpack(world, self.dtype), self.target.unpack(target, self.dtype)
@@ -212,11 +225,11 @@ class IQRL(Agent[Config]):
         loss = torch.zeros((), device=world.device)
         metrics: Metrics = {}
         with torch.no_grad():
-            goal = self.encode(bar["encoder"], batch.observation[1 : c.horizon + 1])  # z-bar_1..H
-        z = self.encode(parameters["encoder"], batch.observation[0])
+            goal = self.encode(bar["encoder"], batch.observation[1 : c.horizon + 1], codebook)  # z-bar_1..H
+        z = self.encode(parameters["encoder"], batch.observation[0], codebook)
         latents = [z]
         for h in range(c.horizon):
-            latents.append(self.step(parameters["dynamics"], latents[h], batch.action[h]))
+            latents.append(self.step(parameters["dynamics"], latents[h], batch.action[h], codebook))
         predicted = torch.stack(latents[1:])  # (H, B, Z)
         if c.use_tc:
             compared = predicted
@@ -234,10 +247,16 @@ class IQRL(Agent[Config]):
             loss = loss + metrics["reward_loss"]
         if c.use_decoder:
             seen = batch.observation[: c.horizon]
-            source = torch.stack(latents[:-1]) if c.use_tc else self.encode(parameters["encoder"], seen)
+            source = torch.stack(latents[:-1]) if c.use_tc else self.encode(parameters["encoder"], seen, codebook)
             error = (net["decoder"](parameters["decoder"], source) - seen).square().mean(-1)
             metrics["reconstruction_loss"] = (weight * error).mean(1).sum()
             loss = loss + metrics["reconstruction_loss"]
+        if isinstance(self.quantise, VQ):
+            met = [net["encoder"](parameters["encoder"], batch.observation[0])]  # all that was quantised above
+            met += [self.propose(parameters["dynamics"], latents[h], batch.action[h]) for h in range(c.horizon)]
+            committed = [self.quantise.commitment(x, self.quantise(x, codebook)).mean() for x in met]
+            metrics["commitment_loss"] = torch.stack(committed).mean()
+            loss = loss + metrics["commitment_loss"]
         metrics |= {"latent_mean": predicted.mean(), "latent_min": predicted.min(), "latent_max": predicted.max()}
         return loss, {k: v.detach() for k, v in metrics.items()}
 
@@ -260,7 +279,7 @@ class IQRL(Agent[Config]):
         c = self.config
         returns = n_step_released if c.released_nstep else n_step
         total, factor, last = returns(batch, c.nstep, c.discount)
-        z = self.encode(encoder, last)
+        z = self.encode(encoder, last, state.get("codebook"))
         smoothing = torch.clamp(c.policy_noise * noise["smoothing"], -c.noise_clip, c.noise_clip)
         action = torch.clamp(self.policy(state["target_actor"], z) + smoothing, -1.0, 1.0)
         q = self.values(state["target_critic"], z, action)
@@ -321,9 +340,10 @@ class IQRL(Agent[Config]):
     ) -> tuple[dict[str, Tensor], Metrics, Tensor]:
         c = self.config
         changed, metrics = ({}, {}) if c.freeze_encoder else self._update_representation(state, batch, noise)
-        encoder = self._td_encoder({**state, **changed})
-        z = self.encode(encoder, batch.observation[0])
-        y = self.target_value(state, batch, encoder, noise)
+        now = {**state, **changed}
+        encoder = self._td_encoder(now)
+        z = self.encode(encoder, batch.observation[0], now.get("codebook"))
+        y = self.target_value(now, batch, encoder, noise)
         gradient, (loss, parts) = grad_and_value(self.critic_loss, has_aux=True)(state["critic"], z, batch.action[0], y)
         stepped, _ = self.optimiser.step("critic", state, gradient)
         changed |= stepped
@@ -339,7 +359,7 @@ class IQRL(Agent[Config]):
         gradient = torch.zeros_like(state["world"])
         if c.enc_grad_from != "td":
             gradient, (loss, parts) = grad_and_value(self.representation_loss, has_aux=True)(
-                state["world"], state["target"], batch
+                state["world"], state["target"], batch, state.get("codebook")
             )
             metrics |= {"representation_loss": loss, **parts}
         if c.enc_grad_from != "rep":
@@ -347,6 +367,10 @@ class IQRL(Agent[Config]):
         changed, metrics["representation_gradient_norm"] = self.world_optimiser.step("world", state, gradient)
         online = self.world.extract(changed["world"], self.target)
         changed["target"] = soft_update(state["target"], online, c.enc_tau)
+        if isinstance(self.quantise, VQ):  # the codebook follows the encoder's latents of the whole slice
+            encoder = self.world.unpack(state["world"], self.dtype)["encoder"]
+            seen = batch.observation[: c.horizon + 1]
+            changed |= self.quantise.learn(state, [self.world.networks["encoder"](encoder, o) for o in seen])
         return changed, metrics
 
     def _td_encoder(self, state: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
@@ -359,7 +383,8 @@ class IQRL(Agent[Config]):
         y = self.target_value(state, batch, self._td_encoder(state), noise)
 
         def loss(world: Tensor) -> Tensor:
-            z = self.encode(self.world.unpack(world, self.dtype)["encoder"], batch.observation[0])
+            encoder = self.world.unpack(world, self.dtype)["encoder"]
+            z = self.encode(encoder, batch.observation[0], state.get("codebook"))
             return self.critic_loss(state["critic"], z, batch.action[0], y)[0]
 
         return torch.func.grad(loss)(state["world"])
@@ -382,17 +407,18 @@ class IQRL(Agent[Config]):
         return self.width
 
     def latent(self, state: State, observation: Tensor) -> Tensor:
-        return self.encode(self.world.unpack(state["world"], self.dtype)["encoder"], observation)
+        encoder = self.world.unpack(state["world"], self.dtype)["encoder"]
+        return self.encode(encoder, observation, state.get("codebook"))
 
     def codes(self, state: State, latent: Tensor) -> tuple[Tensor, int] | None:
-        if self.config.quantizer != "fsq":
-            return None
-        return self.quantise.indices(latent), self.quantise.codebook_size
+        size = self.quantise.codebook_size
+        return (self.quantise.indices(latent, state.get("codebook")), size) if size else None
 
     def hidden(self, state: State, observation: Tensor, action: Tensor) -> list[Tensor]:
         layers: list[Tensor] = []
         world = self.world.unpack(state["world"], self.dtype)
-        z = self.quantise(self.world.networks["encoder"].forward(world["encoder"], observation, layers))
+        x = self.world.networks["encoder"].forward(world["encoder"], observation, layers)
+        z = self.quantise(x, state.get("codebook"))
         za = torch.cat([z, action], -1)
         self.world.networks["dynamics"].forward(world["dynamics"], za, layers)
         self.critic.networks["critic"].forward(self.critic.unpack(state["critic"], self.dtype)["critic"], za, layers)
