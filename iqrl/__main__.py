@@ -6,6 +6,7 @@ import argparse
 import os
 import signal
 import sys
+import traceback
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn
@@ -166,6 +167,11 @@ def _train(runs: Sequence, folder_execution, folder: Path) -> int:  # type: igno
                 outcome = trainer.run()
             except WorkerError as error:
                 trainer.fail_all(f"environment workers: {error}")
+                outcome = "done"
+            except (OSError, InputError):
+                raise
+            except Exception as error:  # of the whole pack, in an update say; to start again would repeat it
+                trainer.fail_all(f"{type(error).__name__}: {error}", traceback.format_exc())
                 outcome = "done"
             failed += sum(not d.done() for _, d in pack) if outcome == "done" else 0
             if outcome == "interrupted":

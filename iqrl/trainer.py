@@ -111,10 +111,10 @@ class Trainer:
             for lane in self.lanes:
                 lane.directory.release()
 
-    def fail_all(self, reason: str) -> None:
+    def fail_all(self, reason: str, trace: str = "") -> None:
         """Mark every run that has not ended as failed."""
         for lane in self._living():
-            self._fail(lane, reason)
+            self._fail(lane, reason, trace)
 
     def _loop(self) -> str:
         while self._living():
