@@ -22,7 +22,8 @@ from slurm import run_files
 from slurm.packs import Pack, train_command
 
 INTERRUPTED, BAD_INPUT = 75, 2  # exit statuses of `python -m iqrl train`
-ATTEMPTS = 10  # without getting further
+ATTEMPTS = 10  # without getting further: a disk may be full for a while
+CRASHES = 3  # the same, of a process that ended by an error of its own: it will hardly go away
 LONGEST_PAUSE = 60.0  # seconds
 POLL_SECONDS = 0.2
 
@@ -192,8 +193,9 @@ class Crew:
             how = f"killed by signal {-status}" if status < 0 else said or f"exit status {status}"
             if self._marks(pack) != member.marks:
                 member.attempts = 0
-            if member.attempts >= ATTEMPTS:
-                self._leave(member, f"{how} ({ATTEMPTS} attempts)")
+            most = ATTEMPTS if status < 0 or said.startswith("error: ") else CRASHES
+            if member.attempts >= most:
+                self._leave(member, f"{how} ({most} attempts)")
                 return
             pause = min(LONGEST_PAUSE, 2.0 ** max(0, member.attempts - 1))
             member.state, member.not_before = "waiting", time.monotonic() + pause

@@ -189,8 +189,8 @@ def describe(sinfo: str) -> str:
         )
     best = max(rows, key=lambda r: (r["up"], bool(r["gpus"]), r["default"], r["cpus"]))
     share = best["gpus"] or best["cpus"]
-    cpus = max(1, best["cpus"] // share) if best["gpus"] else 1
-    memory = max(0.5, int(best["memory"] / share / 1024 * 0.9 * 2) / 2)
+    cores = max(1, best["cpus"] // share) if best["gpus"] else 1
+    memory_gb = max(0.5, int(best["memory"] / share / 1024 * 0.9 * 2) / 2)
     longest = 24 * 3600 if best["limit"] == "infinite" else min(24 * 3600, parse_time(best["limit"]))
     hours, rest = divmod(longest, 3600)
     seen = [
@@ -206,8 +206,8 @@ def describe(sinfo: str) -> str:
             f"partition: {best['name']}",
             'account: ""             # where the cluster wants one: sacctmgr show associations user=$USER',
             f"gpus: {1 if best['gpus'] else 0}",
-            f"cpus: {min(cpus, 16)}",
-            f"memory_gb: {min(memory, 128.0):g}",
+            f"cpus: {min(cores, 16)}",
+            f"memory_gb: {min(memory_gb, 128.0):g}",
             f"time: {hours:02d}:{rest // 60:02d}:00",
             f"grace_seconds: {300 if longest >= 3600 else 60}",
             "",

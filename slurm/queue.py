@@ -1,7 +1,7 @@
 """Slurm's queue, read with its own commands.
 
-`squeue` comes first, because it knows best what is still to come: to sacct, a job whose node died is NODE_FAIL
-while its requeued self completes. `sacct`, where there is accounting, adds how jobs ended.
+`squeue` comes first, because it knows best what is still to come: to sacct, a job whose node died is
+NODE_FAIL while its requeued self completes. `sacct`, where there is accounting, adds how jobs ended.
 """
 
 from __future__ import annotations

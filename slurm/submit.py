@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import os
 import shlex
 import shutil
@@ -183,6 +184,7 @@ def _array_size() -> int:
 def _hand_over(submission: Submission, jobs: Sequence[Sequence[Pack]], wants: Profile, runs: Path) -> int:
     folder = submission.folder
     snapshot(folder / "code")
+    jobs = [[_with_agent(each, folder / "code") for each in packs] for packs in jobs]
     for packs in jobs:
         for each in packs:
             each.write(folder / "packs")
@@ -235,10 +237,23 @@ def _task(packs: Sequence[Pack], folder: Path, runs: Path, wants: Profile) -> di
     }
 
 
+def _with_agent(pack: Pack, code: Path) -> Pack:
+    """The pack with its agent's file from outside the tree, if it has one, as part of the snapshot."""
+    source = pack.content["agent"].get("source")
+    if not source:
+        return pack
+    copy = code / "agents" / Path(source).name
+    copy.parent.mkdir(exist_ok=True)
+    if copy.exists() and copy.read_bytes() != Path(source).read_bytes():
+        copy = copy.with_name(f"{pack.name}.py")
+    shutil.copyfile(source, copy)
+    return dataclasses.replace(
+        pack, content={**pack.content, "agent": {**pack.content["agent"], "source": str(copy)}}
+    )
+
+
 def snapshot(target: Path) -> None:
     """The code as it is now, for jobs that may start next week."""
     for room in ROOMS:
         shutil.copytree(ROOT / room, target / room, ignore=shutil.ignore_patterns("__pycache__", "*.pyc"))
-    import json
-
     replace_text(target / "SNAPSHOT.json", json.dumps(code_version()))
