@@ -48,7 +48,8 @@ SWEEP = """
 title: Storm
 question: Does every run survive?
 finding: It has to.
-base: {{preset: tiny, eval.every: {every}, eval.episodes: 1, train.compile: "off", train.checkpoint_seconds: {save}}}
+base:
+  {{preset: tiny, eval.every: {every}, eval.episodes: 1, train.compile: "off", train.checkpoint_seconds: {save}}}
 arms:
   td3: {{agent: td3, agent.warmup_decisions: {warmup}, train.workers: "{workers}"}}
   iqrl: {{agent.warmup_episodes: 0, agent.utd: {utd}}}
@@ -122,7 +123,7 @@ class Storm:
         return sum(RunDirectory(path).done() for path in self.runs.glob("*-s*-*"))
 
     def rage(self, faults: Sequence[str], pace: tuple[float, float], chance: random.Random) -> list[str]:
-        """Inject faults, with `pace` seconds from one to the next. Returns those that found nothing left to hit."""
+        """Inject faults, `pace` seconds from one to the next. Returns those that found nothing to hit."""
         for i, fault in enumerate(faults):
             if not self._patience(chance.uniform(*pace)):
                 return list(faults[i:])
@@ -237,7 +238,7 @@ def _processes(words: Sequence[str], folder: Path) -> list[int]:
 
 
 def differences(disturbed: Path, undisturbed: Path) -> list[str]:
-    """What a run that was disturbed lacks or has otherwise than one that was not: nothing, it is to be hoped."""
+    """What a run that was disturbed has otherwise than one that was not: nothing, it is to be hoped."""
     found = []
     for name in ("evaluations.csv", "training.csv", "latents.csv"):
         mine, theirs = (path / name for path in (disturbed, undisturbed))

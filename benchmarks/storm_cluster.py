@@ -80,11 +80,11 @@ class Cluster:
         shutil.rmtree(self.base, ignore_errors=True)
 
     def node(self, name: str, operation: str) -> None:
-        """crash (power lost), kill (its daemon only: what it trained goes on), start; or ("ctl", "restart")."""
+        """crash (power lost), kill (its daemon only: what it trains goes on), start; or ctl restart."""
         self._script("node.sh", name, operation, timeout=60)
 
     def command(self, *words: str, check: bool = True) -> str:
-        """Output of one of Slurm's commands; "" without `check` where it fails or hangs, as in a storm it may."""
+        """Output of one of Slurm's commands; "" without `check` where it hangs, as in a storm it may."""
         try:
             result = subprocess.run(words, env=self.environment, capture_output=True, text=True, timeout=15)
         except subprocess.TimeoutExpired:

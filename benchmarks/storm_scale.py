@@ -20,7 +20,7 @@ title: Many
 question: How long does it take to plan and to look?
 finding: Seconds.
 base: {{preset: tiny}}
-arms: {{td3: {{agent: td3}}, five: {{agent.horizon: 5}}, three: {{agent.horizon: 3}}, one: {{agent.horizon: 1}}}}
+arms: {{td3: {{agent: td3}}, a: {{agent.horizon: 5}}, b: {{agent.horizon: 3}}, c: {{agent.horizon: 1}}}}
 tasks: [{tasks}]
 seeds: 0..{last}
 env_steps: 100000
