@@ -44,9 +44,10 @@ def reached(group, gradient):
 
 
 def representation_gradient(agent, state):
-    return torch.func.grad(lambda w: agent.representation_loss(w, state["target"], batch())[0])(
-        state["world"]
-    )
+    def loss(world):
+        return agent.representation_loss(world, state["target"], batch(), state.get("codebook"))[0]
+
+    return torch.func.grad(loss)(state["world"])
 
 
 PLAIN = {"encoder", "dynamics"}
@@ -178,7 +179,7 @@ def test_the_actors_loss_changes_the_actor_alone():
 
 
 def test_a_frozen_representation_does_not_change():
-    for more in ({}, {"enc_grad_from": "both"}, {"td_encoder": "ema"}):
+    for more in ({}, {"enc_grad_from": "both"}, {"td_encoder": "ema"}, {"quantizer": "vq"}):
         agent = make(freeze_encoder=True, **more)
         changed, metrics = agent.update_all(state_of(agent), batch(), noise(agent), {})
         assert {k.split("/")[0] for k in changed} == {"actor", "critic", "target_actor", "target_critic"}
@@ -191,6 +192,11 @@ def test_a_run_that_starts_from_another_takes_its_representation_and_nothing_els
     taken = agent.start_from(fresh, source)
     assert set(taken) == {"world", "target"}
     assert all(torch.equal(taken[k], source[k]) for k in taken)
+    learned = make(quantizer="vq")
+    codebook = {"codebook", "codebook/count", "codebook/total"}
+    assert (
+        set(learned.start_from(state_of(learned, 0), state_of(learned, 1))) == {"world", "target"} | codebook
+    )
 
 
 # --- quantisers
@@ -229,7 +235,7 @@ def test_none_is_the_identity():
     assert torch.equal(z, x) and torch.equal(torch.autograd.grad(z.sum(), x)[0], torch.ones(3, 16))
 
 
-@pytest.mark.parametrize("kind", ["fsq", "tanh", "simnorm", "l2", "none"])
+@pytest.mark.parametrize("kind", ["fsq", "vq", "tanh", "simnorm", "l2", "none"])
 def test_every_quantiser_trains_at_the_same_width(kind):
     agent = make(quantizer=kind)
     assert agent.width == 8 * 2 == make().width
@@ -240,7 +246,7 @@ def test_every_quantiser_trains_at_the_same_width(kind):
     z = agent.latent({**state, **changed}, batch().observation[0])
     assert z.shape == (16, 16)
     codes = agent.codes(state, z)
-    assert (codes is not None) == (kind == "fsq")
+    assert (codes is not None) == (kind in ("fsq", "vq"))
 
 
 def test_without_a_quantiser_the_width_may_be_that_of_the_released_code():
