@@ -10,6 +10,7 @@ bitwise the same in any pack.
 
 from __future__ import annotations
 
+import inspect
 import math
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -313,7 +314,13 @@ def _unaliased(changed: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> di
 
 def with_fallback(stage: str, function: Callable[..., Any]) -> Callable[..., Any]:
     """The function compiled; if it cannot be, the function itself, with one warning that says why."""
-    compiled = torch.compile(function, fullgraph=True, dynamic=False)
+    # Of one function's code torch keeps 8 compilations in all, unless told to count each `torch.compile` by itself;
+    # here stages share their code, and each is compiled once for every number of seeds that run together.
+    counting = {"isolate_recompiles": True, "recompile_limit": 64}
+    known = inspect.signature(torch.compile).parameters  # since torch 2.13 or so
+    compiled = torch.compile(
+        function, fullgraph=True, dynamic=False, **{k: v for k, v in counting.items() if k in known}
+    )
     chosen: list[Callable[..., Any]] = []
 
     def call(*arguments: Any) -> Any:
@@ -324,7 +331,8 @@ def with_fallback(stage: str, function: Callable[..., Any]) -> Callable[..., Any
             chosen.append(compiled)
         except Exception as error:  # whatever the compiler or the machine's tool chain raises
             reason = str(error).strip().splitlines() or [""]
-            print(f"warning: {stage} runs eager, compiling it failed: {type(error).__name__}: {reason[0]}", file=sys.stderr)
+            failure = f"{type(error).__name__}: {reason[0]}"
+            print(f"warning: {stage} runs eager, compiling it failed: {failure}", file=sys.stderr)
             chosen.append(function)
             result = function(*arguments)
         return result
