@@ -316,7 +316,7 @@ def with_fallback(stage: str, function: Callable[..., Any]) -> Callable[..., Any
     """The function compiled; if it cannot be, the function itself, with one warning that says why."""
     # Of one function's code torch keeps 8 compilations in all, unless told to count each `torch.compile` by itself;
     # here stages share their code, and each is compiled once for every number of seeds that run together.
-    counting = {"isolate_recompiles": True, "recompile_limit": 64}
+    counting: dict[str, Any] = {"isolate_recompiles": True, "recompile_limit": 64}
     known = inspect.signature(torch.compile).parameters  # since torch 2.13 or so
     compiled = torch.compile(
         function, fullgraph=True, dynamic=False, **{k: v for k, v in counting.items() if k in known}

@@ -12,6 +12,7 @@ from torch import Tensor
 from iqrl.engine import _unaliased, with_fallback
 
 
+@pytest.mark.slow
 def test_entries_handed_over_keep_their_old_value(capfd: pytest.CaptureFixture[str]) -> None:
     """ "a takes b's value, b a new one", in any order: what a stage that copies to its targets does."""
 
