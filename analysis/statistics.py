@@ -1,7 +1,7 @@
 """Estimates with intervals, on aligned scores.
 
 Scores are a list of arrays, one a task, each (runs, steps): tasks may differ in their number of runs. The
-bootstrap is rliable's stratified one (Agarwal et al. 2021): runs are resampled independently within each
+bootstrap is rliable's stratified one (arXiv 2108.13264): runs are resampled independently within each
 task. rliable takes its randomness from NumPy's global generator, so `_numpy_seed` sets that around the call
 and puts it back; and it passes NaN through without a word, so `interval` refuses NaN.
 """

@@ -1,4 +1,4 @@
-"""DCWM / DC-MPC: a discrete codebook world model and planning in it (Scannell et al. 2025; spec page dcwm.md).
+"""DCWM / DC-MPC: a discrete codebook world model and planning in it (ICLR 2025; spec page dcwm.md).
 
 Symbols: e encoder, f quantiser, K codebook of |C| codes, d_phi dynamics, R reward, pi actor, q critics; a bar is a
 target network. A latent is a flat vector of Z = d b entries, d latent dimensions of b channels. Logits and class
@@ -71,7 +71,7 @@ class Config:
     bound_reward: bool = setting(True, "rewards lie in [0, action repeat]; not on Gymnasium's tasks")
     enc_lr: float = setting(1e-4, "AdamW learning rate of the world model", low=0.0, high=1.0)
     enc_weight_decay: float = setting(0.01, "AdamW weight decay of the world model", low=0.0, high=1.0)
-    clip: float = setting(20.0, "largest gradient norm of each of world model, critics, actor; 0 for none", low=0.0, high=1e6)
+    clip: float = setting(20.0, "largest gradient norm of world model, critics, actor each; 0: none", low=0.0, high=1e6)
     # actor and critics (section 4)
     nstep: int = setting(1, "N of the returns; 2 or 3 on some tasks", low=1, high=100)
     released_nstep: bool = setting(False, "released code's returns (W1)")

@@ -1,4 +1,4 @@
-"""MR.Q: model-based representations for Q-learning (Fujimoto et al. 2025; spec page mrq.md).
+"""MR.Q: model-based representations for Q-learning (ICLR 2025; spec page mrq.md).
 
 Symbols: f and g, the state and state-action encoders, give zs = f(s) and zsa = g(zs, a); m, linear in zsa,
 predicts whether the episode terminates, the next zs and the reward. Value and policy see embeddings alone

@@ -1,4 +1,4 @@
-"""TCRL: simplified temporal consistency reinforcement learning, model-free (Zhao et al. 2023; spec page tcrl.md).
+"""TCRL: simplified temporal consistency reinforcement learning, model-free (arXiv 2306.09466; spec page tcrl.md).
 
 Symbols: e encoder, pi actor, q critics; a bar is a target network. Section names are those of the spec page;
 losses are those of one seed.

@@ -1,4 +1,4 @@
-"""TD3 on observations (Fujimoto et al. 2018; spec page td3.md).
+"""TD3 on observations (arXiv 1802.09477; spec page td3.md).
 
 Two profiles: `protocol`, iQRL's inner TD3 on raw observations, isolates what a representation adds and is the
 default; `official` is the reference implementation. Losses are those of one seed.
@@ -40,9 +40,13 @@ class Config:
     policy_noise: float = setting(0.2, "target policy smoothing, standard deviation", low=0.0, high=10.0)
     noise_clip: float = setting(0.3, "and where it is clipped; official 0.5", low=0.0, high=10.0)
     actor_every: int = setting(2, "critic updates per actor update", low=1, high=1000)
-    actor_q: str = setting("min", "critic in the actor's loss: min of both, or the first (official)", choices=("min", "q1"))
+    actor_q: str = setting(
+        "min", "critic in the actor's loss: min of both, or the first (official)", choices=("min", "q1")
+    )
     target_delay: str = setting(
-        "actor", "what waits for the actor's update: its target alone, or all targets (official)", choices=("actor", "all")
+        "actor",
+        "what waits for the actor's update: its target alone, or all targets (official)",
+        choices=("actor", "all"),
     )
     # data
     batch_size: int = setting(256, "transitions in a batch", low=2, high=1_000_000)
@@ -51,8 +55,12 @@ class Config:
         "episode", "updates after each episode, or at each decision (official)", choices=("episode", "decision")
     )
     utd: float = setting(1.0, "gradient updates per decision; whole with schedule=decision", low=0.0, high=100.0)
-    warmup_decisions: int = setting(5_000, "uniform random decisions first, without updates; official 25 000", low=0, high=10**9)
-    noise_initial: float = setting(1.0, "exploration noise, standard deviation, at first; official 0.1", low=0.0, high=10.0)
+    warmup_decisions: int = setting(
+        5_000, "uniform random decisions first, without updates; official 25 000", low=0, high=10**9
+    )
+    noise_initial: float = setting(
+        1.0, "exploration noise, standard deviation, at first; official 0.1", low=0.0, high=10.0
+    )
     noise_final: float = setting(0.1, "and in the end", low=0.0, high=10.0)
     noise_episodes: int = setting(150, "episodes in between; 50 easy, 150 medium, 500 hard tasks", low=1, high=10**6)
 
@@ -62,9 +70,17 @@ class TD3(Agent[Config]):
     profiles = {
         "protocol": {},
         "official": {
-            "mlp_dims": [256, 256], "activation": "relu", "norm": "none", "init": "torch", "noise_clip": 0.5,
-            "actor_q": "q1", "target_delay": "all", "schedule": "decision", "warmup_decisions": 25_000,
-            "noise_initial": 0.1, "noise_final": 0.1,
+            "mlp_dims": [256, 256],
+            "activation": "relu",
+            "norm": "none",
+            "init": "torch",
+            "noise_clip": 0.5,
+            "actor_q": "q1",
+            "target_delay": "all",
+            "schedule": "decision",
+            "warmup_decisions": 25_000,
+            "noise_initial": 0.1,
+            "noise_final": 0.1,
         },
     }
     presets = {
@@ -85,9 +101,12 @@ class TD3(Agent[Config]):
     def __init__(self, config: Config, spec: TaskSpec, dtype: torch.dtype = torch.float32) -> None:
         super().__init__(config, spec, dtype)
         o, a = spec.observation_dim, spec.action_dim
-        style = {
-            "hidden": tuple(config.mlp_dims), "activation": config.activation, "norm": config.norm,
-            "initialisation": config.init, "precise_input": True,
+        style: dict[str, Any] = {
+            "hidden": tuple(config.mlp_dims),
+            "activation": config.activation,
+            "norm": config.norm,
+            "initialisation": config.init,
+            "precise_input": True,
         }
         self.actor = ParameterGroup({"actor": MLP(inputs=o, outputs=a, **style)})
         self.critic = ParameterGroup({"critic": MLP(inputs=o + a, outputs=1, ensemble=2, **style)})
@@ -137,7 +156,11 @@ class TD3(Agent[Config]):
     def critic_loss(self, critic: Tensor, batch: Batch, y: Tensor) -> tuple[Tensor, Metrics]:
         """MSE of the first critic plus MSE of the second."""
         q = self.values(critic, batch.observation[0], batch.action[0])
-        return (q - y).square().mean(-1).sum(), {"q_mean": q.detach().mean(), "q_min": q.detach().min(), "q_max": q.detach().max()}
+        return (q - y).square().mean(-1).sum(), {
+            "q_mean": q.detach().mean(),
+            "q_min": q.detach().min(),
+            "q_max": q.detach().max(),
+        }
 
     def actor_loss(self, actor: Tensor, critic: Tensor, observation: Tensor) -> Tensor:
         q = self.values(critic, observation, self.policy(actor, observation))

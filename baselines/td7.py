@@ -1,6 +1,6 @@
 """TD7: TD3 with state-action embeddings, prioritised replay and policy checkpoints.
 
-Fujimoto et al. 2023; spec page td7.md. Symbols: f and g, the state and state-action
+arXiv 2306.02451; spec page td7.md. Symbols: f and g, the state and state-action
 encoders, give zs = f(s) and zsa = g(zs, a). Of the encoder there is the one in training, the `fixed_encoder`
 that the current actor and critic read, and the `fixed_encoder_target` that their targets read. Losses are
 those of one seed.

@@ -45,9 +45,10 @@ def iqrl(path: str):
     ):
         stand_in(name, *names)
     sys.path.insert(0, path)
-    import iqrl as official
     from tensordict import TensorDict
     from utils.buffers import ReplayBufferSamples
+
+    import iqrl as official
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
     bound = torch.ones(ACTION)
@@ -62,8 +63,15 @@ def iqrl(path: str):
         after = TensorDict({"state": torch.randn(horizon, BATCH, OBSERVATION, device=device)}, [horizon, BATCH])
         zeros = torch.zeros(horizon, BATCH, dtype=torch.int, device=device)
         return ReplayBufferSamples(
-            observation, torch.rand(horizon, BATCH, ACTION, device=device) * 2 - 1, after, zeros.bool(), zeros,
-            torch.rand(horizon, BATCH, device=device), torch.ones(horizon, BATCH, device=device), None, None,
+            observation,
+            torch.rand(horizon, BATCH, ACTION, device=device) * 2 - 1,
+            after,
+            zeros.bool(),
+            zeros,
+            torch.rand(horizon, BATCH, device=device),
+            torch.ones(horizon, BATCH, device=device),
+            None,
+            None,
         )
 
     batches = [batch() for _ in range(8)]
@@ -81,7 +89,13 @@ def td3(path: str):
 
     def batch():
         make = lambda *shape: torch.from_numpy(np.random.randn(BATCH, *shape).astype(np.float32)).to(device)  # noqa: E731
-        return make(OBSERVATION), make(ACTION).clamp(-1, 1), make(OBSERVATION), make(1), torch.ones(BATCH, 1, device=device)
+        return (
+            make(OBSERVATION),
+            make(ACTION).clamp(-1, 1),
+            make(OBSERVATION),
+            make(1),
+            torch.ones(BATCH, 1, device=device),
+        )
 
     batches = [batch() for _ in range(8)]
     drawn = iter(range(10**9))

@@ -27,14 +27,42 @@ from iqrl.errors import InputError
 from iqrl.run_directory import code_version
 
 COLUMNS = [
-    "agent", "preset", "task", "device", "precision", "compile", "threads", "pack", "updates_per_second",
-    "seed_updates_per_second", "ratio_to_eager", "decisions_per_second", "roofline_fraction", "peak_memory_gib",
-    "start_seconds", "peer", "peer_updates_per_second", "ratio_to_peer",
-    "matrix_gflops", "bandwidth_gbs", "machine", "commit", "date",
+    "agent",
+    "preset",
+    "task",
+    "device",
+    "precision",
+    "compile",
+    "threads",
+    "pack",
+    "updates_per_second",
+    "seed_updates_per_second",
+    "ratio_to_eager",
+    "decisions_per_second",
+    "roofline_fraction",
+    "peak_memory_gib",
+    "start_seconds",
+    "peer",
+    "peer_updates_per_second",
+    "ratio_to_peer",
+    "matrix_gflops",
+    "bandwidth_gbs",
+    "machine",
+    "commit",
+    "date",
 ]
 DEFAULTS = {
-    "agents": "", "packs": "1,2,5,10", "rounds": "5", "seconds": "2", "threads": "0", "task": "walker-walk",
-    "preset": "default", "peer": "", "peer_python": sys.executable, "out": "bench", "precision": "auto",
+    "agents": "",
+    "packs": "1,2,5,10",
+    "rounds": "5",
+    "seconds": "2",
+    "threads": "0",
+    "task": "walker-walk",
+    "preset": "default",
+    "peer": "",
+    "peer_python": sys.executable,
+    "out": "bench",
+    "precision": "auto",
 }
 # What must be set for networks, critics, batch, horizon and N to equal a peer's.
 PEER_WORDS = {
@@ -101,8 +129,9 @@ def measure_machine(threads: int) -> dict[str, float]:
     return rates
 
 
-def time_agent(agent: str, pack: int, baseline: Worker, peer: Worker | None, options: dict[str, str],
-               words: Sequence[str]) -> dict[str, Any]:
+def time_agent(
+    agent: str, pack: int, baseline: Worker, peer: Worker | None, options: dict[str, str], words: Sequence[str]
+) -> dict[str, Any]:
     """One row of the table."""
     worker = ours(pack, options["precision"], "on", options, [f"agent={agent}", *words])
     try:
@@ -123,15 +152,19 @@ def time_agent(agent: str, pack: int, baseline: Worker, peer: Worker | None, opt
         row: dict[str, Any] = {
             "updates_per_second": median["ours"],
             "seed_updates_per_second": median["ours"] * pack,
-            "ratio_to_eager": pack * statistics.median(a / b for a, b in zip(rates["ours"], rates["eager"], strict=True)),
+            "ratio_to_eager": pack
+            * statistics.median(a / b for a, b in zip(rates["ours"], rates["eager"], strict=True)),
             "decisions_per_second": pack / (decision + about["updates_per_decision"] / median["ours"]),
             "peak_memory_gib": worker.ask("memory") / 2**30,
         }
         if peer:
             ratio = statistics.median(a / b for a, b in zip(rates["ours"], rates["peer"], strict=True))
             row |= {"peer_updates_per_second": median["peer"], "ratio_to_peer": pack * ratio}
-        return {**{k: about[k] for k in ("device", "precision", "compile", "threads", "start_seconds")}, **row,
-                "state_bytes": about["state_bytes"]}
+        return {
+            **{k: about[k] for k in ("device", "precision", "compile", "threads", "start_seconds")},
+            **row,
+            "state_bytes": about["state_bytes"],
+        }
     finally:
         worker.close()
 
@@ -155,8 +188,11 @@ def main(words: Sequence[str]) -> int:
 
     threads = int(options["threads"])
     machine = measure_machine(threads)
-    print(f"matrix products: float32 {machine['float32']:.0f}, bfloat16 {machine['bfloat16']:.0f} GFLOP/s; "
-          f"memory {machine['bandwidth']:.1f} GB/s", flush=True)
+    print(
+        f"matrix products: float32 {machine['float32']:.0f}, bfloat16 {machine['bfloat16']:.0f} GFLOP/s; "
+        f"memory {machine['bandwidth']:.1f} GB/s",
+        flush=True,
+    )
     peer_name, _, checkout = options["peer"].partition(":")
     rows = []
     for agent in (options["agents"] or peer_name or ",".join(AGENTS)).split(","):
@@ -165,23 +201,42 @@ def main(words: Sequence[str]) -> int:
         known = json.loads(baseline.about)
         peer = None
         if agent == peer_name:
-            peer = Worker([options["peer_python"], str(Path(__file__).with_name("peer.py")), agent, checkout,
-                           str(known["threads"])], int(options["threads"]))
+            peer = Worker(
+                [
+                    options["peer_python"],
+                    str(Path(__file__).with_name("peer.py")),
+                    agent,
+                    checkout,
+                    str(known["threads"]),
+                ],
+                int(options["threads"]),
+            )
         for pack in (int(p) for p in options["packs"].split(",")):
             row = time_agent(agent, pack, baseline, peer, options, same)
             # An update can be no faster than its products at the matrix rate, or than its state through memory.
             bound = max(known["flops"] / machine[row["precision"]], 2 * row.pop("state_bytes") / machine["bandwidth"])
             row |= {
-                "agent": agent, "preset": options["preset"], "task": options["task"], "pack": pack, "peer": options["peer"].partition(":")[0] if peer else "",
+                "agent": agent,
+                "preset": options["preset"],
+                "task": options["task"],
+                "pack": pack,
+                "peer": options["peer"].partition(":")[0] if peer else "",
                 "roofline_fraction": row["seed_updates_per_second"] * bound / 1e9,
-                "matrix_gflops": machine[row["precision"]], "bandwidth_gbs": machine["bandwidth"],
-                "machine": machine_name(), "commit": code_version()["commit"], "date": time.strftime("%Y-%m-%d"),
+                "matrix_gflops": machine[row["precision"]],
+                "bandwidth_gbs": machine["bandwidth"],
+                "machine": machine_name(),
+                "commit": code_version()["commit"],
+                "date": time.strftime("%Y-%m-%d"),
             }
             rows.append(row)
             against = f"  {row['ratio_to_peer']:.2f}x official" if peer else ""
-            print(f"{agent:6s} S={pack:<3d} {row['precision']} {row['compile']}  {row['seed_updates_per_second']:8.1f} seed-updates/s  "
-                  f"{row['ratio_to_eager']:.2f}x eager float32{against}  {row['decisions_per_second']:8.1f} decisions/s  "
-                  f"{100 * row['roofline_fraction']:.0f}% of roofline  {row['peak_memory_gib']:.1f} GiB", flush=True)
+            print(
+                f"{agent:6s} S={pack:<3d} {row['precision']} {row['compile']}  "
+                f"{row['seed_updates_per_second']:8.1f} seed-updates/s  "
+                f"{row['ratio_to_eager']:.2f}x eager float32{against}  {row['decisions_per_second']:8.1f} decisions/s  "
+                f"{100 * row['roofline_fraction']:.0f}% of roofline  {row['peak_memory_gib']:.1f} GiB",
+                flush=True,
+            )
         baseline.close()
         if peer:
             peer.close()
@@ -202,7 +257,9 @@ def parse(words: Sequence[str]) -> dict[str, str]:
         options[key] = value
     name, _, path = options["peer"].partition(":")
     if name and name not in PEER_WORDS:
-        raise InputError(f"peer={options['peer']}: expected one of {', '.join(f'{k}:/path/to/checkout' for k in PEER_WORDS)}")
+        raise InputError(
+            f"peer={options['peer']}: expected one of {', '.join(f'{k}:/path/to/checkout' for k in PEER_WORDS)}"
+        )
     if name and not Path(path).is_dir():
         raise InputError(f"peer={options['peer']}: no such folder")
     for key in ("rounds", "threads"):

@@ -77,9 +77,14 @@ def main() -> None:
             flops = counter.get_total_flops() // period
         state = sum(v.numel() * v.element_size() for v in engine.state.values()) // len(runs)
         about = {
-            "device": str(plan.device), "precision": str(plan.dtype).removeprefix("torch."),
-            "compile": "compiled" if plan.compiled else "eager", "threads": plan.threads, "period": period,
-            "flops": flops, "state_bytes": state, "updates_per_decision": updates_per_decision(run),
+            "device": str(plan.device),
+            "precision": str(plan.dtype).removeprefix("torch."),
+            "compile": "compiled" if plan.compiled else "eager",
+            "threads": plan.threads,
+            "period": period,
+            "flops": flops,
+            "state_bytes": state,
+            "updates_per_decision": updates_per_decision(run),
             "start_seconds": time.perf_counter() - begin,
         }
         print(json.dumps(about), flush=True)

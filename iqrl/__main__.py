@@ -37,8 +37,10 @@ class Parser(argparse.ArgumentParser):
 def main(words: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit status."""
     parser = Parser(
-        prog="python -m iqrl", description="Train and look at agents on DeepMind Control.",
-        formatter_class=argparse.RawDescriptionHelpFormatter, epilog="python -m iqrl COMMAND --help shows examples.",
+        prog="python -m iqrl",
+        description="Train and look at agents on DeepMind Control.",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        epilog="python -m iqrl COMMAND --help shows examples.",
     )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
@@ -51,13 +53,15 @@ def main(words: Sequence[str] | None = None) -> int:
         "words", nargs="*", metavar="key=value"
     )
     resume = add(
-        "resume", "Go on with existing run directories of equal configuration.",
+        "resume",
+        "Go on with existing run directories of equal configuration.",
         "examples:\n  python -m iqrl resume runs/iqrl-walker-walk-s0-3f2a91bc\n"
         "  python -m iqrl resume runs/iqrl-walker-walk-s*-* train.device=cuda",
     )
     resume.add_argument("words", nargs="+", metavar="RUN | train.key=value")
     evaluate = add(
-        "evaluate", "Evaluate the newest checkpoint of a run.",
+        "evaluate",
+        "Evaluate the newest checkpoint of a run.",
         "examples:\n  python -m iqrl evaluate runs/iqrl-walker-walk-s0-3f2a91bc --episodes 20\n"
         "  python -m iqrl evaluate runs/iqrl-walker-walk-s0-3f2a91bc --episodes 1 --video walk.mp4",
     )
@@ -67,8 +71,10 @@ def main(words: Sequence[str] | None = None) -> int:
     add("agents", "List the agents.", "example:\n  python -m iqrl agents")
     add("tasks", "List the tasks.", "example:\n  python -m iqrl tasks")
     config = add(
-        "config", "Print the resolved configuration, and where each value comes from.",
-        "examples:\n  python -m iqrl config agent=iqrl task=dog-run\n  python -m iqrl config agent=td3 agent.profile=official",
+        "config",
+        "Print the resolved configuration, and where each value comes from.",
+        "examples:\n  python -m iqrl config agent=iqrl task=dog-run\n"
+        "  python -m iqrl config agent=td3 agent.profile=official",
     )
     config.add_argument("words", nargs="*", metavar="key=value")
 
@@ -111,12 +117,16 @@ def resume_runs(words: Sequence[str]) -> int:
     settings = [w for w in words if Path(w) not in paths]
     strange = [w for w in settings if not w.startswith("train.") or w.startswith("train.env_steps")]
     if strange:
-        raise InputError(f"{strange[0]}: a run's configuration is fixed; expected how to execute it, such as train.device=cpu")
+        raise InputError(
+            f"{strange[0]}: a run's configuration is fixed; expected how to execute it, such as train.device=cpu"
+        )
     execution = config.resolve([("command line", config.parse_words(settings))])[1]
     folders = {path.resolve().parent for path in paths}
     kinds = {config.pack_key(run) for run in runs}
     if len(folders) > 1 or len(kinds) > 1:
-        raise InputError("resume: these runs differ in more than their seed, or lie in different folders; resume them apart")
+        raise InputError(
+            "resume: these runs differ in more than their seed, or lie in different folders; resume them apart"
+        )
     return _train(runs, execution, folders.pop())
 
 
@@ -249,7 +259,10 @@ def show_config(words: Sequence[str]) -> int:
 
     runs, execution, folder = config.resolve(_layers(words))
     run = runs[0]
-    print(f"agent: {run.agent.name}\ntask: {run.task}\nseeds: {[r.seed for r in runs]}\npreset: {run.preset}\nruns: {folder}")
+    print(
+        f"agent: {run.agent.name}\ntask: {run.task}\nseeds: {[r.seed for r in runs]}\n"
+        f"preset: {run.preset}\nruns: {folder}"
+    )
     for prefix, part in (("agent", run.settings), ("train", run.train), ("train", execution), ("eval", run.evaluate)):
         for field in dataclasses.fields(part):
             key = f"{prefix}.{field.name}"

@@ -28,8 +28,15 @@ Metrics = dict[str, Tensor]  # scalars
 Memory = dict[str, float]  # an agent's own counters between episodes, on the host, one seed's
 
 
-def setting(default: Any, doc: str, *, low: float | None = None, high: float | None = None,
-            choices: tuple[Any, ...] | None = None, hint: str = "") -> Any:
+def setting(
+    default: Any,
+    doc: str,
+    *,
+    low: float | None = None,
+    high: float | None = None,
+    choices: tuple[Any, ...] | None = None,
+    hint: str = "",
+) -> Any:
     """A configuration field: default, documentation (with unit and source), and the values it accepts.
 
     Bounds apply to each element of a list; `hint` says what was expected where the bound alone would not.

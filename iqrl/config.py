@@ -132,7 +132,9 @@ def agent_class(name: str) -> tuple[type[Agent[Any]], str]:
     if name.endswith(".py"):
         return _agent_from_file(Path(name))
     if name not in AGENTS:
-        raise InputError(f"agent={name}: no such agent{_suggest(name, AGENTS)}; expected one of {', '.join(AGENTS)}, or a .py file")
+        raise InputError(
+            f"agent={name}: no such agent{_suggest(name, AGENTS)}; expected one of {', '.join(AGENTS)}, or a .py file"
+        )
     importlib.import_module(AGENTS[name])
     return REGISTRY[name], ""
 
@@ -191,7 +193,14 @@ def parse_words(words: Sequence[str]) -> dict[str, Any]:
     return layer
 
 
-_TEXT_KEYS = {("agent", "name"), ("task", "task"), ("seeds", "seeds"), ("runs", "runs"), ("config", "config"), ("preset", "preset")}
+_TEXT_KEYS = {
+    ("agent", "name"),
+    ("task", "task"),
+    ("seeds", "seeds"),
+    ("runs", "runs"),
+    ("config", "config"),
+    ("preset", "preset"),
+}
 
 
 def parse_value(key: str, text: str) -> Any:
@@ -294,9 +303,15 @@ def resolve(layers: Sequence[tuple[str, Mapping[str, Any]]]) -> tuple[list[RunCo
     for _, layer in layers:
         for key, value in layer.items():
             if key not in TOP_KEYS:
-                raise InputError(f"{key}={_short(value)}: no such key{_suggest(key, TOP_KEYS)}; expected one of {', '.join(TOP_KEYS)}")
+                raise InputError(
+                    f"{key}={_short(value)}: no such key{_suggest(key, TOP_KEYS)}; "
+                    f"expected one of {', '.join(TOP_KEYS)}"
+                )
             if key in ("agent", "train", "eval") and not isinstance(value, Mapping):
-                raise InputError(f"{key}={_short(value)}: expected keys below it, such as {key}.{'name' if key == 'agent' else 'env_steps'}")
+                raise InputError(
+                    f"{key}={_short(value)}: expected keys below it, "
+                    f"such as {key}.{'name' if key == 'agent' else 'env_steps'}"
+                )
             if key in ("task", "preset", "runs") and not isinstance(value, str):
                 raise InputError(f"{key}={_short(value)}: expected a word")
             top[key] = value
@@ -306,7 +321,10 @@ def resolve(layers: Sequence[tuple[str, Mapping[str, Any]]]) -> tuple[list[RunCo
     seeds = parse_seeds(top.get("seeds", "0"))
     preset = str(top.get("preset", "default"))
     if preset not in {"default", *cls.presets}:
-        raise InputError(f"preset={preset}: agent {cls.name} has no such preset; expected one of {', '.join({'default': 1, **cls.presets})}")
+        raise InputError(
+            f"preset={preset}: agent {cls.name} has no such preset; "
+            f"expected one of {', '.join({'default': 1, **cls.presets})}"
+        )
 
     given = [(o, {k: v for k, v in layer.get("agent", {}).items() if k != "name"}) for o, layer in layers]
     profile = next((v["profile"] for _, v in reversed(given) if "profile" in v), None)
@@ -316,7 +334,10 @@ def resolve(layers: Sequence[tuple[str, Mapping[str, Any]]]) -> tuple[list[RunCo
         default = next(f.default for f in dataclasses.fields(cls.Config) if f.name == "profile")
         chosen = default if profile is None else profile
         if not isinstance(chosen, str) or chosen not in cls.profiles:
-            raise InputError(f"agent.profile={_short(chosen)}: no such profile of {cls.name}; expected one of {', '.join(cls.profiles)}")
+            raise InputError(
+                f"agent.profile={_short(chosen)}: no such profile of {cls.name}; "
+                f"expected one of {', '.join(cls.profiles)}"
+            )
         base.append((f"profile {chosen}", cls.profiles[chosen]))
     base.append((f"task {task.name}", cls.task_defaults(task.name, task.group)))
     base.append((f"preset {preset}", cls.presets.get(preset, {})))
@@ -329,8 +350,12 @@ def resolve(layers: Sequence[tuple[str, Mapping[str, Any]]]) -> tuple[list[RunCo
         for key, value in layer.items():
             if key not in both:
                 raise InputError(f"train.{key}={_short(value)}: no such key{_suggest(key, both, 'train.')}")
-    train, more = build(Train, "train", [(o, {k: v for k, v in t.items() if k not in executing}) for o, t in train_layers])
-    execution, rest = build(Execution, "train", [(o, {k: v for k, v in t.items() if k in executing}) for o, t in train_layers])
+    train, more = build(
+        Train, "train", [(o, {k: v for k, v in t.items() if k not in executing}) for o, t in train_layers]
+    )
+    execution, rest = build(
+        Execution, "train", [(o, {k: v for k, v in t.items() if k in executing}) for o, t in train_layers]
+    )
     check_execution(execution)
     evaluate, last = build(Evaluate, "eval", [(o, layer.get("eval", {})) for o, layer in layers])
     origins = {**origins, **more, **rest, **last}
@@ -392,7 +417,9 @@ def build(cls: type, prefix: str, layers: Sequence[tuple[str, Mapping[str, Any]]
     for origin, layer in layers:
         for name, value in layer.items():
             if name not in fields:
-                raise InputError(f"{prefix}.{name}={_short(value)}: no such key{_suggest(str(name), fields, prefix + '.')}")
+                raise InputError(
+                    f"{prefix}.{name}={_short(value)}: no such key{_suggest(str(name), fields, prefix + '.')}"
+                )
             values[name] = coerce(f"{prefix}.{name}", value, types[name], fields[name].metadata)
             origins[f"{prefix}.{name}"] = origin
     return cls(**values), origins

@@ -57,8 +57,14 @@ class Engine:
     """
 
     def __init__(
-        self, agent: Agent, seeds: Sequence[int], replay: Replay, *,
-        device: torch.device | str = "cpu", compiled: bool = False, packed: bool | None = None,
+        self,
+        agent: Agent,
+        seeds: Sequence[int],
+        replay: Replay,
+        *,
+        device: torch.device | str = "cpu",
+        compiled: bool = False,
+        packed: bool | None = None,
     ) -> None:
         self.agent, self.seeds, self.replay = agent, list(seeds), replay
         self.device = torch.device(device)
@@ -160,8 +166,12 @@ class Engine:
 
     @torch.no_grad()
     def act(
-        self, lane: Sequence[int], observation: np.ndarray, carry: dict[str, Tensor],
-        noise: Sequence[dict[str, Tensor]], progress: Sequence[Progress],
+        self,
+        lane: Sequence[int],
+        observation: np.ndarray,
+        carry: dict[str, Tensor],
+        noise: Sequence[dict[str, Tensor]],
+        progress: Sequence[Progress],
     ) -> tuple[np.ndarray, dict[str, Tensor]]:
         """Actions of the seeds at places `lane`, each for its own N environments.
 
@@ -186,7 +196,10 @@ class Engine:
             return action.cpu().numpy(), dict(after)
         results = [
             self._act_one(
-                {k: v[s] for k, v in self.state.items()}, {k: v[i] for k, v in carry.items()}, seen[i], noise[i],
+                {k: v[s] for k, v in self.state.items()},
+                {k: v[i] for k, v in carry.items()},
+                seen[i],
+                noise[i],
                 {k: v[i] for k, v in clock.items()},
             )
             for i, s in enumerate(lane)
@@ -307,9 +320,7 @@ def _unaliased(changed: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> di
     By `maximum`, not `clone`: torch 2.13's compiler drops a clone of an input and then reads the input after it
     was written to.
     """
-    return {
-        k: torch.maximum(v, v) if any(v is old for old in state.values()) else v for k, v in changed.items()
-    }
+    return {k: torch.maximum(v, v) if any(v is old for old in state.values()) else v for k, v in changed.items()}
 
 
 def with_fallback(stage: str, function: Callable[..., Any]) -> Callable[..., Any]:

@@ -53,9 +53,14 @@ class Plan:
             except importlib.metadata.PackageNotFoundError:
                 versions[package] = "unknown"
         return {
-            "device": str(self.device), "device_name": name, "precision": str(self.dtype).removeprefix("torch."),
-            "compile": self.compiled, "threads": self.threads, **code_version(),
-            "command": shlex.join([Path(sys.executable).name, *sys.argv]), "packages": versions,
+            "device": str(self.device),
+            "device_name": name,
+            "precision": str(self.dtype).removeprefix("torch."),
+            "compile": self.compiled,
+            "threads": self.threads,
+            **code_version(),
+            "command": shlex.join([Path(sys.executable).name, *sys.argv]),
+            "packages": versions,
         }
 
 
@@ -74,7 +79,9 @@ def decide(execution: Execution, config: RunConfig) -> Plan:
     if wanted == "auto":
         wanted = "cuda" if torch.cuda.is_available() else "cpu"
     if wanted.startswith("cuda") and not torch.cuda.is_available():
-        raise InputError(f"train.device={execution.device}: this machine or this PyTorch has no CUDA; expected cpu or auto")
+        raise InputError(
+            f"train.device={execution.device}: this machine or this PyTorch has no CUDA; expected cpu or auto"
+        )
     device = torch.device(wanted)
     if device.type == "cuda" and device.index is not None and device.index >= torch.cuda.device_count():
         raise InputError(f"train.device={execution.device}: there are {torch.cuda.device_count()} CUDA devices")
@@ -111,7 +118,8 @@ def pack_size(execution: Execution, run: RunConfig, plan: Plan, seeds: int) -> i
     fits = int(free // each)
     if fits < 1:
         raise InputError(
-            f"{run.agent.name} {run.task}: needs about {each / 2**30:.1f} GiB, {plan.device} has {free / 2**30:.1f} GiB free; "
+            f"{run.agent.name} {run.task}: needs about {each / 2**30:.1f} GiB, "
+            f"{plan.device} has {free / 2**30:.1f} GiB free; "
             "expected a smaller agent.buffer_size, preset or train.env_steps"
         )
     wanted = 32 if execution.pack == "auto" else int(execution.pack)

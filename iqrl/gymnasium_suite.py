@@ -26,7 +26,7 @@ class GymnasiumTask:
         except ImportError:
             raise InputError(
                 f"task={ref.name}: needs gymnasium, which is not installed (pip install gymnasium)"
-            )
+            ) from None
         try:
             environment: Any = gymnasium.make(ref.task, disable_env_checker=True)
         except (gymnasium.error.Error, ImportError) as error:

@@ -29,9 +29,14 @@ class Config:
 
     profile: str = setting("default", "default, or `released` for the released code's behaviour (iqrl.md section 8)")
     # latent
-    quantizer: str = setting("fsq", "what makes codes of latents", choices=("fsq", "vq", "none", "tanh", "simnorm", "l2"))
+    quantizer: str = setting(
+        "fsq", "what makes codes of latents", choices=("fsq", "vq", "none", "tanh", "simnorm", "l2")
+    )
     fsq_levels: list[int] = setting(
-        [8, 8], "levels of each FSQ channel; their number is c", low=3, high=1024,
+        [8, 8],
+        "levels of each FSQ channel; their number is c",
+        low=3,
+        high=1024,
         hint="a level is at least 2, and 2 is degenerate under FSQ's bound: expected 3 or more",
     )
     vq_codes: int = setting(64, "size of the codebook of `vq`, with a channel for each level", low=2, high=65536)
@@ -45,7 +50,9 @@ class Config:
     rep_metric: str = setting("cosine", "consistency of prediction and target", choices=("cosine", "mse"))
     rep_cos_sign: int = setting(-1, "sign of the cosine term in the minimised loss (Q1)", choices=(-1, 1))
     rep_reduction: str = setting("mean", "over the horizon (Q6)", choices=("mean", "sum"))
-    mask_mode: str = setting("after_end", "which steps count (Q5)", choices=("after_end", "released", "minimal", "none"))
+    mask_mode: str = setting(
+        "after_end", "which steps count (Q5)", choices=("after_end", "released", "minimal", "none")
+    )
     use_tc: bool = setting(True, "temporal consistency loss")
     dyn_mode: str = setting(
         "residual", "next latent: f(z + d), f(d), or z + f(d) (Q15)", choices=("residual", "direct", "increment")
@@ -96,8 +103,15 @@ class IQRL(Agent[Config]):
     profiles = {
         "default": {},
         "released": {  # iqrl.md section 8, last line
-            "rep_cos_sign": 1, "released_nstep": True, "cross_episode_slices": True, "mask_mode": "released",
-            "num_critics": 5, "q_sample": 2, "actor_q": "avg", "released_reward_align": True, "warmup": "policy",
+            "rep_cos_sign": 1,
+            "released_nstep": True,
+            "cross_episode_slices": True,
+            "mask_mode": "released",
+            "num_critics": 5,
+            "q_sample": 2,
+            "actor_q": "avg",
+            "released_reward_align": True,
+            "warmup": "policy",
         },
     }
     presets = {
@@ -124,11 +138,15 @@ class IQRL(Agent[Config]):
     @classmethod
     def validate(cls, config: Config) -> None:
         if config.q_sample > config.num_critics:
-            raise InputError(f"agent.q_sample={config.q_sample}: expected at most agent.num_critics={config.num_critics}")
+            raise InputError(
+                f"agent.q_sample={config.q_sample}: expected at most agent.num_critics={config.num_critics}"
+            )
         if config.quantizer == "simnorm" and config.latent_dim * len(config.fsq_levels) % 8:
             raise InputError("agent.quantizer=simnorm: expected a latent width that is a multiple of 8")
         if not (config.use_tc or config.use_reward or config.use_decoder or config.enc_grad_from != "rep"):
-            raise InputError("agent.use_tc=false: nothing trains the encoder; expected use_reward, use_decoder or enc_grad_from=td")
+            raise InputError(
+                "agent.use_tc=false: nothing trains the encoder; expected use_reward, use_decoder or enc_grad_from=td"
+            )
 
     def __init__(self, config: Config, spec: TaskSpec, dtype: torch.dtype = torch.float32) -> None:
         super().__init__(config, spec, dtype)
@@ -167,9 +185,7 @@ class IQRL(Agent[Config]):
         change = self.world.networks["dynamics"](dynamics, torch.cat([z, action], -1))
         return z + change if self.config.dyn_mode == "residual" else change
 
-    def step(
-        self, dynamics: Mapping[str, Tensor], z: Tensor, action: Tensor, codebook: Tensor | None = None
-    ) -> Tensor:
+    def step(self, dynamics: Mapping[str, Tensor], z: Tensor, action: Tensor, codebook: Tensor | None = None) -> Tensor:
         """Next latent by the dynamics; quantised at every step (section 3, 2)."""
         code = self.quantise(self.propose(dynamics, z, action), codebook)
         return z + code if self.config.dyn_mode == "increment" else code
@@ -292,7 +308,11 @@ class IQRL(Agent[Config]):
     def critic_loss(self, critic: Tensor, z: Tensor, action: Tensor, y: Tensor) -> tuple[Tensor, Metrics]:
         """Mean over critics and batch of (q_k(z, a) - y)^2."""
         q = self.values(critic, z, action)
-        return (q - y).square().mean(), {"q_mean": q.detach().mean(), "q_min": q.detach().min(), "q_max": q.detach().max()}
+        return (q - y).square().mean(), {
+            "q_mean": q.detach().mean(),
+            "q_min": q.detach().min(),
+            "q_max": q.detach().max(),
+        }
 
     def actor_loss(self, actor: Tensor, critic: Tensor, z: Tensor, noise: Tensor | None) -> Tensor:
         """-E[min_k q_k(z, pi(z))], or the mean of the critics drawn."""

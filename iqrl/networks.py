@@ -158,9 +158,7 @@ class MLP:
         return linear(x, parameters[f"{last}.weight"], parameters[f"{last}.bias"]).float()
 
 
-def initialise_linear(
-    n_in: int, n_out: int, scheme: str, generator: torch.Generator
-) -> tuple[Tensor, Tensor]:
+def initialise_linear(n_in: int, n_out: int, scheme: str, generator: torch.Generator) -> tuple[Tensor, Tensor]:
     """Weight (n_in, n_out) and bias (n_out,) of one linear layer; see `MLP` for the schemes."""
     if scheme == "torch":  # Kaiming uniform with a = sqrt 5 is U(-1/sqrt n_in, 1/sqrt n_in), as is the bias
         bound = 1.0 / math.sqrt(n_in)
@@ -223,7 +221,6 @@ class ParameterGroup:
             out[n][k] = (part[: part.shape[0] - pad] if pad else part).view(shape)
         return out
 
-
     def extract(self, flat: Tensor, other: ParameterGroup) -> Tensor:
         """The part of a flat vector that belongs to the networks of `other`, laid out as there."""
         views = self.unpack(flat)
@@ -281,4 +278,3 @@ class Adam:
         flat = flat - (self.learning_rate / correction1) * mean / (torch.sqrt(square) / correction2 + self.eps)
         entries = {name: flat, f"{name}/mean": mean, f"{name}/square": square, f"{name}/steps": steps}
         return entries, norm
-

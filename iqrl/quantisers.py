@@ -82,9 +82,7 @@ class FSQ:
     def codebook(self) -> Tensor:
         """Every code, row i being the one of index i: (codebook_size, channels)."""
         index = torch.arange(self.codebook_size)
-        digits = [
-            index // math.prod(self.levels[:i]) % level - level // 2 for i, level in enumerate(self.levels)
-        ]
+        digits = [index // math.prod(self.levels[:i]) % level - level // 2 for i, level in enumerate(self.levels)]
         return torch.stack([d / (level // 2) for d, level in zip(digits, self.levels, strict=True)], -1)
 
 

@@ -73,8 +73,14 @@ class Replay:
         return self.slices.horizon - 1 if self.slices.cross_episodes else 0
 
     def add(
-        self, seed: int, observation: np.ndarray, action: np.ndarray, reward: float,
-        terminated: bool, truncated: bool, next_observation: np.ndarray,
+        self,
+        seed: int,
+        observation: np.ndarray,
+        action: np.ndarray,
+        reward: float,
+        terminated: bool,
+        truncated: bool,
+        next_observation: np.ndarray,
     ) -> np.ndarray:
         """Append one transition for the seed at place `seed` of the pack.
 
@@ -193,8 +199,11 @@ def gather(memory: dict[str, Tensor], places: Tensor, spec: TaskSpec, slices: Sl
     taken = rows[(starts[places] + steps[:, None]) % ring]  # (H + 1, B, width)
     flag = taken[:-1, :, -1]
     return Batch(
-        taken[..., :split], taken[:-1, :, split:-2], taken[:-1, :, -2],
-        (flag == TERMINATED).float(), (flag == TRUNCATED).float(),
+        taken[..., :split],
+        taken[:-1, :, split:-2],
+        taken[:-1, :, -2],
+        (flag == TERMINATED).float(),
+        (flag == TRUNCATED).float(),
     )
 
 

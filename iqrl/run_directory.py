@@ -41,12 +41,24 @@ EVALUATION_COLUMNS = ["env_step", "episode", "episode_return", "length"]
 TRAINING_COLUMNS = ["env_step", "episode", "updates", "episode_return"]
 TIMING_COLUMNS = ["env_step", "wall_seconds", "updates"]
 LATENT_COLUMNS = [
-    "env_step", "samples", "width", "rank_0.1", "rank_0.01", "rank_0.001", "condition_number",
-    "active_codebook_mean", "active_codebook_min", "active_codebook_max", "dormant_percent", "dormant_count",
+    "env_step",
+    "samples",
+    "width",
+    "rank_0.1",
+    "rank_0.01",
+    "rank_0.001",
+    "condition_number",
+    "active_codebook_mean",
+    "active_codebook_min",
+    "active_codebook_max",
+    "dormant_percent",
+    "dormant_count",
 ]
 TABLES = {
-    "evaluations.csv": EVALUATION_COLUMNS, "training.csv": TRAINING_COLUMNS,
-    "latents.csv": LATENT_COLUMNS, "timing.csv": TIMING_COLUMNS,
+    "evaluations.csv": EVALUATION_COLUMNS,
+    "training.csv": TRAINING_COLUMNS,
+    "latents.csv": LATENT_COLUMNS,
+    "timing.csv": TIMING_COLUMNS,
 }
 KEPT_CHECKPOINTS = 2
 
@@ -158,7 +170,9 @@ class RunDirectory:
             self.replay.close()
         if self.token and self._newest_token() == self.token:
             with contextlib.suppress(OSError):
-                replace_text(self.path / "lease" / f"{self.token:08d}", json.dumps({**self._myself(), "released": True}))
+                replace_text(
+                    self.path / "lease" / f"{self.token:08d}", json.dumps({**self._myself(), "released": True})
+                )
 
     def _newest_token(self) -> int:
         try:
@@ -426,7 +440,7 @@ def replace_text(path: Path, text: str, durable: bool = False) -> None:
 
 
 def now() -> str:
-    return datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
+    return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
 
 
 def process_started(pid: int) -> int | None:

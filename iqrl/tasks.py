@@ -163,7 +163,7 @@ def parse(name: str) -> TaskRef:
     return TaskRef(canonical, row.domain, row.task, row.group, modifiers, row.custom)
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def spec(name: str, action_repeat: int = 2) -> TaskSpec:
     """Sizes of a task, measured once on an environment that is built and dropped.
 

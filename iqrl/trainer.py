@@ -61,8 +61,13 @@ class Trainer:
     """
 
     def __init__(
-        self, configs: Sequence[RunConfig], directories: Sequence[RunDirectory], plan: Plan, *,
-        stop: Callable[[], bool] = lambda: False, announce: Callable[[str], None] = lambda line: None,
+        self,
+        configs: Sequence[RunConfig],
+        directories: Sequence[RunDirectory],
+        plan: Plan,
+        *,
+        stop: Callable[[], bool] = lambda: False,
+        announce: Callable[[str], None] = lambda line: None,
     ) -> None:
         first = configs[0]
         self.plan, self.stop, self.announce = plan, stop, announce
@@ -76,9 +81,7 @@ class Trainer:
         capacity = min(first.settings.buffer_size, self.budget + self.spec.episode_decisions)
         self.replay = Replay(self.spec, len(seeds), self.agent.slices, capacity, plan.device)
         self.engine = Engine(self.agent, seeds, self.replay, device=plan.device, compiled=plan.compiled)
-        self.lanes = [
-            Lane(c, d, Progress(), self.agent.remember()) for c, d in zip(configs, directories, strict=True)
-        ]
+        self.lanes = [Lane(c, d, Progress(), self.agent.remember()) for c, d in zip(configs, directories, strict=True)]
         self.carry = self.engine.initial_carry(len(seeds), 1)
         self.environments = EnvironmentPool(first.task, len(seeds), self.spec.action_repeat, plan.workers)
         self.evaluators: EnvironmentPool | None = None
@@ -187,7 +190,13 @@ class Trainer:
                 self._record(i, lane, everyone[i], float(reward[i]), bool(terminated[i]), bool(truncated[i]), after[i])
 
     def _record(
-        self, place: int, lane: Lane, action: np.ndarray, reward: float, terminated: bool, truncated: bool,
+        self,
+        place: int,
+        lane: Lane,
+        action: np.ndarray,
+        reward: float,
+        terminated: bool,
+        truncated: bool,
         after: np.ndarray,
     ) -> None:
         assert lane.observation is not None and lane.directory.replay is not None
@@ -252,7 +261,8 @@ class Trainer:
         pool = self._evaluation_pool(n * count)
         keys = [
             (lane.config.seed, EVALUATION, lane.progress.decisions * self.spec.action_repeat, episode)
-            for lane in lanes for episode in range(count)
+            for lane in lanes
+            for episode in range(count)
         ]
         spare = [None] * (pool.count - len(keys))
         observation = pool.reset([*keys, *spare])[: n * count]
@@ -283,7 +293,9 @@ class Trainer:
             self.evaluators.close()
             self.evaluators = None
         if self.evaluators is None:
-            self.evaluators = EnvironmentPool(self.lanes[0].config.task, count, self.spec.action_repeat, self.plan.workers)
+            self.evaluators = EnvironmentPool(
+                self.lanes[0].config.task, count, self.spec.action_repeat, self.plan.workers
+            )
         return self.evaluators
 
     def _record_evaluation(self, lane: Lane, returns: np.ndarray, lengths: np.ndarray) -> None:
@@ -301,7 +313,9 @@ class Trainer:
         lane.directory.append("timing.csv", {"env_step": step, "wall_seconds": round(seconds, 3), "updates": p.updates})
         p.evaluated = p.decisions
         rank = f"  rank {looked['rank_0.01']}/{looked['width']}" if "rank_0.01" in looked else ""
-        self.announce(f"{self._name(lane)}  step {step:>9,}  return {returns.mean():7.1f}{rank}  {seconds / 60:.1f} min")
+        self.announce(
+            f"{self._name(lane)}  step {step:>9,}  return {returns.mean():7.1f}{rank}  {seconds / 60:.1f} min"
+        )
 
     def _diagnose(self, place: int, lane: Lane) -> dict[str, Any]:
         """Latent diagnostics on slice starts drawn from the replay; nothing while it is empty."""
@@ -326,7 +340,9 @@ class Trainer:
                 p = lane.progress
                 metrics = self.engine.metrics(i)
                 row = {
-                    "env_step": p.decisions * self.spec.action_repeat, "episode": p.episodes - 1, "updates": p.updates,
+                    "env_step": p.decisions * self.spec.action_repeat,
+                    "episode": p.episodes - 1,
+                    "updates": p.updates,
                     "episode_return": lane.last_return,
                 }
                 lane.directory.append("training.csv", {**row, **metrics})
@@ -363,12 +379,18 @@ class Trainer:
         p, repeat = lane.progress, self.spec.action_repeat
         (t0, d0, u0), (t1, d1, u1) = (self.rate_marks or [(0.0, 0, 0)])[0], (self.rate_marks or [(0.0, 0, 0)])[-1]
         elapsed = max(t1 - t0, 1e-9)
-        lane.directory.report({
-            "env_step": p.decisions * repeat, "env_steps": self.budget * repeat, "updates": p.updates,
-            "pending": p.pending, "last_return": lane.last_return,
-            "env_steps_per_second": (d1 - d0) * repeat / elapsed, "updates_per_second": (u1 - u0) / elapsed,
-            "wall_seconds": lane.wall_seconds + time.monotonic() - self.started,
-        })
+        lane.directory.report(
+            {
+                "env_step": p.decisions * repeat,
+                "env_steps": self.budget * repeat,
+                "updates": p.updates,
+                "pending": p.pending,
+                "last_return": lane.last_return,
+                "env_steps_per_second": (d1 - d0) * repeat / elapsed,
+                "updates_per_second": (u1 - u0) / elapsed,
+                "wall_seconds": lane.wall_seconds + time.monotonic() - self.started,
+            }
+        )
 
     def _save(self) -> None:
         for lane in self._living():
@@ -410,10 +432,10 @@ class Trainer:
                     warn(f"{error}; going back to the checkpoint before it")
             found.append(usable)
         common = set.intersection(*(set(usable) for usable in found)) if found else set()
-        key = max(common, default=None)
+        newest = max(common, default=None)
         for i, lane in enumerate(self.lanes):
             try:
-                self._restore(i, lane, found[i][key] if key is not None else None)
+                self._restore(i, lane, found[i][newest] if newest is not None else None)
             except LeaseLost as error:
                 lane.alive = False
                 warn(str(error))
@@ -445,7 +467,8 @@ class Trainer:
         """Bring environments back into their episodes by taking the same actions again."""
         actions = {
             i: self.replay.newest_actions(i, lane.progress.episode_decisions)
-            for i, lane in enumerate(self.lanes) if lane.progress.episode_decisions
+            for i, lane in enumerate(self.lanes)
+            if lane.progress.episode_decisions
         }
         if not actions:
             return
@@ -497,4 +520,3 @@ def disk_message(error: OSError, folder: Path) -> str:
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return f"{folder}: the disk is full; the runs go on from their last checkpoints when there is room"
     return f"{error.filename or folder}: {error.strerror or error}; the runs go on from their last checkpoints"
-

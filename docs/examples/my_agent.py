@@ -59,7 +59,8 @@ class DDPG(Agent[Config]):
         )
         g, critic_loss = grad_and_value(lambda c: (self.value(c, s, a) - y).square().mean())(state["critic"])
         new, _ = self.optimiser.step("critic", state, g)
-        g, actor_loss = grad_and_value(lambda p: -self.value(new["critic"], s, self.policy(p, s)).mean())(state["actor"])
+        q = new["critic"]
+        g, actor_loss = grad_and_value(lambda p: -self.value(q, s, self.policy(p, s)).mean())(state["actor"])
         new |= self.optimiser.step("actor", state, g)[0]
         new |= {f"target_{k}": soft_update(state[f"target_{k}"], new[k], 0.005) for k in ("actor", "critic")}
         return new, {"critic_loss": critic_loss, "actor_loss": actor_loss}

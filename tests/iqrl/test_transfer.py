@@ -25,6 +25,7 @@ TINY = [
     "train.device=cpu",
     "train.workers=0",
     "train.threads=1",
+    "train.compile=off",
 ]
 
 

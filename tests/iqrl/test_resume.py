@@ -1,0 +1,420 @@
+"""A run that is killed at any instant ends with the files of one that never was."""
+
+from __future__ import annotations
+
+import functools
+import json
+import os
+import random
+import re
+import signal
+import time
+import zlib
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import training
+from training import IQRL, TD3_DECISION, assert_same_runs, finish, fork, kill, run, run_directories, start, wait_for
+
+AGENTS = {"iqrl": [*IQRL, "seeds=0,1"], "td3": TD3_DECISION}
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """Folder of an agent's runs that nothing happened to; trained once."""
+
+    @functools.cache
+    def train(agent: str) -> Path:
+        folder = tmp_path_factory.mktemp(f"undisturbed_{agent}")
+        finish(["train", *AGENTS[agent], f"runs={folder / 'runs'}"], folder / "said")
+        return folder / "runs"
+
+    return train
+
+
+def words(agent: str, runs: Path, *more: str) -> list[str]:
+    return ["train", *AGENTS[agent], f"runs={runs}", *more]
+
+
+def env_step(directory: Path) -> int:
+    """Of the newest checkpoint; -1 without one."""
+    names = [p.name for p in (directory / "checkpoint").glob("*.pt")]
+    return max((int(name.split("-")[0]) for name in names), default=-1)
+
+
+# --- kill -9
+
+
+@pytest.mark.parametrize("agent", AGENTS)
+def test_ten_kills_at_random_instants(agent: str, tmp_path: Path, undisturbed: Any) -> None:
+    expected, runs, r = undisturbed(agent), tmp_path / "runs", random.Random(0)
+    kills = 0
+    for attempt in range(40):
+        process = fork(words(agent, runs), tmp_path / f"said{attempt}")
+        process.join(r.uniform(0.2, 1.5))
+        if process.exitcode is not None:
+            break
+        kill(process)
+        kills += 1
+        if kills == 10:
+            break
+    assert kills >= 3  # a fast machine is done before the tenth
+    finish(words(agent, runs), tmp_path / "last")
+    assert_same_runs(runs, expected)
+
+
+def die_at_operation(number: int) -> None:
+    """From now on, SIGKILL oneself right before the file system operation of that number."""
+    count = 0
+
+    def counted(function: Any) -> Any:
+        @functools.wraps(function)
+        def call(*arguments: Any, **options: Any) -> Any:
+            nonlocal count
+            count += 1
+            if count == number:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return function(*arguments, **options)
+
+        return call
+
+    for name in ("write", "rename", "replace", "unlink", "link", "fsync", "mkdir"):
+        setattr(os, name, counted(getattr(os, name)))
+
+
+def test_kills_between_file_operations(tmp_path: Path, undisturbed: Any) -> None:
+    """Instants that clocks hardly ever hit: within a checkpoint, a claim, the making of a directory, the end."""
+    expected, runs, r = undisturbed("iqrl"), tmp_path / "runs", random.Random(1)
+    for attempt, operation in enumerate([1, 2, 3, *(r.randrange(4, 60) for _ in range(9))]):
+        process = fork(words("iqrl", runs), tmp_path / f"said{attempt}", functools.partial(die_at_operation, operation))
+        process.join(300)
+        if process.exitcode == 0:
+            break
+        assert process.exitcode == -signal.SIGKILL, (tmp_path / f"said{attempt}").read_text()
+    finish(words("iqrl", runs), tmp_path / "last")
+    for left in runs.glob(".new-*"):  # a directory that was never given its name; nothing reads it
+        for file in left.iterdir():
+            file.unlink()
+        left.rmdir()
+    assert_same_runs_but_temporary_files(runs, expected)
+
+
+def assert_same_runs_but_temporary_files(runs: Path, expected: Path) -> None:
+    for file in [p for p in runs.rglob(".*") if p.is_file()]:
+        file.unlink()
+    assert_same_runs(runs, expected)
+
+
+@pytest.mark.slow
+def test_ten_kills_of_the_real_command(tmp_path: Path, undisturbed: Any) -> None:
+    expected, runs, r = undisturbed("iqrl"), tmp_path / "runs", random.Random(2)
+    for _ in range(10):
+        process = start(words("iqrl", runs))
+        try:
+            process.wait(r.uniform(3.0, 7.0))
+            break
+        except Exception:
+            kill(process)
+    finish(words("iqrl", runs), tmp_path / "last")
+    assert_same_runs(runs, expected)
+
+
+def test_killed_environment_workers_are_replaced(tmp_path: Path, undisturbed: Any) -> None:
+    expected, runs = undisturbed("iqrl"), tmp_path / "runs"
+    process = start(words("iqrl", runs, "train.workers=2"))
+    killed = 0
+    for mark in (0, 700):
+        wait_for(lambda mark=mark: any(env_step(p) > mark for p in runs.glob("*")), process)  # type: ignore[misc]
+        children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+        for child in children[:1]:
+            os.kill(int(child), signal.SIGKILL)
+            killed += 1
+    said, errors = process.communicate(timeout=300)
+    assert process.returncode == 0, errors
+    assert killed == 2 and errors.count("died") >= 1
+    assert_same_runs(runs, expected)
+
+
+# --- asked to stop
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR2])
+def test_asked_to_stop(number: signal.Signals, tmp_path: Path, undisturbed: Any) -> None:
+    expected, runs = undisturbed("td3"), tmp_path / "runs"
+    process = start(words("td3", runs))
+    wait_for(lambda: any(env_step(p) > 0 for p in runs.glob("*")), process)
+    process.send_signal(number)
+    said, errors = process.communicate(timeout=120)
+    assert process.returncode == 75, (said, errors)
+    assert "interrupted" in said.splitlines()[-1] and not errors
+    (directory,) = run_directories(runs)
+    assert json.loads((directory / "provenance.json").read_text())["sessions"][-1]["ended"] == "interrupted"
+    stopped = env_step(directory)
+    said = finish(["resume", str(directory), "train.checkpoint_seconds=0.2"], tmp_path / "said")
+    assert f"resumed at step {2 * stopped:,}" in said  # where it stopped, not earlier
+    assert_same_runs(runs, expected)
+    ended = [s["ended"] for s in json.loads((directory / "provenance.json").read_text())["sessions"]]
+    assert ended == ["interrupted", "done"]
+
+
+def test_a_finished_run_is_left_alone(tmp_path: Path, undisturbed: Any) -> None:
+    runs = undisturbed("td3")
+    before = {p: (p.read_bytes(), p.stat().st_mtime_ns) for p in runs.rglob("*") if p.is_file()}
+    said = finish(words("td3", runs), tmp_path / "said")
+    assert "complete" in said
+    assert {p: (p.read_bytes(), p.stat().st_mtime_ns) for p in runs.rglob("*") if p.is_file()} == before
+
+
+# --- damage
+
+
+@pytest.fixture
+def halfway(tmp_path: Path, undisturbed: Any) -> tuple[Path, Path, Path]:
+    """Runs, the directory of one that was killed about half way, with two checkpoints, and the undisturbed runs."""
+    runs = tmp_path / "runs"
+    process = fork(words("td3", runs), tmp_path / "first")
+    wait_for(lambda: any(len(list(p.glob("checkpoint/*.pt"))) == 2 and env_step(p) > 600 for p in runs.glob("iqrl*"))
+             or any(len(list(p.glob("checkpoint/*.pt"))) == 2 and env_step(p) > 600 for p in runs.glob("td3*")))
+    kill(process)
+    (directory,) = run_directories(runs)
+    for left in directory.glob("checkpoint/.*"):
+        left.unlink()
+    return runs, directory, undisturbed("td3")
+
+
+def checkpoints(directory: Path) -> list[Path]:
+    """Oldest first."""
+    return sorted((directory / "checkpoint").glob("*.pt"))
+
+
+DAMAGE = {
+    "truncated": lambda data: data[: len(data) // 2],
+    "empty": lambda data: b"",
+    "bit_flipped": lambda data: data[:1000] + bytes([data[1000] ^ 4]) + data[1001:],
+    "garbage": lambda data: random.Random(0).randbytes(len(data)),
+}
+
+
+@pytest.mark.parametrize("kind", DAMAGE)
+def test_a_damaged_checkpoint_is_named_and_the_one_before_it_used(
+    kind: str, halfway: tuple[Path, Path, Path], tmp_path: Path
+) -> None:
+    runs, directory, expected = halfway
+    older, newest = checkpoints(directory)
+    newest.write_bytes(DAMAGE[kind](newest.read_bytes()))
+    said = finish(words("td3", runs), tmp_path / "said")
+    (line,) = [line for line in said.splitlines() if line.startswith("warning: ")]
+    assert newest.name in line and "damaged" in line
+    assert f"resumed at step {2 * int(older.name.split('-')[0]):,}" in said
+    assert_same_runs(runs, expected)
+
+
+def test_both_checkpoints_damaged(halfway: tuple[Path, Path, Path], tmp_path: Path) -> None:
+    runs, directory, expected = halfway
+    for file in checkpoints(directory):
+        file.write_bytes(file.read_bytes()[:-1])
+    names = [file.name for file in checkpoints(directory)]
+    said = finish(words("td3", runs), tmp_path / "said")
+    warnings = [line for line in said.splitlines() if line.startswith("warning: ")]
+    assert all(any(name in line for line in warnings) for name in names)
+    assert "starts over" in warnings[-1] and directory.name in warnings[-1]
+    assert_same_runs(runs, expected)
+
+
+class Bomb:
+    def __init__(self, mark: Path) -> None:
+        self.mark = mark
+
+    def __reduce__(self) -> Any:
+        return os.system, (f"touch {self.mark}",)
+
+
+def test_a_checkpoint_loads_no_code(halfway: tuple[Path, Path, Path], tmp_path: Path) -> None:
+    """A pickle that would run a command, its checksum right: refused, in one line, and the one before it used."""
+    runs, directory, expected = halfway
+    newest = checkpoints(directory)[-1]
+    mark = tmp_path / "mark"
+    torch.save({"engine": Bomb(mark), "rows": {}, "replay": []}, newest)
+    data = newest.read_bytes()
+    newest.rename(newest.with_name(re.sub(r"[0-9a-f]{8}\.pt", f"{zlib.crc32(data):08x}.pt", newest.name)))
+    said = finish(words("td3", runs), tmp_path / "said")
+    assert not mark.exists()
+    warnings = [line for line in said.splitlines() if "warning" in line.lower()]
+    assert len(warnings) == 1 and newest.name[:21] in warnings[0]
+    stray = [line for line in said.splitlines() if not line.startswith(("warning: ", "td3 "))]
+    assert not stray, stray
+    assert_same_runs(runs, expected)
+
+
+def test_a_checkpoint_of_another_run_is_not_used(halfway: tuple[Path, Path, Path], tmp_path: Path) -> None:
+    runs, directory, expected = halfway
+    other = tmp_path / "other"
+    finish(["train", *training.TD3, f"runs={other}", "seeds=5"], tmp_path / "said")
+    (stranger,) = run_directories(other)
+    newest = checkpoints(stranger)[-1]
+    (directory / "checkpoint" / newest.name).write_bytes(newest.read_bytes())
+    said = finish(words("td3", runs), tmp_path / "said")
+    assert any(line.startswith("warning: ") and newest.name in line for line in said.splitlines())
+    assert_same_runs(runs, expected)
+
+
+def test_torn_and_surplus_lines(halfway: tuple[Path, Path, Path], tmp_path: Path) -> None:
+    runs, directory, expected = halfway
+    for name, torn in (("evaluations.csv", "1400,0,12"), ("training.csv", "77,1,2,3\n99,"), ("timing.csv", "5")):
+        with open(directory / name, "a") as file:
+            file.write(torn)
+    said = finish(words("td3", runs), tmp_path / "said")
+    torn_named = [line for line in said.splitlines() if line.startswith("warning: ") and "torn" in line]
+    for name in ("evaluations.csv", "training.csv", "timing.csv"):
+        assert any(name in line for line in torn_named), name
+    assert_same_runs(runs, expected)
+
+
+@pytest.mark.parametrize("name", ["evaluations.csv", "training.csv"])
+@pytest.mark.parametrize("how", ["short", "missing", "no_text"])
+def test_a_csv_file_shorter_than_a_checkpoint_says(
+    name: str, how: str, halfway: tuple[Path, Path, Path], tmp_path: Path
+) -> None:
+    """Every checkpoint that counts on the missing rows is named and passed over."""
+    runs, directory, expected = halfway
+    path = directory / name
+    lines = path.read_text().splitlines(keepends=True)
+    if how == "short":
+        path.write_text("".join(lines[:1]))
+    elif how == "missing":
+        path.unlink()
+    else:
+        path.write_bytes(b"\xff\xfe" + random.Random(0).randbytes(200))
+    said = finish(words("td3", runs), tmp_path / "said")
+    warnings = [line for line in said.splitlines() if line.startswith("warning: ")]
+    assert any(name in line for line in warnings)
+    assert_same_runs(runs, expected)
+
+
+@pytest.mark.parametrize("how", ["short", "missing"])
+def test_a_replay_segment_that_is_short(how: str, halfway: tuple[Path, Path, Path], tmp_path: Path) -> None:
+    runs, directory, expected = halfway
+    (segment,) = (directory / "replay").iterdir()
+    newest = checkpoints(directory)[-1]
+    (_, rows), = torch.load(newest, weights_only=True)["replay"]
+    if how == "short":
+        width = 4 * (5 + 1 + 2)
+        os.truncate(segment, rows * width - 1)  # one byte short for the newest, enough for the one before it
+    else:
+        segment.unlink()
+    said = finish(words("td3", runs), tmp_path / "said")
+    warnings = [line for line in said.splitlines() if line.startswith("warning: ")]
+    assert any(segment.name in line for line in warnings)
+    assert ("starts over" in warnings[-1]) == (how == "missing")
+    assert_same_runs(runs, expected)
+
+
+def test_done_with_shorter_files_is_not_done(tmp_path: Path, undisturbed: Any) -> None:
+    expected, runs = undisturbed("td3"), tmp_path / "runs"
+    finish(words("td3", runs), tmp_path / "said")
+    (directory,) = run_directories(runs)
+    lines = (directory / "evaluations.csv").read_text().splitlines(keepends=True)
+    (directory / "evaluations.csv").write_text("".join(lines[:-1]))
+    said = finish(words("td3", runs), tmp_path / "said")
+    assert "complete" not in said
+    assert_same_runs(runs, expected)
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", '{"files": 3}', '{"env_step": 1}', "\x00\x01"])
+def test_a_done_that_says_nothing_is_not_done(content: str, halfway: tuple[Path, Path, Path], tmp_path: Path) -> None:
+    runs, directory, expected = halfway
+    (directory / "DONE").write_text(content)
+    for name in ("provenance.json", "progress.json"):
+        (directory / name).write_text("{")
+    for file in (directory / "lease").iterdir():
+        file.write_text('{"host": 3, "pid": "x"}')
+    finish(words("td3", runs), tmp_path / "said")
+    assert_same_runs(runs, expected)
+
+
+# --- the pack that runs were in does not matter
+
+
+def test_runs_go_on_in_another_pack(tmp_path: Path, undisturbed: Any) -> None:
+    """Killed at different steps, and then resumed together; and begun together, then resumed alone."""
+    expected, runs = undisturbed("iqrl"), tmp_path / "runs"
+    alone = [w for w in words("iqrl", runs) if not w.startswith("seeds")]
+    process = fork([*alone, "seeds=1"], tmp_path / "said")
+    wait_for(lambda: any(env_step(p) > 700 for p in runs.glob("iqrl*")))
+    kill(process)
+    process = fork(words("iqrl", runs), tmp_path / "said")  # both; seed 1 waits at no checkpoint that seed 0 has
+    time.sleep(3)
+    kill(process)
+    finish([*alone, "seeds=0"], tmp_path / "said")
+    finish(words("iqrl", runs), tmp_path / "said")
+    assert_same_runs(runs, expected)
+
+
+# --- one writer
+
+
+def test_a_second_process_on_this_machine_is_refused(tmp_path: Path) -> None:
+    runs = tmp_path / "runs"
+    process = fork(words("td3", runs), tmp_path / "said")
+    wait_for(lambda: any(p.glob("lease/*") and env_step(p) >= 0 for p in runs.glob("td3*")))
+    second = run(words("td3", runs))
+    assert second.returncode == 2
+    (line,) = second.stderr.splitlines()
+    assert line.startswith("error: ") and str(process.pid) in line
+    process.join(300)
+    assert process.exitcode == 0
+
+
+def test_a_process_whose_run_was_taken_over_leaves_it(tmp_path: Path, undisturbed: Any) -> None:
+    """As when a node that was believed lost comes back: the later writer wins and nothing is doubled."""
+    expected, runs = undisturbed("td3"), tmp_path / "runs"
+    first = fork(words("td3", runs), tmp_path / "first")
+    wait_for(lambda: any(env_step(p) > 100 for p in runs.glob("td3*")))
+    (directory,) = run_directories(runs)
+    (lease,) = (directory / "lease").iterdir()
+    lease.write_text(json.dumps({**json.loads(lease.read_text()), "host": "elsewhere"}))
+    said = finish(words("td3", runs), tmp_path / "second")
+    assert "resumed" in said
+    first.join(300)
+    told = (tmp_path / "first").read_text()
+    assert "taken" in told and "Traceback" not in told
+    assert first.exitcode != 0
+    assert_same_runs(runs, expected)
+
+
+# --- a disk that fills
+
+
+def test_a_disk_that_fills(tmp_path: Path, undisturbed: Any) -> None:
+    import subprocess
+
+    expected, disk = undisturbed("iqrl"), tmp_path / "disk"
+    disk.mkdir()
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", str(disk)], capture_output=True, text=True
+    )
+    if mounted.returncode:
+        pytest.skip(f"cannot mount a small file system here: {mounted.stderr.strip()}")
+    try:
+        statuses = []
+        for room in (900, 700, 500, 300, 120):  # KiB left at first: it fills at another instant each time
+            free = os.statvfs(disk).f_bavail * 4096 // 1024
+            (disk / "ballast").write_bytes(b"\0" * max(0, (free - room) * 1024))
+            process = fork(words("iqrl", disk / "runs"), tmp_path / "said")
+            process.join(300)
+            said = (tmp_path / "said").read_text()
+            statuses.append(process.exitcode)
+            if process.exitcode:
+                assert process.exitcode == 1, said
+                errors = [line for line in said.splitlines() if line.startswith(("error: ", "warning: "))]
+                assert len(errors) == 1 and "disk is full" in errors[0], said
+            assert "Traceback" not in said, said
+            (disk / "ballast").unlink()
+        assert 1 in statuses
+        subprocess.run(["mount", "-o", "remount,size=20m", str(disk)], check=True)
+        finish(words("iqrl", disk / "runs"), tmp_path / "said")
+        assert_same_runs(disk / "runs", expected)
+    finally:
+        subprocess.run(["umount", "-l", str(disk)], check=True)

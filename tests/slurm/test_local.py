@@ -1,0 +1,157 @@
+"""The local queue with real training processes."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from sweep_files import BROKEN_AGENT, ROOT, TINY, slurm
+
+from slurm import crew, run_files
+from slurm.packs import Pack
+
+
+def start(*words):
+    """`python -m slurm WORDS` in the background."""
+    return subprocess.Popen(
+        [sys.executable, "-m", "slurm", *words],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+
+
+def wait_for(condition, seconds=120):
+    end = time.monotonic() + seconds
+    while not (found := condition()):
+        assert time.monotonic() < end, "it did not happen"
+        time.sleep(0.1)
+    return found
+
+
+def trainers(runs):
+    """Processes that hold a lease in `runs`."""
+    writers = [run_files.newest_writer(path.parent)[1] for path in Path(runs).glob("*/lease")]
+    return [w["pid"] for w in writers if w and not w.get("released") and run_files.alive(w)]
+
+
+def results(runs):
+    return {
+        p.relative_to(runs): p.read_bytes() for p in Path(runs).glob("*-s*/*.csv") if p.name != "timing.csv"
+    }
+
+
+def test_stop_kill_and_go_on(tmp_path):
+    """Ctrl-C saves, the same command goes on, a killed process is started again: the files are the same."""
+    sweep = tmp_path / "tiny.yaml"
+    sweep.write_text(TINY)
+    quiet = slurm("run", str(sweep), f"runs={tmp_path / 'quiet'}")
+    assert quiet.returncode == 0 and "2 of 2 runs complete" in quiet.stdout
+
+    runs = tmp_path / "runs"
+    words = ["run", str(sweep), f"runs={runs}", "jobs=2"]
+    first = start(*words)
+    wait_for(lambda: len(trainers(runs)) == 2)
+    os.kill(first.pid, signal.SIGINT)
+    said, _ = first.communicate(timeout=60)
+    assert first.returncode == 75 and "the same command goes on" in said
+    assert not trainers(runs)
+
+    second = start(*words)
+    victims = wait_for(lambda: trainers(runs))
+    os.kill(victims[0], signal.SIGKILL)
+    said, _ = second.communicate(timeout=240)
+    assert second.returncode == 0 and "killed by signal 9; starting again" in said
+    assert results(runs) == results(tmp_path / "quiet") and len(results(runs)) == 6
+
+    third = slurm(*words)
+    assert third.returncode == 0 and "2 runs, 2 already done" in third.stdout
+    manifest = json.loads((runs / "sweeps" / "tiny.json").read_text())
+    assert sorted(row["run"] for row in manifest["runs"]) == sorted(
+        p.parent.name for p in runs.glob("*/DONE")
+    )
+
+
+def test_a_failed_run_is_reported_and_the_others_go_on(tmp_path):
+    (tmp_path / "broken.py").write_text(BROKEN_AGENT)
+    sweep = tmp_path / "mixed.yaml"
+    arm = (
+        f"arms: {{bad: {{agent: {tmp_path / 'broken.py'}, agent.warmup_decisions: 900}}, td3: {{agent: td3, "
+    )
+    sweep.write_text(TINY.replace("arms: {td3: {agent: td3, ", arm).replace("seeds: 0..1", 'seeds: "0"'))
+    result = slurm("run", str(sweep), f"runs={tmp_path / 'runs'}", "jobs=2")
+    assert result.returncode == 1
+    assert (
+        "1 of 2 runs complete, 1 failed" in result.stdout
+        and "ArithmeticError: nothing adds up" in result.stdout
+    )
+    assert "1 failed  ArithmeticError: nothing adds up" in slurm("why", f"runs={tmp_path / 'runs'}").stdout
+
+
+# --- what the crew makes of a process's end, with stand-ins for the trainer
+
+
+@pytest.fixture
+def make_crew(tmp_path, monkeypatch):
+    """A crew whose `trainer` is a shell script; `$RUN` is the run's directory."""
+
+    def make(script, after=()):
+        (tmp_path / "run" / "lease").mkdir(parents=True)
+        (tmp_path / "pack.yaml").touch()
+        monkeypatch.setattr(
+            crew, "train_command", lambda *_: ["sh", "-c", f"RUN={tmp_path / 'run'}; {script}"]
+        )
+        monkeypatch.setattr(crew, "LONGEST_PAUSE", 0.0)
+        said = []
+        pack = Pack("pack", {}, ("run",), (0,), (), tuple(after), 100)
+        return crew.Crew([pack], [{}], tmp_path, tmp_path, tmp_path / "logs", said.append), said
+
+    return make
+
+
+DONE = """printf '{"env_step": 100, "files": {}}' > $RUN/DONE"""
+
+
+@pytest.mark.parametrize(
+    ("script", "state", "reason", "starts"),
+    [
+        (DONE, "ended", "", 1),
+        ("echo 'error: train.device=cuda: no CUDA'; exit 2", "left", "train.device=cuda: no CUDA", 1),
+        ("echo 'Boom: bang'; exit 1", "left", "Boom: bang (3 attempts)", 3),
+        ("echo 'error: the disk is full'; exit 1", "left", "error: the disk is full (10 attempts)", 10),
+        (f"test -e $RUN/once && {{ {DONE}; exit; }}; touch $RUN/once; kill -9 $$", "ended", "", 2),
+        (f"test -e $RUN/once && {{ {DONE}; exit; }}; touch $RUN/once; exit 75", "ended", "", 2),
+        ('printf \'{"host": "else", "pid": 1}\' > $RUN/lease/00000007; exit 1', "left", "another process", 1),
+    ],
+)
+def test_ends_of_a_process(make_crew, tmp_path, script, state, reason, starts):
+    made, _ = make_crew(f"echo x >> {tmp_path / 'starts'}; {script}")
+    made.run(lambda: False)
+    (member,) = made.members
+    assert member.state == state and reason in member.reason
+    assert (tmp_path / "starts").read_text().count("x") == starts
+
+
+def test_a_process_that_gets_further_is_started_for_ever(make_crew, tmp_path):
+    """Twelve times killed, each time after a new checkpoint."""
+    script = f"mkdir -p $RUN/checkpoint; n=$(ls $RUN/checkpoint | wc -l); test $n = 12 && {{ {DONE}; exit; }}"
+    made, _ = make_crew(f"{script}; touch $RUN/checkpoint/$((n + 10)).pt; kill -9 $$")
+    made.run(lambda: False)
+    assert made.members[0].state == "ended"
+
+
+def test_a_pack_waits_for_the_run_that_it_starts_from(make_crew):
+    made, said = make_crew(DONE, after=["source"])
+    made.run(lambda: False)
+    assert made.members[0].state == "left" and "needs source" in said[0]
+
+
+def test_a_stopped_crew_starts_nothing(make_crew, tmp_path):
+    made, _ = make_crew(f"touch {tmp_path / 'started'}")
+    made.run(lambda: True)
+    assert made.members[0].state == "stopped" and not (tmp_path / "started").exists()

@@ -1,0 +1,210 @@
+"""From sweeps to packs, profiles, and submission scripts, without any Slurm."""
+
+import dataclasses
+import pickle
+
+import pytest
+import yaml
+from sweep_files import TINY, fake_command, slurm
+
+import ablations
+from iqrl import config
+from iqrl.errors import InputError
+from slurm import job, packs, plan, profile, submit
+
+
+@pytest.fixture
+def sweep(tmp_path):
+    file = tmp_path / "mine.yaml"
+    file.write_text(
+        TINY.replace("seeds: 0..1", "seeds: 0..6").replace(
+            "[cartpole-swingup]", "[cartpole-swingup, walker-run]"
+        )
+    )
+    return ablations.load(str(file))
+
+
+def test_packs_hold_runs_that_differ_in_their_seed_only(sweep, tmp_path):
+    made = plan.pack(sweep.unique_runs(), 3, {"train.threads": "1"}, tmp_path)
+    assert [p.seeds for p in made] == [(0, 1, 2), (3, 4, 5), (6,)] * 2
+    assert sorted(name for p in made for name in p.runs) == sorted(run.name for run in sweep.unique_runs())
+    assert len({p.name for p in made}) == len(made)
+    assert set(made[0].words) == {"train.threads=1", "train.compile=off", "train.pack=3"}
+
+
+def test_a_pack_file_and_its_words_are_the_same_runs(sweep, tmp_path):
+    (pack,) = [p for p in plan.pack(sweep.unique_runs(), 16, {}, tmp_path) if "walker" in p.name]
+    layer = config.load_file(pack.write(tmp_path))
+    runs, execution, _ = config.resolve(
+        [
+            ("file", layer),
+            ("words", config.parse_words([f"seeds={','.join(map(str, pack.seeds))}", *pack.words])),
+        ]
+    )
+    assert tuple(run.directory_name for run in runs) == pack.runs
+    assert (execution.compile, execution.pack) == ("off", "16")
+    command = packs.train_command("python", pack, tmp_path, tmp_path / "runs", pack.seeds)
+    assert command[:5] == ["python", "-u", "-m", "iqrl", "train"] and "seeds=0,1,2,3,4,5,6" in command
+
+
+def test_runs_are_packed_with_those_that_can_go_on_from_the_same_point(sweep, tmp_path):
+    runs = [run for run in sweep.unique_runs() if run.config.task == "walker-run"]
+    saved = {0: ["20", "30"], 1: ["30", "40"], 2: ["20"], 3: ["50"]}
+    for run in runs:
+        folder = tmp_path / run.name / "checkpoint"
+        folder.mkdir(parents=True)
+        for decisions in saved.get(run.config.seed, []):
+            (folder / f"{decisions:>010}-{0:010d}-0123abcd.pt").touch()
+    made = plan.pack(runs, 16, {}, tmp_path)
+    assert sorted(p.seeds for p in made) == [(0, 1), (2,), (3,), (4, 5, 6)]
+
+
+@pytest.mark.parametrize(
+    "word", ["agent.horizon=3", "train.env_steps=10", "seeds=3", "task=walker-run", "train.threads=-1"]
+)
+def test_words_that_would_change_runs_are_refused(word):
+    with pytest.raises(InputError, match=word.split("=")[0]):
+        plan.execution_words([word])
+
+
+def test_jobs_that_wait_for_other_runs_come_last(sweep, tmp_path):
+    made = plan.pack(sweep.unique_runs(), 3, {}, tmp_path)
+    made[0] = dataclasses.replace(made[0], after=(made[-1].runs[0],))
+    jobs = submit._jobs(made, 2)
+    assert [len(packs) for packs in jobs] == [2, 2, 1, 1] and jobs[-1][0] is made[0]
+
+
+# --- profiles
+
+
+def write(tmp_path, **values):
+    file = tmp_path / "p.yaml"
+    file.write_text(yaml.safe_dump(values))
+    return str(file)
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"),
+    [
+        ("90", 5400),
+        ("24:00:00", 86400),
+        ("10:30", 630),
+        ("2-0", 172800),
+        ("1-12:30", 131400),
+        ("1-01:02:03", 90123),
+    ],
+)
+def test_time_limits_are_read_as_slurm_reads_them(text, seconds):
+    assert profile.parse_time(text) == seconds
+
+
+def test_a_time_limit_is_whole_minutes(tmp_path):
+    """submitit and sbatch take no fractions."""
+    assert profile.load(write(tmp_path, time="00:01:30")).minutes == 2
+    assert profile.load("gpu").minutes == 1440  # and not YAML's number to the base of 60
+
+
+@pytest.mark.parametrize(
+    ("values", "named"),
+    [
+        ({"gpu": 1}, "profile.gpu=1"),
+        ({"gpus": "two"}, "profile.gpus=two"),
+        ({"cpus": 0}, "profile.cpus=0"),
+        ({"time": "tomorrow"}, "profile.time=tomorrow"),
+        ({"time": "00:00:20"}, "at least a minute"),
+        ({"time": "5:00", "grace_seconds": 300}, "profile.grace_seconds=300"),
+        ({"setup": "module load cuda"}, "setup"),
+        ({"options": [1]}, "options"),
+        ({"memory_gb": -1}, "profile.memory_gb=-1"),
+    ],
+)
+def test_a_wrong_profile_is_one_line(tmp_path, values, named):
+    with pytest.raises(InputError) as error:
+        profile.load(write(tmp_path, **values))
+    assert named in str(error.value) and "p.yaml" in str(error.value) and "\n" not in str(error.value)
+
+
+def test_a_first_profile_from_what_sinfo_says(tmp_path):
+    text = profile.describe(
+        "cpu*|up|2-00:00:00|64|256000|(null)|10\ngpu|up|12:00:00|96|1000000|gpu:h100:8|4\n"
+    )
+    file = tmp_path / "first.yaml"
+    file.write_text(text)
+    made = profile.load(str(file))
+    assert (made.partition, made.gpus, made.cpus, made.memory_gb, made.minutes) == ("gpu", 1, 12, 109.5, 720)
+    file.write_text(profile.describe("main*|up|infinite|8|16000|(null)|3\n"))
+    made = profile.load(str(file))
+    assert (made.partition, made.gpus, made.cpus, made.minutes) == ("main", 0, 1, 1440)
+
+
+def test_the_submission_script(tmp_path, monkeypatch):
+    """It keeps srun (without it there is no USR2), asks for requeueing, and stands in the snapshot of the code."""
+    fake_command(tmp_path / "bin", "srun", "true")
+    monkeypatch.setenv("PATH", str(tmp_path / "bin"), prepend=":")
+    file = write(tmp_path, partition="p", gpus=2, cpus=8, packs_per_job=2, time="5:00", grace_seconds=90,
+                 options=["reservation=r", "exclusive"], setup=["module load x"])  # fmt: skip
+    executor = submit._executor(profile.load(file), "name", tmp_path / "f", tmp_path / "code")
+    text = executor._make_submission_file_text("COMMAND", "id")
+    for line in ("--partition=p", "--time=5", "--signal=USR2@90", "--requeue", "--reservation=r", "--exclusive",
+                 "--gpus-per-node=2", "--cpus-per-task=8", "--mem=65536MB", "--open-mode=append"):  # fmt: skip
+        assert f"#SBATCH {line}\n" in text, line
+    assert "\nsrun " in text and text.index("module load x") < text.index(
+        f"cd {tmp_path / 'code'}"
+    ) < text.index("srun")
+    assert "OMP_NUM_THREADS=4" in text
+
+
+def test_a_job_is_plain_data_without_a_checkpoint_method(sweep, tmp_path):
+    """What submitit pickles: nothing of it can lose a `checkpoint`, since the job requeues itself."""
+    made = plan.pack(sweep.unique_runs(), 3, {}, tmp_path)
+    task = submit._task(made[:1], tmp_path, tmp_path, profile.load("cpu"))
+    assert pickle.loads(pickle.dumps((job.work, task))) == (job.work, task)
+    assert packs.Pack(content={}, **task["packs"][0]).runs == made[0].runs
+    assert not hasattr(job.work, "checkpoint")
+
+
+def test_a_snapshot_is_the_code_and_its_commit(tmp_path):
+    submit.snapshot(tmp_path / "code")
+    for file in (
+        "iqrl/__main__.py",
+        "baselines/td3.py",
+        "ablations/quickstart.yaml",
+        "slurm/job.py",
+        "SNAPSHOT.json",
+    ):
+        assert (tmp_path / "code" / file).is_file()
+    assert not list((tmp_path / "code").rglob("__pycache__"))
+
+
+# --- bad input
+
+
+@pytest.mark.parametrize(
+    ("words", "named"),
+    [
+        (["run", "quickstat"], "did you mean quickstart"),
+        (["run", "quickstart", "scale=huge"], "scale=huge"),
+        (["run", "quickstart", "jobs=0"], "jobs=0"),
+        (["run", "quickstart", "seeds=3"], "seeds=3"),
+        (["run", "quickstart", "lite"], "'lite'"),
+        (["run", "quickstart", "runs=a", "runs=b"], "given twice"),
+        (["status", "nothing"], "sweep=nothing"),
+        (["logs", "nothing"], "no such run"),
+        (["cancel", "nothing"], "sweep=nothing"),
+        (["submit", "quickstart", "--profile", "none.yaml"], "none.yaml"),
+    ],
+)
+def test_bad_input_is_one_line_and_writes_nothing(words, named, tmp_path):
+    fake_command(tmp_path / "bin", "sbatch", "exit 1")
+    result = slurm(*words, cwd=tmp_path, path=f"{tmp_path / 'bin'}:/usr/bin:/bin")
+    assert result.returncode == 2
+    assert result.stderr.startswith("error: ") and result.stderr.count("\n") == 1 and named in result.stderr
+    assert [entry.name for entry in tmp_path.iterdir()] == ["bin"]
+
+
+def test_without_slurm_there_is_one_line_and_the_local_way(tmp_path):
+    (tmp_path / "empty").mkdir()
+    for words in (["submit", "quickstart", "--profile", "gpu"], ["profile"]):
+        result = slurm(*words, cwd=tmp_path, path=str(tmp_path / "empty"))
+        assert result.returncode == 2 and result.stderr.count("\n") == 1
+        assert "no Slurm" in result.stderr and "make sweep" in result.stderr

@@ -1,0 +1,211 @@
+"""What became of a run, from its files, from who was given it, and from Slurm's queue."""
+
+import json
+import os
+import socket
+
+import pytest
+from sweep_files import fake_command, slurm
+
+from slurm import queue, reports, run_files
+from slurm.submissions import Job, Submission
+
+TABLES = ("evaluations.csv", "training.csv")
+
+
+def make_run(runs, name, *, done=False, failed=None, lease=None, released=False, step=500):
+    folder = runs / name
+    (folder / "lease").mkdir(parents=True)
+    (folder / "config.yaml").write_text("agent: {name: td3}\n")
+    for table in TABLES:
+        (folder / table).write_text("env_step\n0\n")
+    progress = {
+        "env_step": step,
+        "env_steps": 2000,
+        "last_return": 7.5,
+        "env_steps_per_second": 100.0,
+        "wall_seconds": 5,
+    }
+    (folder / "progress.json").write_text(json.dumps(progress))
+    if lease:
+        record = {"job_id": None, **lease, **({"released": True} if released else {})}
+        (folder / "lease" / "00000001").write_text(json.dumps(record))
+    if done:
+        (folder / "DONE").write_text(json.dumps({"env_step": 2000, "files": dict.fromkeys(TABLES, 11)}))
+    if failed:
+        (folder / "FAILED").write_text(
+            json.dumps({"env_step": 300, "reason": failed, "traceback": "Traceback: x"})
+        )
+    return folder
+
+
+ME = {"host": socket.gethostname(), "pid": os.getpid(), "started": run_files.process_started(os.getpid())}
+GONE = {**ME, "started": 1}
+AWAY = {"host": "elsewhere", "pid": 1, "started": 1}
+
+
+def make_sweep(runs, names, name="s"):
+    rows = [{"run": n, "arm": "a", "agent": "td3", "task": "t", "seed": 0, "env_steps": 2000} for n in names]
+    manifest = {"name": name, "title": "", "scale": "full", "note": "", "arms": [], "runs": rows}
+    (runs / "sweeps").mkdir(parents=True, exist_ok=True)
+    (runs / "sweeps" / f"{name}.json").write_text(json.dumps(manifest))
+
+
+def submit_to(runs, kind, jobs, name="s", **content):
+    submission = Submission.create(runs, name, kind)
+    submission.jobs = [Job(id, [{"name": f"pack-{i}", "runs": names}]) for i, (id, names) in enumerate(jobs)]
+    submission.content |= content
+    submission.save()
+    return submission
+
+
+def states_of(runs):
+    return {state.run: state.state for state in reports.Report(runs).states}
+
+
+def fake_slurm(tmp_path, monkeypatch, squeue, sacct="exit 1"):
+    fake_command(tmp_path / "bin", "sbatch", "true")
+    fake_command(tmp_path / "bin", "squeue", squeue)
+    fake_command(tmp_path / "bin", "sacct", sacct)
+    monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}:/usr/bin:/bin")
+
+
+def test_files_alone(tmp_path):
+    make_run(tmp_path, "td3-t-s0-a", done=True, lease=GONE)
+    make_run(tmp_path, "td3-t-s1-a", done=True, lease=GONE)
+    (tmp_path / "td3-t-s1-a" / "training.csv").write_text("env")  # shorter than DONE says: torn
+    make_run(tmp_path, "td3-t-s2-a", failed="loss is nan", lease=GONE)
+    make_run(tmp_path, "td3-t-s3-a", lease=ME)
+    make_run(tmp_path, "td3-t-s4-a", lease=GONE)
+    make_run(tmp_path, "td3-t-s5-a", lease=GONE, released=True)
+    make_run(tmp_path, "td3-t-s6-a")
+    make_run(tmp_path, "td3-t-s7-a", lease=AWAY)
+    make_run(tmp_path, "td3-t-s8-a", lease=AWAY)
+    os.utime(tmp_path / "td3-t-s8-a" / "progress.json", (1, 1))
+    (tmp_path / "not-a-run").mkdir()
+    assert list(states_of(tmp_path).values()) == [
+        "done", "lost", "failed", "running", "lost", "stopped", "planned", "running", "lost",
+    ]  # fmt: skip
+
+
+def test_a_local_queue(tmp_path):
+    names = [f"r{i}" for i in range(4)]
+    make_sweep(tmp_path, names)
+    make_run(tmp_path, "r0", done=True)
+    make_run(tmp_path, "r1", lease=ME)
+    make_run(tmp_path, "r2", lease=GONE)
+    jobs = [("", [name]) for name in names]
+    submit_to(tmp_path, "local", jobs, queue=ME)
+    assert list(states_of(tmp_path).values()) == ["done", "running", "queued", "queued"]
+    submit_to(tmp_path, "local", jobs, queue=GONE)  # a later one speaks for its runs
+    assert list(states_of(tmp_path).values()) == ["done", "running", "lost", "planned"]
+
+
+def test_slurm_first_by_files_then_by_the_queue(tmp_path, monkeypatch):
+    names = [f"r{i}" for i in range(6)]
+    make_sweep(tmp_path, names)
+    make_run(tmp_path, "r0", done=True)
+    make_run(tmp_path, "r1", lease=AWAY)
+    make_run(tmp_path, "r3", lease=AWAY)
+    make_run(tmp_path, "r4", failed="x", lease=AWAY)
+    submission = submit_to(tmp_path, "slurm", [(f"7_{i}", [name]) for i, name in enumerate(names)])
+    submission.record_cancelled(["7_5"])
+    fake_slurm(tmp_path, monkeypatch, "echo '7_0|RUNNING'; echo '7_1|RUNNING'; echo '7_2|PENDING'")
+    assert list(states_of(tmp_path).values()) == ["done", "running", "queued", "lost", "failed", "cancelled"]
+
+
+def test_a_node_failure_is_not_final(tmp_path, monkeypatch):
+    """sacct says NODE_FAIL for good while the requeued job goes on: squeue is asked first."""
+    make_sweep(tmp_path, ["r0", "r1"])
+    submit_to(tmp_path, "slurm", [("7_0", ["r0"]), ("7_1", ["r1"])])
+    sacct = "echo '7_0|NODE_FAIL'; echo '7_1|NODE_FAIL'"
+    fake_slurm(tmp_path, monkeypatch, "echo '7_0|PENDING'", sacct)
+    report = reports.Report(tmp_path)
+    assert [state.state for state in report.states] == ["queued", "lost"]
+    assert report.states[1].reason == "NODE_FAIL"
+
+
+def test_a_cancelled_pending_element_is_cancelled_though_slurm_forgot_it(tmp_path, monkeypatch):
+    make_sweep(tmp_path, ["r0", "r1"])
+    submit_to(tmp_path, "slurm", [("7_0", ["r0"]), ("7_1", ["r1"])])
+    asked = tmp_path / "asked"
+    fake_slurm(tmp_path, monkeypatch, "echo '7_0|PENDING'; echo '7_1|PENDING'")
+    fake_command(tmp_path / "bin", "scancel", f'echo "$@" > {asked}')
+    assert slurm("cancel", "s", "r1", f"runs={tmp_path}").returncode == 0
+    assert asked.read_text() == "7_1\n"
+    fake_slurm(tmp_path, monkeypatch, "echo '7_0|PENDING'")
+    assert list(states_of(tmp_path).values()) == ["queued", "cancelled"]
+
+
+def test_without_accounting(tmp_path, monkeypatch):
+    make_sweep(tmp_path, ["r0"])
+    submission = submit_to(tmp_path, "slurm", [("7_0", ["r0"])])
+    submission.log("pack-0").write_text("starting\nerror: the disk is full\n\n")
+    fake_slurm(tmp_path, monkeypatch, "true", "echo 'Slurm accounting storage is disabled' >&2; exit 1")
+    result = slurm("why", f"runs={tmp_path}")
+    assert (
+        "1 lost  error: the disk is full" in result.stdout and str(submission.log("pack-0")) in result.stdout
+    )
+
+
+def test_without_the_controller_nothing_is_called_lost(tmp_path, monkeypatch):
+    make_sweep(tmp_path, ["r0", "r1"])
+    make_run(tmp_path, "r0", done=True)
+    submit_to(tmp_path, "slurm", [("7_0", ["r0"]), ("7_1", ["r1"])])
+    fake_slurm(
+        tmp_path, monkeypatch, "echo 'slurm_load_jobs error: Unable to contact slurm controller' >&2; exit 1"
+    )
+    assert list(states_of(tmp_path).values()) == ["done", "unknown"]
+    assert "Unable to contact" in slurm("status", f"runs={tmp_path}").stdout
+    monkeypatch.setenv("PATH", "/nowhere")
+    assert queue.look(["7_0"]).error == "no Slurm on this machine"
+
+
+def test_status_why_and_logs(tmp_path):
+    make_sweep(tmp_path, ["r0", "r1", "r2"])
+    make_run(tmp_path, "r0", failed="loss is nan", lease=GONE)
+    make_run(tmp_path, "r1", failed="loss is nan", lease=GONE)
+    make_run(tmp_path, "r2", lease=ME)
+    text = slurm("status", "s", f"runs={tmp_path}").stdout
+    assert (
+        "2 failed" in text
+        and "python -m slurm retry s" in text
+        and "500/2,000  100 steps/s  return 7.5  15 s left" in text
+    )
+    records = {r["run"]: r for r in json.loads(slurm("status", "--json", f"runs={tmp_path}").stdout)}
+    assert records["r2"]["state"] == "running" and records["r2"]["seconds_left"] == pytest.approx(15)
+    assert "    2 failed  loss is nan" in slurm("why", f"runs={tmp_path}").stdout
+    assert "Traceback: x" in slurm("logs", "r0", f"runs={tmp_path}").stdout
+
+
+def test_gc_and_clean_ask_first(tmp_path):
+    runs = tmp_path / "runs"
+    for name, done in (("r0", True), ("r1", False)):
+        folder = make_run(runs, name, done=done, lease=GONE)
+        (folder / "checkpoint").mkdir()
+        (folder / "replay").mkdir()
+        for n in (1, 2):
+            (folder / "checkpoint" / f"{n:010d}-{n:010d}-00000000.pt").write_bytes(b"x" * 1024)
+        (folder / "replay" / "00000001.f32").write_bytes(b"x" * 2048)
+    make_sweep(runs, ["r0", "r1"])
+    (runs / "notes.txt").write_text("mine")
+    refused = slurm("gc", f"runs={runs}")
+    assert refused.returncode == 1 and "3.0 KiB" in refused.stdout and (runs / "r0" / "replay").is_dir()
+    assert slurm("gc", "--yes", f"runs={runs}").returncode == 0
+    assert [p.name[:10] for p in (runs / "r0" / "checkpoint").iterdir()] == ["0000000002"]
+    assert not (runs / "r0" / "replay").exists() and (runs / "r1" / "replay").is_dir()
+    assert slurm("clean", f"runs={runs}").returncode == 1 and (runs / "r0").is_dir()
+    assert slurm("clean", f"runs={runs}", "--yes").returncode == 0
+    assert [p.name for p in runs.iterdir()] == ["notes.txt"]
+
+
+def test_nothing_is_cleaned_under_a_running_process(tmp_path):
+    make_run(tmp_path, "r0", lease=ME)
+    result = slurm("clean", "--yes", f"runs={tmp_path}")
+    assert result.returncode == 2 and "r0" in result.stderr and (tmp_path / "r0").is_dir()
+
+
+def test_submissions_get_folders_of_their_own(tmp_path):
+    """submitit keys its result files by job id, which a cluster that was set up anew repeats."""
+    folders = {submit_to(tmp_path, "slurm", []).folder for _ in range(3)}
+    assert len(folders) == 3
