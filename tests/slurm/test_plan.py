@@ -100,7 +100,7 @@ def test_time_limits_are_read_as_slurm_reads_them(text, seconds):
 
 def test_a_time_limit_is_whole_minutes(tmp_path):
     """submitit and sbatch take no fractions."""
-    assert profile.load(write(tmp_path, time="00:01:30")).minutes == 2
+    assert profile.load(write(tmp_path, time="00:01:30", grace_seconds=30)).minutes == 2
     assert profile.load("gpu").minutes == 1440  # and not YAML's number to the base of 60
 
 
