@@ -35,7 +35,9 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Any:
 
 
 def words(agent: str, runs: Path, *more: str) -> list[str]:
-    return ["train", *AGENTS[agent], f"runs={runs}", *more]
+    given = {word.split("=")[0] for word in more}
+    usual = [word for word in AGENTS[agent] if word.split("=")[0] not in given]
+    return ["train", *usual, f"runs={runs}", *more]
 
 
 def env_step(directory: Path) -> int:
