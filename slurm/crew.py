@@ -129,22 +129,26 @@ class Crew:
 
     def _start(self, member: Member, slot: int) -> None:
         pack = member.pack
-        self.logs.mkdir(parents=True, exist_ok=True)
         member.marks = self._marks(pack)
         member.tokens = [run_files.newest_writer(self.runs / name)[0] for name in pack.runs]
         member.attempts += 1
         command = train_command(sys.executable, pack, self.configs, self.runs, self._seeds(pack))
-        with open(self.logs / f"{pack.name}.log", "ab") as log:
-            member.process = subprocess.Popen(
-                command,
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
-                cwd=self.working_folder,
-                env={**os.environ, **self.slots[slot]},
-                start_new_session=True,
-                preexec_fn=_leave_with_parent,
-            )
+        try:
+            self.logs.mkdir(parents=True, exist_ok=True)
+            with open(self.logs / f"{pack.name}.log", "ab") as log:
+                member.process = subprocess.Popen(
+                    command,
+                    stdin=subprocess.DEVNULL,
+                    stdout=log,
+                    stderr=log,
+                    cwd=self.working_folder,
+                    env={**os.environ, **self.slots[slot]},
+                    start_new_session=True,
+                    preexec_fn=_leave_with_parent,
+                )
+        except OSError as error:  # no room for a log, or for a process
+            self._again(member, f"{error.filename or command[0]}: {error.strerror}", ATTEMPTS)
+            return
         member.state, member.slot = "training", slot
         if member.attempts == 1:
             self.told(f"{pack.name}  started")
@@ -193,13 +197,16 @@ class Crew:
             how = f"killed by signal {-status}" if status < 0 else said or f"exit status {status}"
             if self._marks(pack) != member.marks:
                 member.attempts = 0
-            most = ATTEMPTS if status < 0 or said.startswith("error: ") else CRASHES
-            if member.attempts >= most:
-                self._leave(member, f"{how} ({most} attempts)")
-                return
-            pause = min(LONGEST_PAUSE, 2.0 ** max(0, member.attempts - 1))
-            member.state, member.not_before = "waiting", time.monotonic() + pause
-            self.told(f"{pack.name}  {how}; starting again in {pause:.0f} s")
+            self._again(member, how, ATTEMPTS if status < 0 or said.startswith("error: ") else CRASHES)
+
+    def _again(self, member: Member, how: str, most: int) -> None:
+        """Start again after a pause, unless it has been tried often enough."""
+        if member.attempts >= most:
+            self._leave(member, f"{how} ({most} attempts)")
+            return
+        pause = min(LONGEST_PAUSE, 2.0 ** max(0, member.attempts - 1))
+        member.state, member.not_before = "waiting", time.monotonic() + pause
+        self.told(f"{member.pack.name}  {how}; starting again in {pause:.0f} s")
 
     def _ours(self, name: str, token: int, pid: int) -> bool:
         """Whether nobody but the process that just ended has claimed a run since that process began."""

@@ -9,6 +9,7 @@ memory.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import signal
@@ -120,4 +121,5 @@ def _requeue() -> None:
 
 
 def _say(line: str) -> None:
-    print(f"{time.strftime('%Y-%m-%d %H:%M:%S')}  {line}", file=sys.stdout, flush=True)
+    with contextlib.suppress(OSError):  # a disk that is full is no reason to give up
+        print(f"{time.strftime('%Y-%m-%d %H:%M:%S')}  {line}", file=sys.stdout, flush=True)
