@@ -1,34 +1,30 @@
 """DCWM / DC-MPC: a discrete codebook world model and planning in it (ICLR 2025; spec page dcwm.md).
 
-Symbols: e encoder, f quantiser, K codebook of |C| codes, d_phi dynamics, R reward, pi actor, q critics; a bar is a
-target network. A latent is a flat vector of Z = d b entries, d latent dimensions of b channels. Logits and class
-weights are laid out (..., |C|, d), classes before dimensions: sums over classes then run along contiguous memory,
-which on a CPU makes sampling several times faster. Losses and plans are those of one seed, plans of one environment.
+The world model and its loss (sections 1 and 3) are in `codebook_world`, the search for plans (section 5) is in `mppi`;
+here are actor and critics, what a plan is worth, and what is updated when. Symbols: pi actor, q critics; a bar is a
+target network. Losses and plans are those of one seed, plans of one environment.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.func import grad_and_value
 
-from iqrl import counter_random
+from baselines.codebook_world import COMPONENTS, PROPAGATION, Latent, World, WorldModel
+from baselines.mppi import MPPI
 from iqrl.agent import Agent, Batch, Memory, Metrics, Noise, Progress, Slices, Stage, State, register, setting
 from iqrl.errors import InputError
 from iqrl.networks import MLP, Adam, ParameterGroup, soft_update
-from iqrl.quantisers import FSQ, VQ, make_quantiser
 from iqrl.returns import n_step, n_step_released
 from iqrl.schedules import EXPLORATION_EPISODES, linear_by_episode
 from iqrl.tasks import TaskSpec
 
-COMPONENTS = {"gaussian": 1, "mixture": 3}  # of continuous stochastic dynamics (section 8)
 Parameters = Mapping[str, Mapping[str, Tensor]]  # unpacked, by network and name
-PROPAGATION = ("sample", "sample_no_grad", "weighted_avg", "mode")
 
 
 @dataclass(frozen=True)
@@ -116,16 +112,6 @@ class Config:
     noise_episodes: int = setting(150, "episodes in between; 50 easy, 150 medium, 500 hard tasks", low=1, high=10**6)
 
 
-@dataclass(frozen=True)
-class Model:
-    """All that a plan reads of one seed's state."""
-
-    world: Parameters
-    actor: Parameters
-    critic: Parameters
-    codebook: Tensor | None
-
-
 @register("dcwm")
 class DCWM(Agent[Config]):
     presets = {
@@ -183,29 +169,18 @@ class DCWM(Agent[Config]):
 
     def __init__(self, config: Config, spec: TaskSpec, dtype: torch.dtype = torch.float32) -> None:
         super().__init__(config, spec, dtype)
-        c, o, a, hidden = config, spec.observation_dim, spec.action_dim, tuple(config.mlp_dims)
-        self.quantise = make_quantiser(c.quantizer, c.fsq_levels, c.vq_codes, c.vq_beta, c.vq_decay)
-        coded = c.quantizer in ("fsq", "vq")
-        self.width = z = c.latent_dim * (len(c.fsq_levels) if coded else 1)  # Z
-        self.classes = self.quantise.codebook_size  # |C|
-        self.components = COMPONENTS.get(c.dynamics, 0)
-        seen = {"codebook": z, "onehot": c.latent_dim * self.classes, "label": c.latent_dim}[c.head_encoding]
-        predicted = c.latent_dim * self.classes if c.dynamics == "stochastic" else z
-        if self.components:
-            predicted = self.components * (2 * z + 1)  # means, logarithms of deviations, logits
-        scalar: dict[str, Any] = {"initialisation": c.init, "precise_output": True}
-        world = {
-            "encoder": MLP(o, tuple(c.enc_mlp_dims), z, initialisation=c.init, precise_input=True),
-            "dynamics": MLP(z + a, hidden, predicted, initialisation=c.init),
-            "reward": MLP(seen + a, hidden, 1, **scalar),
-        }
-        if c.use_decoder:
-            world["decoder"] = MLP(z, hidden, o, initialisation=c.init)
-        self.world = ParameterGroup(world)
+        c, a, hidden = config, spec.action_dim, tuple(config.mlp_dims)
+        self.model = WorldModel(c, spec, dtype)
+        self.world, seen = self.model.group, self.model.seen
+        critic = MLP(seen + a, hidden, 1, ensemble=c.num_critics, initialisation=c.init, precise_output=True)
         self.actor = ParameterGroup({"actor": MLP(seen, hidden, a, initialisation=c.init)})
-        self.critic = ParameterGroup({"critic": MLP(seen + a, hidden, 1, ensemble=c.num_critics, **scalar)})
+        self.critic = ParameterGroup({"critic": critic})
         self.world_optimiser = Adam(c.enc_lr, weight_decay=c.enc_weight_decay, clip=c.clip)
         self.optimiser = Adam(c.lr, clip=c.clip)
+        self.planner = MPPI(
+            c.plan_horizon, a, c.plan_iterations, c.plan_samples - c.plan_policy, c.plan_elites if c.use_top_k else 0,
+            c.plan_min_std, c.plan_max_std, c.plan_temperature, c.use_mppi_mean,
+        )  # fmt: skip
 
     def initialise(self, generator: torch.Generator) -> dict[str, Tensor]:
         world, actor, critic = (g.initialise(generator) for g in (self.world, self.actor, self.critic))
@@ -215,83 +190,10 @@ class DCWM(Agent[Config]):
             **self.optimiser.initialise("critic", critic),
             "target_actor": actor.clone(),
             "target_critic": critic.clone(),
-            **self.quantise.initialise(generator),
+            **self.model.quantise.initialise(generator),
         }
 
-    # --- the latent (section 1)
-
-    def codebook(self, state: State) -> Tensor | None:
-        """K (|C|, b), or None without one."""
-        if isinstance(self.quantise, FSQ):
-            return self.quantise.codebook().to(state["world"].device)
-        return state.get("codebook")
-
-    def encode(self, world: Parameters, observation: Tensor, codebook: Tensor | None) -> Tensor:
-        """c = f(e(o)): (..., O) -> (..., Z)."""
-        return self.quantise(self.world.networks["encoder"](world["encoder"], observation), codebook)
-
-    def one_hot(self, indices: Tensor) -> Tensor:
-        """Class weights (..., |C|, d) of indices (..., d)."""
-        return (indices.unsqueeze(-2) == torch.arange(self.classes, device=indices.device)[:, None]).float()
-
-    def heads(self, code: Tensor, codebook: Tensor | None, weights: Tensor | None = None) -> Tensor:
-        """What reward, actor and critics see of a latent (head_encoding): (..., Z) -> (..., n).
-
-        weights: (..., |C|, d), class weights that the latent was made of, if it was; they carry its gradient.
-        """
-        if self.config.head_encoding == "codebook":
-            return code
-        if weights is None:
-            weights = self.one_hot(self.quantise.indices(code, codebook))
-        if self.config.head_encoding == "onehot":
-            return weights.flatten(-2)
-        return (weights * torch.arange(self.classes, device=code.device)[:, None]).sum(-2)
-
-    # --- the model (section 2)
-
-    def predict(self, world: Parameters, code: Tensor, action: Tensor) -> Tensor:
-        """Output of the dynamics network: logits (..., |C|, d), or (..., n)."""
-        out = self.world.networks["dynamics"](world["dynamics"], torch.cat([code, action], -1))
-        return out.unflatten(-1, (self.classes, -1)) if self.config.dynamics == "stochastic" else out
-
-    def following(
-        self, out: Tensor, code: Tensor, codebook: Tensor | None, mode: str, key: Tensor | None
-    ) -> tuple[Tensor, Tensor | None]:
-        """Next latent (..., Z) from the dynamics' output, and the class weights that it is made of, if it is.
-
-        mode: sample, sample_no_grad, weighted_avg or mode; key: (2,) bits, for the samples.
-        """
-        if self.config.dynamics == "stochastic":
-            assert codebook is not None
-            uniform = None if key is None else counter_random.uniform(key, tuple(out.shape))
-            weights = class_weights(out, mode, uniform, self.config.st_hard)
-            return decode(weights, codebook), weights
-        if self.components:
-            return self._density_step(out, code, mode, key), None
-        return self.quantise(code + out if self.config.use_delta else out, codebook), None
-
-    def density(self, out: Tensor, code: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Means and logarithms of deviations (..., M, Z), and logits (..., M), of M normal densities."""
-        values, logits = out.split([self.components * 2 * self.width, self.components], -1)
-        mean, log_std = values.unflatten(-1, (2, self.components, self.width)).unbind(-3)
-        mean = mean + code.unsqueeze(-2) if self.config.use_delta else mean
-        return mean, torch.clamp(log_std, -5.0, 2.0), logits
-
-    def _density_step(self, out: Tensor, code: Tensor, mode: str, key: Tensor | None) -> Tensor:
-        mean, log_std, logits = self.density(out, code)
-        if "sample" not in mode or key is None:
-            weights = class_weights(logits[..., None], mode, None, True)
-            return (weights * mean).sum(-2)
-        uniform = counter_random.uniform(key, (*logits.shape, 1))
-        pick = class_weights(logits[..., None], mode, uniform, self.config.st_hard)
-        noise = counter_random.normal(key.flip(0), tuple(code.shape))
-        sample = (pick * (mean + torch.exp(log_std) * noise.unsqueeze(-2))).sum(-2)
-        return sample.detach() if mode == "sample_no_grad" else sample
-
-    def reward(self, world: Parameters, seen: Tensor, action: Tensor) -> Tensor:
-        """Reward (...,) of an action; bounded by tanh to [0, action repeat] (section 2)."""
-        raw = self.world.networks["reward"](world["reward"], torch.cat([seen, action], -1))[..., 0]
-        return (torch.tanh(raw) + 1.0) * (self.spec.action_repeat / 2.0) if self.config.bound_reward else raw
+    # --- networks (section 2)
 
     def policy(self, actor: Parameters, seen: Tensor) -> Tensor:
         """pi in [-1, 1]: (..., n) -> (..., A)."""
@@ -308,180 +210,94 @@ class DCWM(Agent[Config]):
         index = torch.argsort(noise)[: self.config.q_sample]
         return {"critic": {k: v.index_select(0, index) for k, v in critic["critic"].items()}}
 
-    # --- acting: model predictive path integral planning (section 5)
+    # --- acting: planning, or the actor (section 5)
 
     def act(
         self, state: State, carry: State, observation: Tensor, noise: Mapping[str, Tensor], clock: State
     ) -> tuple[Tensor, State]:
-        groups = {"world": self.world, "actor": self.actor, "critic": self.critic}
-        model = Model(**{k: g.unpack(state[k], self.dtype) for k, g in groups.items()}, codebook=self.codebook(state))
-        code = self.encode(model.world, observation, model.codebook)
+        world = self.model.bind(state["world"], self.model.codebook(state))
+        actor, critic = self.actor.unpack(state["actor"], self.dtype), self.critic.unpack(state["critic"], self.dtype)
+        latent, sigma = world.encode(observation), clock["sigma"]
+
+        def plan(code: Tensor, mean: Tensor, noise: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
+            start, keys = Latent(code), noise.get("propagation")
+
+            def value(j: int, sequences: Tensor) -> Tensor:
+                critics = self.drawn(critic, noise["critics"][j] if "critics" in noise else None)
+                last = sigma * noise["terminal"][j] if "terminal" in noise else None
+                key = None if keys is None else keys[j + 1]
+                return self.sequence_value(world, actor, critics, start, sequences, last, key)
+
+            proposed = self.policy_sequences(world, actor, start, noise, sigma)
+            return self.planner.plan(value, proposed, mean, noise)
+
         if self.config.mpc:
-            plan = torch.func.vmap(lambda code, mean, noise: self.plan(model, code, mean, noise, clock["sigma"]))
-            action, mean = plan(code, carry["mean"], dict(noise))
+            action, mean = torch.func.vmap(plan)(latent.code, carry["mean"], dict(noise))
             carry = {"mean": mean}
         else:
-            action = self.policy(model.actor, self.heads(code, model.codebook))
+            action = self.policy(actor, world.seen(latent))
         if "action" in noise:
-            action = action + clock["sigma"] * noise["action"]
+            action = action + sigma * noise["action"]
         return torch.clamp(action, -1.0, 1.0), carry
 
-    def plan(
-        self, model: Model, code: Tensor, mean: Tensor, noise: Mapping[str, Tensor], sigma: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        """First action (A,) of a plan from a latent (Z,), and the plan's mean (T, A), shifted for the next decision.
-
-        mean: (T, A), where the last plan left it.
-        """
-        c, keys = self.config, noise.get("propagation")
-        policy = self._policy_sequences(model, code, noise, sigma)  # (P, T, A)
-        std = torch.full_like(mean, c.plan_max_std)
-        start = code.expand(c.plan_samples, -1)
-        for j in range(c.plan_iterations):
-            sampled = torch.clamp(mean + std * noise["samples"][j], -1.0, 1.0)
-            actions = torch.cat([policy, sampled])  # (n, T, A)
-            critics = self.drawn(model.critic, noise["critics"][j] if "critics" in noise else None)
-            terminal = sigma * noise["terminal"][j] if "terminal" in noise else None
-            key = None if keys is None else keys[j + 1]
-            value = self.sequence_value(replace(model, critic=critics), start, actions, terminal, key)
-            elites, weight, mean, std = self.refit(actions, torch.nan_to_num(value, nan=0.0))
-        following = torch.cat([mean[1:], torch.zeros_like(mean[:1])])
-        if c.use_mppi_mean:
-            return mean[0], following
-        upto = torch.cumsum(weight, 0)  # an elite, by inverting the cumulative sum
-        place = torch.clamp((upto <= noise["elite"] * upto[-1]).sum(), max=len(upto) - 1)
-        return elites[:, 0].index_select(0, place[None])[0], following
-
-    def _policy_sequences(self, model: Model, code: Tensor, noise: Mapping[str, Tensor], sigma: Tensor) -> Tensor:
+    def policy_sequences(
+        self, world: World, actor: Parameters, start: Latent, noise: Mapping[str, Tensor], sigma: Tensor
+    ) -> Tensor:
         """The actor's own sequences (P, T, A), rolled through the model, with exploration noise if it is given."""
-        c, weights, actions = self.config, None, []
-        code, keys = code.expand(c.plan_policy, -1), noise.get("propagation")
+        c, keys, actions = self.config, noise.get("propagation"), []
+        latent = Latent(start.code.expand(c.plan_policy, -1))
         for t in range(c.plan_horizon):
-            action = self.policy(model.actor, self.heads(code, model.codebook, weights))
+            action = self.policy(actor, world.seen(latent))
             if "policy" in noise:
                 action = torch.clamp(action + sigma * noise["policy"][t], -1.0, 1.0)
             actions.append(action)
             if t + 1 < c.plan_horizon:
-                key = None if keys is None else keys[0, t]
-                out = self.predict(model.world, code, action)
-                code, weights = self.following(out, code, model.codebook, c.plan_unc_prop, key)
+                latent = world.step(latent, action, c.plan_unc_prop, None if keys is None else keys[0, t])
         return torch.stack(actions, 1)
 
     def sequence_value(
-        self, model: Model, code: Tensor, actions: Tensor, terminal: Tensor | None = None, keys: Tensor | None = None
-    ) -> Tensor:
-        """Phi (n,): predicted rewards of sequences (n, T, A) from latents (n, Z), and the critics' mean at the end."""
-        c, weights = self.config, None
-        total: Tensor | float = 0.0
-        for t in range(c.plan_horizon):
-            action, key = actions[:, t], None if keys is None else keys[t]
-            seen = self.heads(code, model.codebook, weights)
-            total = total + c.plan_discount**t * self.reward(model.world, seen, action)
-            out = self.predict(model.world, code, action)
-            code, weights = self.following(out, code, model.codebook, c.plan_unc_prop, key)
-        seen = self.heads(code, model.codebook, weights)
-        action = self.policy(model.actor, seen)
-        if terminal is not None:
-            action = torch.clamp(action + terminal, -1.0, 1.0)
-        return total + c.plan_discount**c.plan_horizon * self.values(model.critic, seen, action).mean(0)
+        self, world: World, actor: Parameters, critic: Parameters, start: Latent, sequences: Tensor,
+        last: Tensor | None = None, keys: Tensor | None = None,
+    ) -> Tensor:  # fmt: skip
+        """Phi (n,): predicted rewards of sequences (n, T, A), and the critics' mean at the end.
 
-    def refit(self, actions: Tensor, value: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Elites (E, T, A), their weights (E,), and mean and standard deviation (T, A) of the next iteration."""
-        c, elites = self.config, actions
-        if c.use_top_k:
-            value, best = torch.topk(value, c.plan_elites)
-            elites = actions.index_select(0, best)
-        weight = torch.exp(c.plan_temperature * (value - value.max()))
-        weight = weight / weight.sum()
-        share = (weight / (weight.sum() + 1e-9))[:, None, None]
-        mean = (share * elites).sum(0)
-        std = torch.sqrt((share * (elites - mean).square()).sum(0))
-        return elites, weight, mean, torch.clamp(std, c.plan_min_std, c.plan_max_std)
+        last: (A,), noise on the action that the critics judge.
+        """
+        c, total = self.config, torch.zeros(len(sequences), device=sequences.device)
+        latent = Latent(start.code.expand(len(sequences), -1))
+        for t in range(c.plan_horizon):
+            action = sequences[:, t]
+            total = total + c.plan_discount**t * world.reward(latent, action)
+            latent = world.step(latent, action, c.plan_unc_prop, None if keys is None else keys[t])
+        seen = world.seen(latent)
+        action = self.policy(actor, seen)
+        if last is not None:
+            action = torch.clamp(action + last, -1.0, 1.0)
+        return total + c.plan_discount**c.plan_horizon * self.values(critic, seen, action).mean(0)
 
     def act_noise(self, explore: bool) -> Mapping[str, Noise]:
         c, a = self.config, self.spec.action_dim
         noise = {"action": Noise((a,))} if explore else {}
         if not c.mpc:
             return noise
-        noise["samples"] = Noise((c.plan_iterations, c.plan_samples - c.plan_policy, c.plan_horizon, a))
+        noise |= self.planner.noise()
         if c.plan_policy and (explore or c.released_pi_noise):
             noise["policy"] = Noise((c.plan_horizon, 1 if c.released_pi_noise else c.plan_policy, a))
         if c.released_pi_noise:
             noise["terminal"] = Noise((c.plan_iterations, a))
         if c.plan_q == "sample" and 0 < c.q_sample < c.num_critics:
             noise["critics"] = Noise((c.plan_iterations, c.num_critics), "uniform")
-        if not c.use_mppi_mean:
-            noise["elite"] = Noise((), "uniform")
         if "sample" in c.plan_unc_prop and c.dynamics != "deterministic":
             noise["propagation"] = Noise((c.plan_iterations + 1, c.plan_horizon, 2), "bits")
         return noise
 
     def carry(self) -> dict[str, Tensor]:
-        return {"mean": torch.zeros(self.config.plan_horizon, self.spec.action_dim)} if self.config.mpc else {}
+        return {"mean": self.planner.first_mean()} if self.config.mpc else {}
 
     def acts_randomly(self, progress: Progress) -> bool:
         return progress.episodes < self.config.warmup_episodes
 
-    # --- losses (sections 3 and 4)
-
-    def world_loss(
-        self, flat: Tensor, codebook: Tensor | None, batch: Batch, keys: Tensor | None
-    ) -> tuple[Tensor, Metrics]:
-        """Consistency, reward and optional terms over an unroll of H steps (section 3). keys: (H, 2) bits."""
-        c, world = self.config, self.world.unpack(flat, self.dtype)
-        going = batch.alive[: c.horizon] * (1.0 - batch.terminated[: c.horizon])  # the mask of W8; 1 on DM Control
-        powers = c.rep_discount ** torch.arange(c.horizon, device=flat.device, dtype=torch.float32)
-        scale = powers[:, None] * going / c.horizon  # (H, B)
-        with torch.no_grad():  # no target encoder: the online one, without gradient
-            goal = self.encode(world, batch.observation[1 : c.horizon + 1], codebook)
-            goal_index = self.quantise.indices(goal, codebook) if self.classes else None
-        latent = self.world.networks["encoder"](world["encoder"], batch.observation[0])
-        code, weights = self.quantise(latent, codebook), None
-        consistency, mistakes, codes = [], [], [code]
-        for h in range(c.horizon):
-            seen = self.heads(code, codebook, weights)
-            mistakes.append((self.reward(world, seen, batch.action[h]) - batch.reward[h]).square())
-            out = self.predict(world, code, batch.action[h])
-            previous = code
-            code, weights = self.following(out, code, codebook, c.unc_prop, None if keys is None else keys[h])
-            index = None if goal_index is None else goal_index[h]
-            consistency.append(self.consistency_error(out, previous, code, goal[h], index, codebook))
-            codes.append(code)
-        parts: Metrics = {
-            "consistency_loss": (scale * torch.stack(consistency)).mean(1).sum(),
-            "reward_loss": (scale * torch.stack(mistakes)).mean(1).sum(),
-        }
-        loss = c.consistency_coef * parts["consistency_loss"] + c.reward_coef * parts["reward_loss"]
-        unrolled = torch.stack(codes)  # (H + 1, B, Z)
-        if c.use_decoder:
-            guess = self.world.networks["decoder"](world["decoder"], unrolled[:-1])
-            error = (guess - batch.observation[: c.horizon]).square().mean(-1)
-            parts["reconstruction_loss"] = (scale * error).mean(1).sum()
-            loss = loss + parts["reconstruction_loss"]
-        if isinstance(self.quantise, VQ):
-            parts["commitment_loss"] = self.quantise.commitment(latent, codes[0]).mean()
-            loss = loss + parts["commitment_loss"]
-        parts |= {"latent_mean": unrolled.mean(), "latent_min": unrolled.min(), "latent_max": unrolled.max()}
-        return loss, {k: v.detach() for k, v in parts.items()}
-
-    def consistency_error(
-        self, out: Tensor, previous: Tensor, code: Tensor, goal: Tensor, index: Tensor | None, codebook: Tensor | None
-    ) -> Tensor:
-        """Error (B,) of one predicted step against the code that followed (B, Z), of indices (B, d)."""
-        kind = self.config.consistency
-        if kind == "ce":
-            assert codebook is not None and index is not None
-            logits = out if self.config.dynamics == "stochastic" else similarity(code, codebook, self.config.ce_logits)
-            return cross_entropy(logits, self.one_hot(index))
-        if kind == "nll":
-            mean, log_std, logits = self.density(out, previous)
-            deviation = (goal.unsqueeze(-2) - mean) * torch.exp(-log_std)
-            log_density = (-0.5 * deviation.square() - log_std - 0.5 * math.log(2.0 * math.pi)).sum(-1)
-            return -torch.logsumexp(torch.log_softmax(logits, -1) + log_density, -1) / self.width
-        if kind == "mse":
-            return (code - goal).square().mean(-1)
-        norms = [torch.clamp(torch.linalg.vector_norm(v, dim=-1), min=1e-6) for v in (code, goal)]
-        return -(code * goal).sum(-1) / (norms[0] * norms[1])
+    # --- losses of actor and critics (section 4)
 
     def target_value(
         self, state: State, seen: Tensor, total: Tensor, factor: Tensor, noise: Mapping[str, Tensor]
@@ -548,21 +364,16 @@ class DCWM(Agent[Config]):
     def _update(
         self, state: State, batch: Batch, noise: Mapping[str, Tensor]
     ) -> tuple[dict[str, Tensor], Metrics, Tensor]:
-        c, codebook = self.config, self.codebook(state)
-        gradient, (loss, parts) = grad_and_value(self.world_loss, has_aux=True)(
+        c, codebook = self.config, self.model.codebook(state)
+        gradient, (loss, parts) = grad_and_value(self.model.loss, has_aux=True)(
             state["world"], codebook, batch, noise.get("propagation")
         )
         metrics: Metrics = {"world_loss": loss, **parts}
         changed, metrics["world_gradient_norm"] = self.world_optimiser.step("world", state, gradient)
-        if isinstance(self.quantise, VQ):
-            encoder = self.world.unpack(state["world"], self.dtype)["encoder"]
-            met = [self.world.networks["encoder"](encoder, o) for o in batch.observation[: c.horizon + 1]]
-            changed |= self.quantise.learn(state, met)
-            codebook = changed["codebook"]
+        changed |= self.model.learn_codebook(state, batch)
+        world = self.model.bind(changed["world"], changed.get("codebook", codebook))  # just updated
         total, factor, last = (n_step_released if c.released_nstep else n_step)(batch, c.nstep, c.discount)
-        world = self.world.unpack(changed["world"], self.dtype)  # just updated
-        code = self.encode(world, torch.stack([batch.observation[0], last]), codebook)
-        seen, after = self.heads(code, codebook).unbind()
+        seen, after = world.seen(world.encode(torch.stack([batch.observation[0], last]))).unbind()
         y = self.target_value(state, after, total, factor, noise)
         gradient, (loss, parts) = grad_and_value(self.critic_loss, has_aux=True)(
             state["critic"], seen, batch.action[0], y
@@ -592,71 +403,22 @@ class DCWM(Agent[Config]):
     # --- looking inside
 
     def latent_width(self) -> int:
-        return self.width
+        return self.model.width
 
     def latent(self, state: State, observation: Tensor) -> Tensor:
-        return self.encode(self.world.unpack(state["world"], self.dtype), observation, self.codebook(state))
+        return self.model.bind(state["world"], self.model.codebook(state)).encode(observation).code
 
     def codes(self, state: State, latent: Tensor) -> tuple[Tensor, int] | None:
-        return (self.quantise.indices(latent, self.codebook(state)), self.classes) if self.classes else None
+        size = self.model.classes
+        return (self.model.quantise.indices(latent, self.model.codebook(state)), size) if size else None
 
     def hidden(self, state: State, observation: Tensor, action: Tensor) -> list[Tensor]:
         layers: list[Tensor] = []
-        codebook, world = self.codebook(state), self.world.unpack(state["world"], self.dtype)
-        code = self.quantise(self.world.networks["encoder"].forward(world["encoder"], observation, layers), codebook)
-        seen = self.heads(code, codebook)
-        self.world.networks["dynamics"].forward(world["dynamics"], torch.cat([code, action], -1), layers)
+        world = self.model.bind(state["world"], self.model.codebook(state))
+        latent = Latent(self.model.quantise(world.run("encoder", observation, layers), world.codebook))
+        world.run("dynamics", torch.cat([latent.code, action], -1), layers)
         critic, actor = self.critic.unpack(state["critic"], self.dtype), self.actor.unpack(state["actor"], self.dtype)
+        seen = world.seen(latent)
         self.critic.networks["critic"].forward(critic["critic"], torch.cat([seen, action], -1), layers)
         self.actor.networks["actor"].forward(actor["actor"], seen, layers)
         return layers
-
-
-# --- classes
-
-
-def class_weights(logits: Tensor, mode: str, uniform: Tensor | None, hard: bool) -> Tensor:
-    """Weights of classes (..., |C|, d) that make up the next latent, from logits of that shape.
-
-    Sampling is by Gumbel's trick, temperature 1: with g = -log(-log u), exp(logit + g) is exp(logit) / -log(u).
-
-    Args:
-        mode: "weighted_avg" softmax; "mode" the likeliest class; "sample" straight-through Gumbel-softmax, whose
-            value is one-hot and whose gradient is the softmax's; "sample_no_grad" one-hot without gradient.
-        uniform: (..., |C|, d) in (0, 1), for the samples.
-        hard: if false, "sample" is the softmax of the perturbed logits itself.
-    """
-    score = torch.exp(logits - logits.detach().amax(-2, keepdim=True))
-    if mode in ("sample", "sample_no_grad"):
-        assert uniform is not None
-        score = score / -torch.log(uniform)
-    soft = score / score.sum(-2, keepdim=True)
-    if mode == "weighted_avg" or (mode == "sample" and not hard):
-        return soft
-    # The first maximum, found by comparisons, which compile to vector code; argmax does not.
-    fixed, place = score.detach(), torch.arange(logits.shape[-2], dtype=torch.int32, device=logits.device)[:, None]
-    first = torch.where(fixed == fixed.amax(-2, keepdim=True), place, logits.shape[-2]).amin(-2, keepdim=True)
-    chosen = (place == first).float()
-    return (soft - soft.detach()) + chosen if mode == "sample" else chosen
-
-
-def decode(weights: Tensor, codebook: Tensor) -> Tensor:
-    """Latents (..., Z) from class weights (..., |C|, d): the weighted sum of codes for each latent dimension."""
-    return torch.stack([(weights * channel[:, None]).sum(-2) for channel in codebook.unbind(-1)], -1).flatten(-2)
-
-
-def cross_entropy(logits: Tensor, goal: Tensor) -> Tensor:
-    """Mean over latent dimensions of -log softmax of the goal's class: (..., |C|, d) twice -> (...,)."""
-    return (torch.logsumexp(logits, -2) - (logits * goal).sum(-2)).mean(-1)
-
-
-def similarity(code: Tensor, codebook: Tensor, kind: str) -> Tensor:
-    """Logits (..., |C|, d) of predicted codes (..., Z): inner product, negative squared distance or cosine (W6)."""
-    vectors = code.unflatten(-1, (-1, codebook.shape[-1]))  # (..., d, b)
-    product = (vectors @ codebook.t()).transpose(-1, -2)
-    if kind == "dot":
-        return product
-    square, code_square = vectors.square().sum(-1).unsqueeze(-2), codebook.square().sum(-1)[:, None]
-    if kind == "neg_mse":
-        return 2.0 * product - square - code_square
-    return product / torch.sqrt(torch.clamp(square, min=1e-12) * torch.clamp(code_square, min=1e-12))

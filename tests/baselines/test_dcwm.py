@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import numpy as np
@@ -21,7 +22,7 @@ from packs import (
 )
 from torch.func import grad
 
-from baselines.dcwm import Model, class_weights, cross_entropy, decode, similarity
+from baselines.codebook_world import Latent, class_weights, cross_entropy, decode, similarity
 from iqrl import counter_random
 from iqrl.agent import Batch, Progress
 from iqrl.config import parse_words, resolve
@@ -77,27 +78,27 @@ def test_golden_gumbel() -> None:
 def test_golden_reward() -> None:
     agent = make_agent("dcwm")
     state = initial_state(agent)
-    world = agent.world.unpack(torch.zeros_like(state["world"]))
+    world = agent.model.bind(torch.zeros_like(state["world"]), CODEBOOK)
     for raw, expected in ((0.0, 1.0), (0.5, 1.462117)):
-        world["reward"]["2.bias"] = torch.tensor([raw])
-        reward = agent.reward(world, torch.randn(3, 16), torch.zeros(3, SPEC.action_dim))
+        world.parameters["reward"]["2.bias"].fill_(raw)
+        reward = world.reward(Latent(torch.randn(3, 16)), torch.zeros(3, SPEC.action_dim))
         np.testing.assert_allclose(reward, 3 * [expected], atol=1e-6)
-    free = make_agent("dcwm", "agent.bound_reward=false")
-    assert free.reward(world, torch.randn(3, 16), torch.zeros(3, 2)).tolist() == [0.5] * 3
+    free = dataclasses.replace(world, model=make_agent("dcwm", "agent.bound_reward=false").model)
+    assert free.reward(Latent(torch.randn(3, 16)), torch.zeros(3, 2)).tolist() == [0.5] * 3
 
 
 def test_golden_refit() -> None:
     agent = make_agent("dcwm", "agent.plan_elites=3")
     value = torch.tensor([1.0, 3.0, 2.0, 0.5, 2.5])
     actions = torch.tensor([[0.1, 0.9], [0.5, -0.5], [-0.2, 0.3], [1.0, 1.0], [0.6, -0.1]])[:, None]
-    elites, weight, mean, std = agent.refit(actions, value)
+    elites, weight, mean, std = agent.planner.refit(actions, value)
     assert torch.equal(elites, actions[[1, 4, 2]])
     np.testing.assert_allclose(weight, [0.419229, 0.326496, 0.254275], atol=1e-6)
     np.testing.assert_allclose(mean[0], [0.354657, -0.165981], atol=1e-6)
     np.testing.assert_allclose(std[0], [0.326704, 0.321570], atol=1e-6)
-    everything = make_agent("dcwm", "agent.use_top_k=false").refit(actions, value)
+    everything = make_agent("dcwm", "agent.use_top_k=false").planner.refit(actions, value)
     assert len(everything[0]) == 5 and float(everything[1].sum()) == pytest.approx(1.0)
-    narrow = make_agent("dcwm", "agent.plan_elites=1", "agent.plan_min_std=0.3").refit(actions, value)
+    narrow = make_agent("dcwm", "agent.plan_elites=1", "agent.plan_min_std=0.3").planner.refit(actions, value)
     np.testing.assert_allclose(narrow[3], [[0.3, 0.3]])
 
 
@@ -106,7 +107,7 @@ def test_golden_sequence_value() -> None:
         agent = make_agent("dcwm", word)
         state = {k: torch.zeros_like(v) for k, v in initial_state(agent).items()}  # raw reward 0 is a reward of 1
         agent.critic.unpack(state["critic"])["critic"]["2.bias"].fill_(10.0)
-        value = agent.sequence_value(model(agent, state), torch.zeros(4, 16), torch.zeros(4, 3, 2))
+        value = agent.sequence_value(*model(agent, state), Latent(torch.zeros(16)), torch.zeros(4, 3, 2))
         np.testing.assert_allclose(value, 4 * [expected], rtol=1e-5)
 
 
@@ -275,7 +276,7 @@ def uniforms(noise: Any) -> list[np.ndarray]:
 
 def test_losses_equal_plain_restatements(case: Any) -> None:
     agent, state, batch, noise, arrays, data = case
-    loss, parts = agent.world_loss(state["world"], CODEBOOK, batch, noise["propagation"])
+    loss, parts = agent.model.loss(state["world"], CODEBOOK, batch, noise["propagation"])
     consistency, mistake = plain_world_loss(arrays["world"], arrays["world"], data, uniforms(noise))
     assert float(parts["consistency_loss"]) == pytest.approx(consistency, rel=1e-5)
     assert float(parts["reward_loss"]) == pytest.approx(mistake, rel=1e-5)
@@ -321,7 +322,7 @@ def test_dynamics_and_reward_gradients_are_those_of_the_restatement(case: Any) -
     agent, state, batch, noise, arrays, data = case
     one = make_agent("dcwm", "agent.horizon=1")
     first = Batch(*(v[: 2 if i == 0 else 1] for i, v in enumerate(vars(batch).values())))
-    gradient, _ = grad(one.world_loss, has_aux=True)(state["world"], CODEBOOK, first, noise["propagation"])
+    gradient, _ = grad(one.model.loss, has_aux=True)(state["world"], CODEBOOK, first, noise["propagation"])
     direction = torch.sign(gradient) * torch.rand(gradient.shape, generator=torch.Generator().manual_seed(1))
     direction = agent.world.unpack(direction)
     direction["encoder"] = {k: 0 * v for k, v in direction["encoder"].items()}  # reached through the rounding alone
@@ -347,9 +348,10 @@ def test_dynamics_and_reward_gradients_are_those_of_the_restatement(case: Any) -
 # --- plans
 
 
-def model(agent: Any, state: Any) -> Model:
-    groups = {"world": agent.world, "actor": agent.actor, "critic": agent.critic}
-    return Model(**{k: g.unpack(state[k]) for k, g in groups.items()}, codebook=agent.codebook(state))
+def model(agent: Any, state: Any) -> tuple[Any, Any, Any]:
+    """World, actor and critics."""
+    world = agent.model.bind(state["world"], agent.model.codebook(state))
+    return world, agent.actor.unpack(state["actor"]), agent.critic.unpack(state["critic"])
 
 
 def decision_noise(agent: Any, explore: bool, count: int = 1, seed: int = 0) -> dict[str, torch.Tensor]:
@@ -457,7 +459,7 @@ def test_plan_variants(case: Any) -> None:
     agent = make_agent("dcwm", "agent.mpc=false")
     assert agent.carry() == {} and agent.act_noise(False) == {} and set(agent.act_noise(True)) == {"action"}
     greedy, _ = agent.act(state, {}, observation, {}, clock)
-    torch.testing.assert_close(greedy, agent.policy(model(agent, state).actor, agent.latent(state, observation)))
+    torch.testing.assert_close(greedy, agent.policy(model(agent, state)[1], agent.latent(state, observation)))
 
 
 def test_policy_sequences_differ_unless_released(case: Any) -> None:
@@ -465,7 +467,8 @@ def test_policy_sequences_differ_unless_released(case: Any) -> None:
     for word, same in (("agent.released_pi_noise=false", False), ("agent.released_pi_noise=true", True)):
         agent = make_agent("dcwm", word)
         noise = {k: v[0] for k, v in decision_noise(agent, True).items()}
-        sequences = agent._policy_sequences(model(agent, state), torch.zeros(16), noise, torch.tensor(0.5))
+        world, actor, _ = model(agent, state)
+        sequences = agent.policy_sequences(world, actor, Latent(torch.zeros(16)), noise, torch.tensor(0.5))
         assert sequences.shape == (3, 3, 2) and bool((sequences[0] == sequences[1]).all()) == same
 
 
@@ -498,7 +501,7 @@ def test_what_each_loss_reaches(case: Any) -> None:
 
     def reached(*words: str) -> set[str]:
         agent = make_agent("dcwm", *words)
-        gradient, _ = grad(agent.world_loss, has_aux=True)(state["world"], CODEBOOK, batch, noise["propagation"])
+        gradient, _ = grad(agent.model.loss, has_aux=True)(state["world"], CODEBOOK, batch, noise["propagation"])
         norms = {n: sum(float(p.norm()) for p in g.values()) for n, g in agent.world.unpack(gradient).items()}
         return {n for n, v in norms.items() if v > 0}
 
@@ -555,21 +558,24 @@ def test_switches(words: list[str]) -> None:
     codes = agent.codes(state, latent)
     if agent.config.quantizer in ("fsq", "vq"):
         assert codes is not None and codes[0].shape == (7, 8) and int(codes[0].max()) < codes[1]
-        torch.testing.assert_close(agent.codebook(state)[codes[0]].flatten(-2), latent, atol=1e-6, rtol=0)
+        torch.testing.assert_close(agent.model.codebook(state)[codes[0]].flatten(-2), latent, atol=1e-6, rtol=0)
     else:
         assert codes is None
     layers = agent.hidden(state, torch.randn(7, SPEC.observation_dim), torch.zeros(7, SPEC.action_dim))
     assert all(v.shape[-2:] == (7, 16) for v in layers) and len(layers) == 7
 
 
-def test_head_encodings(case: Any) -> None:
-    _, state, *_ = case
+def test_head_encodings() -> None:
     code = torch.tensor([[0.0, 0.0] * 7 + [0.5, -1.0]])
-    onehot = make_agent("dcwm", "agent.head_encoding=onehot").heads(code, CODEBOOK).reshape(15, 8)
+
+    def seen(word: str) -> torch.Tensor:
+        agent = make_agent("dcwm", word)
+        return agent.model.bind(initial_state(agent)["world"], CODEBOOK).seen(Latent(code))
+
+    onehot = seen("agent.head_encoding=onehot").reshape(15, 8)
     assert onehot.argmax(0).tolist() == [7] * 7 + [3] and onehot.sum() == 8
-    label = make_agent("dcwm", "agent.head_encoding=label").heads(code, CODEBOOK)
-    assert label.tolist() == [[7.0] * 7 + [3.0]]
-    assert make_agent("dcwm").heads(code, CODEBOOK) is code
+    assert seen("agent.head_encoding=label").tolist() == [[7.0] * 7 + [3.0]]
+    assert seen("agent.head_encoding=codebook") is code
 
 
 def test_density_likelihood() -> None:
@@ -577,7 +583,8 @@ def test_density_likelihood() -> None:
     source = np.random.default_rng(0)
     out, code, goal = source.normal(size=(2, 3 * (2 * 8 + 1))), source.normal(size=(2, 8)), source.normal(size=(2, 8))
     tensors = [torch.tensor(v, dtype=torch.float32) for v in (out, code, goal)]
-    error = agent.consistency_error(tensors[0], tensors[1], tensors[1], tensors[2], None, None)
+    world = agent.model.bind(initial_state(agent)["world"], None)
+    error = world.error(tensors[0], Latent(tensors[1]), Latent(tensors[1]), tensors[2], None)
     for b in range(2):
         likelihood, logits = 0.0, out[b, 48:]
         for m in range(3):
