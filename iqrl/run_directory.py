@@ -206,7 +206,7 @@ class RunDirectory:
         self.tables[table].append(row)
 
     def save(self, key: tuple[int, int], content: Mapping[str, Any]) -> None:
-        """Make a checkpoint durable, then drop all but the newest two.
+        """Make a checkpoint durable, then drop all but this one and the one before it.
 
         Args:
             key: (decisions, updates), which orders checkpoints.
@@ -230,12 +230,16 @@ class RunDirectory:
                 file.flush()
                 os.fsync(file.fileno())
             self.check()
-            temporary.rename(folder / f"{key[0]:010d}-{key[1]:010d}-{zlib.crc32(data):08x}.pt")
+            newest = temporary.rename(folder / f"{key[0]:010d}-{key[1]:010d}-{zlib.crc32(data):08x}.pt")
         finally:
             temporary.unlink(missing_ok=True)
         _sync_folder(folder)
-        for _, old in self.checkpoints()[KEPT_CHECKPOINTS:]:
-            old.unlink(missing_ok=True)
+        # Others with this key are from before an evaluation or a row; larger keys are of a past that could not be
+        # resumed, and would outlive all that comes from here.
+        kept = [newest, *[old for other, old in self.checkpoints() if other < key][: KEPT_CHECKPOINTS - 1]]
+        for _, old in self.checkpoints():
+            if old not in kept:
+                old.unlink(missing_ok=True)
 
     def checkpoints(self) -> list[tuple[tuple[int, int], Path]]:
         """Keys and files of the checkpoints there are, newest first; not yet checked."""

@@ -18,6 +18,8 @@ import torch
 import training
 from training import IQRL, TD3_DECISION, assert_same_runs, finish, fork, kill, run, run_directories, start, wait_for
 
+from iqrl.run_directory import RunDirectory
+
 AGENTS = {"iqrl": [*IQRL, "seeds=0,1"], "td3": TD3_DECISION}
 
 
@@ -420,3 +422,18 @@ def test_a_disk_that_fills(tmp_path: Path, undisturbed: Any) -> None:
         assert_same_runs(disk / "runs", expected)
     finally:
         subprocess.run(["umount", "-l", str(disk)], check=True)
+
+
+def test_a_checkpoint_replaces_others_of_its_instant_and_of_a_lost_future(tmp_path: Path) -> None:
+    """Before and after an evaluation the counts are the same; what could not be resumed must not outlive what can."""
+    directory = RunDirectory(tmp_path)
+    directory.claim()
+    directory.open({}, [], 3)
+    for key, mark in (((10, 5), 1), ((10, 5), 2), ((20, 5), 3), ((30, 5), 4), ((12, 5), 5)):
+        directory.save(key, {"mark": mark})
+        if mark == 2:
+            assert len(directory.checkpoints()) == 1
+        newest = directory.checkpoints()[0][1]
+        assert directory.load(newest, 3)["mark"] == mark
+    assert [key for key, _ in directory.checkpoints()] == [(12, 5)]
+    directory.release()
