@@ -191,7 +191,7 @@ class Storm:
                 "kill_worker": "environment_pool",
                 "kill_job": "submitit.core._submit",
             }
-            found = _processes(kind[fault].split(), self.folder)
+            found = processes(kind[fault].split(), self.folder)
             if not found:
                 return False
             os.kill(chance.choice(found), signal.SIGKILL)
@@ -229,12 +229,10 @@ class Storm:
 def _runs_of(runs: Path, job: str) -> list[str]:
     from slurm.submissions import manifests, submissions
 
-    return [
-        n for s in submissions(runs, list(manifests(runs))) for j in s.jobs if j.id == job for n in j.runs
-    ]
+    return [n for s in submissions(runs, list(manifests(runs))) for j in s.jobs if j.id == job for n in j.runs]
 
 
-def _processes(words: Sequence[str], folder: Path) -> list[int]:
+def processes(words: Sequence[str], folder: Path) -> list[int]:
     """Processes of this storm whose command line has all the words."""
     found = []
     for entry in Path("/proc").iterdir():
@@ -293,11 +291,7 @@ def unequal(mine: Any, theirs: Any, where: str = "checkpoint") -> list[str]:
         pairs = enumerate(zip(mine, theirs, strict=True))
         return [found for i, (a, b) in pairs for found in unequal(a, b, f"{where}.{i}")]
     if isinstance(mine, torch.Tensor) and isinstance(theirs, torch.Tensor):
-        same = (
-            mine.dtype == theirs.dtype
-            and mine.shape == theirs.shape
-            and torch.equal(_bits(mine), _bits(theirs))
-        )
+        same = mine.dtype == theirs.dtype and mine.shape == theirs.shape and torch.equal(_bits(mine), _bits(theirs))
         return [] if same else [where]
     return [] if mine == theirs or (mine != mine and theirs != theirs) else [where]
 
@@ -312,10 +306,7 @@ def compare(disturbed: Path, undisturbed: Path) -> list[str]:
     names = sorted(path.name for path in undisturbed.glob("*-s*-*"))
     found = [f"{name} is missing" for name in names if not (disturbed / name).is_dir()]
     return found + [
-        d
-        for name in names
-        if (disturbed / name).is_dir()
-        for d in differences(disturbed / name, undisturbed / name)
+        d for name in names if (disturbed / name).is_dir() for d in differences(disturbed / name, undisturbed / name)
     ]
 
 
@@ -332,9 +323,7 @@ class SmallDisk:
         self.path, self.megabytes = path, megabytes
 
     def __enter__(self) -> Path:
-        subprocess.run(
-            ["mount", "-t", "tmpfs", "-o", f"size={self.megabytes}m", "tmpfs", str(self.path)], check=True
-        )
+        subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={self.megabytes}m", "tmpfs", str(self.path)], check=True)
         return self.path
 
     def __exit__(self, *_: object) -> None:

@@ -60,7 +60,11 @@ class Cluster:
         }
         path = os.pathsep.join([os.environ.get("PATH", ""), "/usr/sbin", "/sbin"])
         self._environment = {**os.environ, **knobs, "PATH": path}
-        self._script("up.sh", timeout=120)
+        try:
+            self._script("up.sh", timeout=120)
+        except BaseException:
+            self.close()
+            raise
         self.environment = {
             **os.environ,
             "PATH": path,

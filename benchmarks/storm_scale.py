@@ -63,9 +63,7 @@ def _fake(path: Path, i: int) -> None:
     (path / "lease").mkdir(parents=True)
     (path / "checkpoint").mkdir()
     (path / "config.yaml").write_text("agent: {name: x}\n")
-    (path / "lease" / "00000001").write_text(
-        json.dumps({"host": "elsewhere", "pid": 1, "started": 1, "job_id": None})
-    )
+    (path / "lease" / "00000001").write_text(json.dumps({"host": "elsewhere", "pid": 1, "started": 1, "job_id": None}))
     progress = {
         "env_step": 50_000,
         "env_steps": 100_000,

@@ -41,9 +41,7 @@ def trainers(runs):
 
 
 def results(runs):
-    return {
-        p.relative_to(runs): p.read_bytes() for p in Path(runs).glob("*-s*/*.csv") if p.name != "timing.csv"
-    }
+    return {p.relative_to(runs): p.read_bytes() for p in Path(runs).glob("*-s*/*.csv") if p.name != "timing.csv"}
 
 
 def test_stop_kill_and_go_on(tmp_path):
@@ -72,24 +70,17 @@ def test_stop_kill_and_go_on(tmp_path):
     third = slurm(*words)
     assert third.returncode == 0 and "2 runs, 2 already done" in third.stdout
     manifest = json.loads((runs / "sweeps" / "tiny.json").read_text())
-    assert sorted(row["run"] for row in manifest["runs"]) == sorted(
-        p.parent.name for p in runs.glob("*/DONE")
-    )
+    assert sorted(row["run"] for row in manifest["runs"]) == sorted(p.parent.name for p in runs.glob("*/DONE"))
 
 
 def test_a_failed_run_is_reported_and_the_others_go_on(tmp_path):
     (tmp_path / "broken.py").write_text(BROKEN_AGENT)
     sweep = tmp_path / "mixed.yaml"
-    arm = (
-        f"arms: {{bad: {{agent: {tmp_path / 'broken.py'}, agent.warmup_decisions: 900}}, td3: {{agent: td3, "
-    )
+    arm = f"arms: {{bad: {{agent: {tmp_path / 'broken.py'}, agent.warmup_decisions: 900}}, td3: {{agent: td3, "
     sweep.write_text(TINY.replace("arms: {td3: {agent: td3, ", arm).replace("seeds: 0..1", 'seeds: "0"'))
     result = slurm("run", str(sweep), f"runs={tmp_path / 'runs'}", "jobs=2")
     assert result.returncode == 1
-    assert (
-        "1 of 2 runs complete, 1 failed" in result.stdout
-        and "ArithmeticError: nothing adds up" in result.stdout
-    )
+    assert "1 of 2 runs complete, 1 failed" in result.stdout and "ArithmeticError: nothing adds up" in result.stdout
     assert "1 failed  ArithmeticError: nothing adds up" in slurm("why", f"runs={tmp_path / 'runs'}").stdout
 
 
@@ -103,9 +94,7 @@ def make_crew(tmp_path, monkeypatch):
     def make(script, after=()):
         (tmp_path / "run" / "lease").mkdir(parents=True)
         (tmp_path / "pack.yaml").touch()
-        monkeypatch.setattr(
-            crew, "train_command", lambda *_: ["sh", "-c", f"RUN={tmp_path / 'run'}; {script}"]
-        )
+        monkeypatch.setattr(crew, "train_command", lambda *_: ["sh", "-c", f"RUN={tmp_path / 'run'}; {script}"])
         monkeypatch.setattr(crew, "LONGEST_PAUSE", 0.0)
         said = []
         pack = Pack("pack", {}, ("run",), (0,), (), tuple(after), 100)

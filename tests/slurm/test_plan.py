@@ -17,9 +17,7 @@ from slurm import job, packs, plan, profile, submit
 def sweep(tmp_path):
     file = tmp_path / "mine.yaml"
     file.write_text(
-        TINY.replace("seeds: 0..1", "seeds: 0..6").replace(
-            "[cartpole-swingup]", "[cartpole-swingup, walker-run]"
-        )
+        TINY.replace("seeds: 0..1", "seeds: 0..6").replace("[cartpole-swingup]", "[cartpole-swingup, walker-run]")
     )
     return ablations.load(str(file))
 
@@ -125,9 +123,7 @@ def test_a_wrong_profile_is_one_line(tmp_path, values, named):
 
 
 def test_a_first_profile_from_what_sinfo_says(tmp_path):
-    text = profile.describe(
-        "cpu*|up|2-00:00:00|64|256000|(null)|10\ngpu|up|12:00:00|96|1000000|gpu:h100:8|4\n"
-    )
+    text = profile.describe("cpu*|up|2-00:00:00|64|256000|(null)|10\ngpu|up|12:00:00|96|1000000|gpu:h100:8|4\n")
     file = tmp_path / "first.yaml"
     file.write_text(text)
     made = profile.load(str(file))
@@ -148,9 +144,9 @@ def test_the_submission_script(tmp_path, monkeypatch):
     for line in ("--partition=p", "--time=5", "--signal=USR2@90", "--requeue", "--reservation=r", "--exclusive",
                  "--gpus-per-node=2", "--cpus-per-task=8", "--mem=65536MB", "--open-mode=append"):  # fmt: skip
         assert f"#SBATCH {line}\n" in text, line
-    assert "\nsrun " in text and text.index("module load x") < text.index(
-        f"cd {tmp_path / 'code'}"
-    ) < text.index("srun")
+    assert "\nsrun " in text and text.index("module load x") < text.index(f"cd {tmp_path / 'code'}") < text.index(
+        "srun"
+    )
     assert "OMP_NUM_THREADS=4" in text
 
 

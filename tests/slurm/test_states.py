@@ -33,9 +33,7 @@ def make_run(runs, name, *, done=False, failed=None, lease=None, released=False,
     if done:
         (folder / "DONE").write_text(json.dumps({"env_step": 2000, "files": dict.fromkeys(TABLES, 11)}))
     if failed:
-        (folder / "FAILED").write_text(
-            json.dumps({"env_step": 300, "reason": failed, "traceback": "Traceback: x"})
-        )
+        (folder / "FAILED").write_text(json.dumps({"env_step": 300, "reason": failed, "traceback": "Traceback: x"}))
     return folder
 
 
@@ -143,18 +141,14 @@ def test_without_accounting(tmp_path, monkeypatch):
     submission.log("pack-0").write_text("starting\nerror: the disk is full\n\n")
     fake_slurm(tmp_path, monkeypatch, "true", "echo 'Slurm accounting storage is disabled' >&2; exit 1")
     result = slurm("why", f"runs={tmp_path}")
-    assert (
-        "1 lost  error: the disk is full" in result.stdout and str(submission.log("pack-0")) in result.stdout
-    )
+    assert "1 lost  error: the disk is full" in result.stdout and str(submission.log("pack-0")) in result.stdout
 
 
 def test_without_the_controller_nothing_is_called_lost(tmp_path, monkeypatch):
     make_sweep(tmp_path, ["r0", "r1"])
     make_run(tmp_path, "r0", done=True)
     submit_to(tmp_path, "slurm", [("7_0", ["r0"]), ("7_1", ["r1"])])
-    fake_slurm(
-        tmp_path, monkeypatch, "echo 'slurm_load_jobs error: Unable to contact slurm controller' >&2; exit 1"
-    )
+    fake_slurm(tmp_path, monkeypatch, "echo 'slurm_load_jobs error: Unable to contact slurm controller' >&2; exit 1")
     assert list(states_of(tmp_path).values()) == ["done", "unknown"]
     assert "Unable to contact" in slurm("status", f"runs={tmp_path}").stdout
     monkeypatch.setenv("PATH", "/nowhere")

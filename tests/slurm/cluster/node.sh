@@ -33,7 +33,7 @@ crash) m=$(members); same && kill -9 "$pid"; [ -n "$m" ] && kill -9 $m 2>/dev/nu
 start) same && { echo "$NODE already runs"; exit 0; }
   setsid env LAB_NODE="$NODE" slurmd -D -N "$NODE" >> "$BASE/log/slurmd.$NODE.out" 2>&1 < /dev/null &
   sed -i "s/^slurmd.$NODE .*/slurmd.$NODE $! $(starttime $!)/" "$BASE/pids"
-  for ((i=0; i<200; i++)); do case $(sinfo -h -N -n "$NODE" -o %T) in idle|mixed|allocated) exit 0;; esac; sleep 0.1; done
+  for ((i=0; i<200; i++)); do case $(sinfo -h -N -n "$NODE" -o %T | sort -u) in idle|mixed|allocated) exit 0;; esac; sleep 0.1; done
   echo "$NODE did not come back: $(sinfo -h -N -n "$NODE" -o '%T %E')" >&2; exit 1;;
 *) sed -n 2,7p "$0"; exit 2;;
 esac

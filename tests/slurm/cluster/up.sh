@@ -174,7 +174,7 @@ for ((i=1; i<=NODES; i++)); do
   mkdir -p "$BASE/spool/n$i"
   start slurmd.n$i env LAB_NODE=n$i slurmd -D -N n$i     # LAB_NODE: slurmstepds inherit it, so node.sh can tell whose they are
 done
-all_idle() { [ "$(sinfo -h -N -o '%T' | grep -cx idle)" = "$NODES" ]; }
+all_idle() { [ "$(sinfo -h -N -o '%N %T' | sort -u | grep -c ' idle$')" = "$NODES" ]; }   # a line for each partition
 wait_up 60 all_idle
 touch "$BASE/READY"
 say "cluster up: $NODES nodes idle; . $BASE/env.sh"

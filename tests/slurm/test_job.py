@@ -1,0 +1,94 @@
+"""What a job does when it is asked to leave, with a stand-in for the trainer and for `scontrol`."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+from sweep_files import ROOT, fake_command
+
+from iqrl.config import Execution
+from slurm import crew, local
+from slurm.packs import Pack
+
+# `work` in a process of its own, as submitit calls it; the trainer is a shell script that saves when told to.
+JOB = """
+import sys
+from slurm import crew, job
+trainer = "trap 'touch {folder}/saved; exit 75' USR2; touch {folder}/ready; while :; do sleep 0.05; done"
+crew.train_command = lambda *_: ["sh", "-c", trainer]
+pack = dict(name="p", runs=("r",), seeds=(0,), words=(), after=(), env_steps=1)
+job.work(dict(packs=[pack], slots=1, runs="{folder}", folder="{folder}"))
+"""
+
+
+@pytest.fixture
+def signalled(tmp_path):
+    """Starts a job, sends it a signal, and returns what it asked of Slurm once the trainer has saved."""
+    (tmp_path / "packs").mkdir()
+    (tmp_path / "packs" / "p.yaml").touch()
+
+    def start(number, state):
+        asked = tmp_path / "asked"
+        for name in ("asked", "ready", "saved"):
+            (tmp_path / name).unlink(missing_ok=True)
+        # Slurm takes a job away as soon as it is requeued.
+        script = f'case "$*" in requeue*) echo "$@" > {asked}; kill -9 $PPID;; *) echo "{state}";; esac'
+        fake_command(tmp_path / "bin", "scontrol", script)
+        environment = {
+            **os.environ,
+            "PATH": f"{tmp_path / 'bin'}:/usr/bin:/bin",
+            "PYTHONPATH": str(ROOT),
+            "SLURM_ARRAY_JOB_ID": "7",
+            "SLURM_ARRAY_TASK_ID": "3",
+        }
+        process = subprocess.Popen(
+            [sys.executable, "-c", JOB.format(folder=tmp_path)],
+            env=environment,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
+        end = time.monotonic() + 60
+        while not (tmp_path / "ready").exists():
+            assert time.monotonic() < end and process.poll() is None
+            time.sleep(0.05)
+        process.send_signal(number)
+        process.wait(60)
+        assert (tmp_path / "saved").exists()
+        return asked.read_text().strip() if asked.exists() else ""
+
+    return start
+
+
+def test_time_limits_are_not_counted(signalled):
+    """submitit calls every limit under ten minutes a time-out, and gives up after a few; here there is no count."""
+    for _ in range(5):
+        assert signalled(signal.SIGUSR2, "JobState=RUNNING") == "requeue 7_3"
+
+
+def test_preemption_requeues_and_cancelling_does_not(signalled):
+    """Both come as SIGTERM, which submitit ignores; Slurm says which it is."""
+    assert signalled(signal.SIGTERM, "JobState=RUNNING PreemptTime=2026-01-01T00:00:00") == "requeue 7_3"
+    assert signalled(signal.SIGTERM, "JobState=PREEMPTED PreemptTime=None") == "requeue 7_3"
+    assert signalled(signal.SIGTERM, "JobState=CANCELLED PreemptTime=None") == ""
+
+
+def test_the_local_queue_gives_each_process_a_gpu_of_its_own(monkeypatch):
+    """submitit's LocalExecutor starts everything at once, all on device 0."""
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1")
+    slots, _, size = local.places("auto", Execution())
+    assert [slot["CUDA_VISIBLE_DEVICES"] for slot in slots] == ["0", "1"] and size > 1
+    assert len(local.places("5", Execution())[0]) == 5
+
+
+def test_a_full_disk_under_the_logs_is_waited_for(tmp_path, monkeypatch):
+    (tmp_path / "p.yaml").touch()
+    (tmp_path / "logs").touch()  # no folder, so nothing can be written there
+    monkeypatch.setattr(crew, "LONGEST_PAUSE", 0.0)
+    said = []
+    pack = Pack("p", {}, ("r",), (0,), (), (), 1)
+    made = crew.Crew([pack], [{}], tmp_path, tmp_path, tmp_path / "logs", said.append)
+    made.run(lambda: False)
+    assert made.members[0].state == "left" and "10 attempts" in made.members[0].reason and len(said) == 10
