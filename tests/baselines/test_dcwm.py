@@ -664,22 +664,24 @@ def test_pack_equals_packs_of_one() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("words", [[], ["agent.quantizer=vq", "agent.head_encoding=onehot"]])
-def test_compiled_equals_eager(words: list[str]) -> None:
+@pytest.mark.parametrize("words, seeds", [
+    ([], [0]), ([], [0, 1]), (["agent.quantizer=vq", "agent.head_encoding=onehot"], [0, 1]),
+])  # fmt: skip
+def test_compiled_equals_eager(words: list[str], seeds: list[int], capfd: pytest.CaptureFixture[str]) -> None:
     agent = make_agent("dcwm", *words)
-    for seeds in ([0], [0, 1]):
-        eager, progress = make_engine(agent, seeds, packed=True)
-        compiled, other = make_engine(agent, seeds, packed=True, compiled=True)
-        update(eager, progress, 4)
-        update(compiled, other, 4)
-        for k, v in eager.state.items():
-            assert relative_difference(compiled.state[k], v) < 1e-5, (k, seeds)
-        observation = np.random.default_rng(0).normal(size=(len(seeds), SPEC.observation_dim)).astype(np.float32)
-        for p in (*progress, *other):
-            p.episodes, p.decisions = 12, 480
-        acted = [e.explore(seeds, observation, e.initial_carry(len(seeds), 1), p)
-                 for e, p in ((eager, progress), (compiled, other))]  # fmt: skip
-        np.testing.assert_allclose(acted[0][0], acted[1][0], atol=1e-4)
+    eager, progress = make_engine(agent, seeds, packed=True)
+    compiled, other = make_engine(agent, seeds, packed=True, compiled=True)
+    update(eager, progress, 4)
+    update(compiled, other, 4)
+    for k, v in eager.state.items():
+        assert relative_difference(compiled.state[k], v) < 1e-5, (k, seeds)
+    observation = np.random.default_rng(0).normal(size=(len(seeds), SPEC.observation_dim)).astype(np.float32)
+    for p in (*progress, *other):
+        p.episodes, p.decisions = 12, 480
+    acted = [e.explore(seeds, observation, e.initial_carry(len(seeds), 1), p)
+             for e, p in ((eager, progress), (compiled, other))]  # fmt: skip
+    np.testing.assert_allclose(acted[0][0], acted[1][0], atol=1e-4)
+    assert "warning" not in capfd.readouterr().err  # it did compile
 
 
 def test_losses_go_down() -> None:

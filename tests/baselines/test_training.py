@@ -1,0 +1,72 @@
+"""Every agent through the trainer: stopped and gone on with, on a discrete task, evaluated side by side."""
+
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from iqrl import execution
+from iqrl.config import parse_words, resolve
+from iqrl.run_directory import RunDirectory
+from iqrl.trainer import Trainer
+
+COMMON = [
+    "preset=tiny", "train.compile=off", "train.precision=float32", "train.threads=1", "train.workers=0",
+    "train.device=cpu",
+]  # fmt: skip
+BALANCE = ["task=cartpole-balance", "train.env_steps=2200", "eval.every=2200", "eval.episodes=1", *COMMON]
+CARTPOLE = ["task=gym:CartPole-v1", "train.env_steps=800", "eval.every=400", "eval.episodes=3", *COMMON]
+CASES = {  # configuration with a short warm-up, and after how many decisions and updates to stop, twice
+    "td7": ([*BALANCE, "agent.warmup_decisions=500", "agent.target_every=70", "agent.checkpoint_late=300",
+             "agent.checkpoint_episodes=2"], (700, 500)),
+    "tcrl": ([*BALANCE, "agent.warmup_episodes=1", "agent.utd=0.1"], (700, 325)),
+    "dcwm": ([*BALANCE, "agent.warmup_episodes=1", "agent.utd=0.1", "agent.plan_iterations=1"], (525, 200)),
+    "mrq": ([*BALANCE, "agent.warmup_decisions=700", "agent.target_every=40"], (600, 300)),
+    "mrq discrete": ([*CARTPOLE, "agent.warmup_decisions=200", "agent.target_every=40"], (100, 250)),
+}  # fmt: skip
+CLOCKLESS = ("evaluations.csv", "training.csv", "latents.csv")
+
+
+def train(case: str, folder: Path, calls: int = 10**9) -> Trainer:
+    """Train a pack until the trainer has asked `calls` times whether to stop, or to the end."""
+    runs, settings, _ = resolve([("test", parse_words([f"agent={case.split()[0]}", *CASES[case][0]]))])
+    folder.mkdir(exist_ok=True)
+    directories = [RunDirectory.create(run, folder) for run in runs]
+    for directory in directories:
+        directory.claim()
+    left = iter(range(calls))
+    trainer = Trainer(runs, directories, execution.decide(settings, runs[0]), stop=lambda: next(left, None) is None)
+    assert trainer.run() == ("interrupted" if calls < 10**9 else "done")
+    return trainer
+
+
+def rows(path: Path) -> list[dict[str, Any]]:
+    with path.open() as file:
+        return list(csv.DictReader(file))
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_stopped_runs_go_on_bitwise(case: str, tmp_path: Path) -> None:
+    """Stopped within an episode, and again among updates or decisions after the first updates."""
+    whole = train(case, tmp_path / "whole")
+    stopped = [train(case, tmp_path / "parts", calls).lanes[0].progress for calls in CASES[case][1]]
+    assert any(p.episode_decisions for p in stopped) and 0 < stopped[1].updates < whole.lanes[0].progress.updates
+    if case in ("td7", "tcrl", "dcwm"):
+        assert any(p.pending for p in stopped)
+    parts = train(case, tmp_path / "parts")
+    for k, v in whole.engine.state.items():
+        assert torch.equal(parts.engine.state[k], v), k
+    ours, theirs = (trainer.lanes[0].directory.path for trainer in (parts, whole))
+    for file in CLOCKLESS:
+        assert (ours / file).read_bytes() == (theirs / file).read_bytes()
+    evaluations = rows(theirs / "evaluations.csv")
+    assert len(evaluations) == (9 if case == "mrq discrete" else 2)
+    assert (ours / "DONE").is_file()
+    assert rows(theirs / "latents.csv")[-1]["rank_0.01"]
+    if case == "mrq discrete":
+        assert float(parts.engine.state["terminations_seen"]) == 1.0
+        assert max(int(row["length"]) for row in evaluations) < 500  # they do end
