@@ -137,6 +137,7 @@ class World:
     codebook: Tensor | None
 
     def run(self, network: str, x: Tensor, hidden: list[Tensor] | None = None) -> Tensor:
+        """Output of one of its networks; appends every hidden layer's to `hidden` if a list is given."""
         return self.model.group.networks[network].forward(self.parameters[network], x, hidden)
 
     def encode(self, observation: Tensor) -> Latent:

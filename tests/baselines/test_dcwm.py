@@ -663,6 +663,33 @@ def test_pack_equals_packs_of_one() -> None:
         torch.testing.assert_close(carry["mean"][seed], mean["mean"][0], atol=1e-4, rtol=0)
 
 
+def test_a_pack_plans_for_all_its_evaluation_environments_at_once() -> None:
+    agent, calls = make_agent("dcwm"), 0
+    engine, progress = make_engine(agent, [0, 1, 2], packed=True)
+    planned = agent.planner.refit
+
+    def counted(*arguments: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        return planned(*arguments)
+
+    object.__setattr__(agent.planner, "refit", counted)
+    observation = np.random.default_rng(0).normal(size=(3, 10, SPEC.observation_dim)).astype(np.float32)
+    carry = {"mean": torch.rand(3, 10, 3, 2) - 0.5}
+    noise = [engine.evaluation_noise(i, 480, 7, 10) for i in range(3)]
+    action, after = engine.act([0, 1, 2], observation, carry, noise, progress)
+    assert action.shape == (3, 10, 2) and calls == agent.config.plan_iterations
+    for i in range(3):
+        own = {k: v[i] for k, v in engine.state.items()}
+        for n in (0, 9):
+            numbers = {k: v[n : n + 1] for k, v in noise[i].items()}
+            clock = {k: v[0] for k, v in engine.clock(progress[:1]).items()}
+            alone, mean = agent.act(own, {"mean": carry["mean"][i, n : n + 1]}, torch.tensor(observation[i, n : n + 1]),
+                                    numbers, clock)  # fmt: skip
+            np.testing.assert_allclose(action[i, n], alone[0], atol=1e-5)
+            torch.testing.assert_close(after["mean"][i, n], mean["mean"][0], atol=1e-5, rtol=0)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("words, seeds", [
     ([], [0]), ([], [0, 1]), (["agent.quantizer=vq", "agent.head_encoding=onehot"], [0, 1]),

@@ -432,7 +432,8 @@ def test_schedule() -> None:
 
 
 def test_configuration() -> None:
-    for word in ("agent.num_bins=1", "agent.reward_mask=all", "agent.lap_alpha=-1", "agent.zs_dim=0"):
+    for word in ("agent.num_bins=1", "agent.reward_mask=all", "agent.lap_alpha=-1", "agent.zs_dim=0",
+                 "agent.value_lr=1e9", "agent.exploration_noise=1e9"):  # fmt: skip
         with pytest.raises(InputError, match=word.split("=")[0]):
             resolve([("test", parse_words(["agent=mrq", word]))])
 

@@ -354,7 +354,7 @@ def test_pack_equals_packs_of_one() -> None:
 
 
 @pytest.mark.slow
-def test_compiled_equals_eager() -> None:
+def test_compiled_equals_eager(capfd: pytest.CaptureFixture[str]) -> None:
     agent = make_agent("tcrl")
     for seeds in ([0], [0, 1]):
         eager, progress = make_engine(agent, seeds, packed=True)
@@ -363,6 +363,7 @@ def test_compiled_equals_eager() -> None:
         update(compiled, other, 4)
         for k, v in eager.state.items():
             assert relative_difference(compiled.state[k], v) < 1e-5, (k, seeds)
+    assert "warning" not in capfd.readouterr().err  # it did compile
 
 
 def test_losses_go_down() -> None:

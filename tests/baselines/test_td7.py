@@ -425,7 +425,8 @@ def test_stages() -> None:
 def test_configuration() -> None:
     assert make_agent("td7", preset="default").config.warmup_decisions == 25_000
     assert make_agent("td7", "agent.profile=protocol").config.warmup_decisions == 5_000
-    for word in ("agent.target_every=0", "agent.enc_target=mean", "agent.lap_alpha=2", "agent.use_lap=1"):
+    for word in ("agent.target_every=0", "agent.enc_target=mean", "agent.lap_alpha=2", "agent.use_lap=1",
+                 "agent.critic_lr=1e9", "agent.target_noise=1e9"):  # fmt: skip
         with pytest.raises(InputError, match=word.split("=")[0]):
             resolve([("test", parse_words(["agent=td7", word]))])
 

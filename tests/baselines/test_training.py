@@ -66,7 +66,8 @@ def test_stopped_runs_go_on_bitwise(case: str, tmp_path: Path) -> None:
     evaluations = rows(theirs / "evaluations.csv")
     assert len(evaluations) == (9 if case == "mrq discrete" else 2)
     assert (ours / "DONE").is_file()
-    assert rows(theirs / "latents.csv")[-1]["rank_0.01"]
+    looked = rows(theirs / "latents.csv")[-1]
+    assert looked["rank_0.01"] and bool(looked["active_codebook_mean"]) == (case == "dcwm")
     if case == "mrq discrete":
         assert float(parts.engine.state["terminations_seen"]) == 1.0
         assert max(int(row["length"]) for row in evaluations) < 500  # they do end
