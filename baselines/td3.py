@@ -107,6 +107,7 @@ class TD3(Agent[Config]):
             "norm": config.norm,
             "initialisation": config.init,
             "precise_input": True,
+            "precise_output": True,
         }
         self.actor = ParameterGroup({"actor": MLP(inputs=o, outputs=a, **style)})
         self.critic = ParameterGroup({"critic": MLP(inputs=o + a, outputs=1, ensemble=2, **style)})

@@ -120,7 +120,8 @@ def resume_runs(words: Sequence[str]) -> int:
         raise InputError(
             f"{strange[0]}: a run's configuration is fixed; expected how to execute it, such as train.device=cpu"
         )
-    execution = config.resolve([("command line", config.parse_words(settings))])[1]
+    layers = [("last session", last_execution(paths[0])), ("command line", config.parse_words(settings))]
+    execution = config.resolve(layers)[1]
     folders = {path.resolve().parent for path in paths}
     kinds = {config.pack_key(run) for run in runs}
     if len(folders) > 1 or len(kinds) > 1:
@@ -128,6 +129,18 @@ def resume_runs(words: Sequence[str]) -> int:
             "resume: these runs differ in more than their seed, or lie in different folders; resume them apart"
         )
     return _train(runs, execution, folders.pop())
+
+
+def last_execution(path: Path) -> dict[str, object]:
+    """How the last session of a run was executed, as settings: going on likewise gives the same numbers, bitwise."""
+    from iqrl.run_directory import read_json
+
+    try:
+        session = read_json(path / "provenance.json")["sessions"][-1]
+        settings = {"precision": session["precision"], "threads": session["threads"]}
+        return {"train": {**settings, "compile": "on" if session["compile"] else "off"}}
+    except (TypeError, KeyError, IndexError):  # never started, or torn
+        return {}
 
 
 def _layers(words: Sequence[str]) -> list[tuple[str, dict[str, object]]]:

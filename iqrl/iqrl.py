@@ -162,12 +162,12 @@ class IQRL(Agent[Config]):
         self.target = ParameterGroup(dict(world))
         world["dynamics"] = MLP(z + a, hidden, z, initialisation=c.init)
         if c.use_reward:
-            world["reward"] = MLP(z + a, hidden, 1, initialisation=c.init)
+            world["reward"] = MLP(z + a, hidden, 1, initialisation=c.init, precise_output=True)
         if c.use_decoder:
             world["decoder"] = MLP(z, hidden, o, initialisation=c.init)
         self.world = ParameterGroup(world)
-        self.actor = ParameterGroup({"actor": MLP(z, hidden, a, initialisation=c.init)})
-        critic = MLP(z + a, hidden, 1, ensemble=c.num_critics, initialisation=c.init)
+        self.actor = ParameterGroup({"actor": MLP(z, hidden, a, initialisation=c.init, precise_output=True)})
+        critic = MLP(z + a, hidden, 1, ensemble=c.num_critics, initialisation=c.init, precise_output=True)
         self.critic = ParameterGroup({"critic": critic})
         self.world_optimiser = Adam(c.enc_lr, weight_decay=c.enc_weight_decay, clip=c.enc_clip)
         self.optimiser = Adam(c.lr)

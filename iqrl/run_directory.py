@@ -104,9 +104,10 @@ class RunDirectory:
     def done(self) -> bool:
         """Whether the run is complete: DONE is there, and every file is as long as it says."""
         marker = read_json(self.path / "DONE")
-        if not isinstance(marker, dict):
+        sizes = marker.get("files") if isinstance(marker, dict) else None
+        if not isinstance(sizes, dict) or not sizes:
             return False
-        return all(_size(self.path / name) == size for name, size in marker.get("files", {}).items())
+        return all(_size(self.path / name) == size for name, size in sizes.items())
 
     def failure(self) -> str | None:
         """The reason why the run failed, or None."""
@@ -259,7 +260,10 @@ class RunDirectory:
         data = file.read_bytes()
         if f"{zlib.crc32(data):08x}" != file.stem[-8:]:
             raise ValueError(f"{file}: damaged (its checksum does not fit)")
-        content: dict[str, Any] = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+        try:
+            content: dict[str, Any] = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+        except Exception as error:  # a damaged file can raise anything in the unpickler, in many lines
+            raise ValueError(f"{file}: damaged ({type(error).__name__})") from None
         for name, rows in content["rows"].items() if needs_replay else ():
             present = count_rows(self.path / name)
             if present < rows:
@@ -312,7 +316,9 @@ class Table:
 
     def __init__(self, path: Path, columns: Sequence[str], rows: int) -> None:
         self.path = path
-        lines = read_lines(path)[: rows + 1]
+        if torn(path):
+            warn(f"{path}: its last line is torn; dropped")
+        lines = read_lines(path)[: rows + 1] if rows else []
         self.columns = lines[0].split(",") if lines else list(columns)
         self.rows = max(0, len(lines) - 1)
         if self.rows != rows:
@@ -408,10 +414,19 @@ def format_cell(value: Any) -> str:
 def read_lines(path: Path) -> list[str]:
     """The complete lines of a file, without a torn last one; none if it does not exist."""
     try:
-        text = path.read_text()
+        text = path.read_text(errors="replace")
     except FileNotFoundError:
         return []
     return text.split("\n")[:-1]
+
+
+def torn(path: Path) -> bool:
+    """Whether a file ends within a line."""
+    with contextlib.suppress(OSError), open(path, "rb") as file:
+        size = file.seek(0, os.SEEK_END)
+        file.seek(max(0, size - 1))
+        return size > 0 and file.read(1) != b"\n"
+    return False
 
 
 def count_rows(path: Path) -> int:

@@ -430,6 +430,8 @@ class Trainer:
                 except Exception as error:  # a damaged file can raise anything in the unpickler
                     usable.pop(key, None)
                     warn(f"{error}; going back to the checkpoint before it")
+            if not usable and lane.directory.checkpoints():
+                warn(f"{lane.directory.path}: no checkpoint is usable; starts over")
             found.append(usable)
         common = set.intersection(*(set(usable) for usable in found)) if found else set()
         newest = max(common, default=None)
