@@ -72,13 +72,9 @@ def main(words: Sequence[str] | None = None) -> int:
         ("submit", "Submit what a sweep lacks to Slurm."),
     ):
         command = add(name, doc)
-        command.add_argument(
-            "sweep", metavar="SWEEP", help="a name (python -m ablations list) or a .yaml file"
-        )
+        command.add_argument("sweep", metavar="SWEEP", help="a name (python -m ablations list) or a .yaml file")
         extra = " | jobs=N" if name == "run" else ""
-        command.add_argument(
-            "words", nargs="*", metavar=f"scale=full|lite | runs=FOLDER{extra} | train.KEY=VALUE"
-        )
+        command.add_argument("words", nargs="*", metavar=f"scale=full|lite | runs=FOLDER{extra} | train.KEY=VALUE")
         if name == "submit":
             command.add_argument("--profile", help="name in slurm/profiles, or a .yaml file")
             _consent(command, dry_run=True)
@@ -141,9 +137,7 @@ def _consent(command: argparse.ArgumentParser, dry_run: bool = False) -> None:
 def _dispatch(a: argparse.Namespace) -> int:
     """Only what a command needs is imported: `status` must not wait for PyTorch."""
     if a.command in ("run", "submit"):
-        options, words, rest = _options(
-            a.words, ("scale", "runs", "jobs") if a.command == "run" else ("scale", "runs")
-        )
+        options, words, rest = _options(a.words, ("scale", "runs", "jobs") if a.command == "run" else ("scale", "runs"))
         if rest:
             raise InputError(f"{rest[0]!r}: expected key=value, such as scale=lite or train.device=cpu")
         return _start(a, options, words)
@@ -212,9 +206,7 @@ def _start(a: argparse.Namespace, options: dict[str, str], words: list[str]) -> 
     if a.command == "submit":
         from slurm import submit
 
-        return submit.submit(
-            sweep, runs, a.profile, how, execution, dry_run=a.dry_run, yes=a.yes, source=a.sweep
-        )
+        return submit.submit(sweep, runs, a.profile, how, execution, dry_run=a.dry_run, yes=a.yes, source=a.sweep)
     from slurm import local
 
     return local.run(sweep, runs, options.get("jobs", "auto"), how, execution, source=a.sweep)
@@ -240,9 +232,7 @@ def _retry(
     from slurm import plan, reports
 
     report = reports.Report(runs, sweeps)
-    wanted = {
-        s.run for s in report.states if s.state in (chosen or ("failed", "lost", "cancelled", "stopped"))
-    }
+    wanted = {s.run for s in report.states if s.state in (chosen or ("failed", "lost", "cancelled", "stopped"))}
     outcome = 0
     for name, manifest in report.manifests.items():
         names = {row["run"] for row in manifest["runs"]} & wanted

@@ -68,9 +68,7 @@ def collect(runs: Path, sweeps: Sequence[str], yes: bool) -> int:
     if not doomed:
         print("nothing to remove")
         return 0
-    question = (
-        f"remove replay and old checkpoints of {len(done)} finished runs: {tables.size(size)} in {runs}?"
-    )
+    question = f"remove replay and old checkpoints of {len(done)} finished runs: {tables.size(size)} in {runs}?"
     if not agreed(question, yes):
         return 1
     for path in doomed:
@@ -87,9 +85,7 @@ def clean(runs: Path, yes: bool) -> int:
     report = Report(runs)
     busy = [state.run for state in report.states if state.state in ("running", "queued")]
     if busy:
-        raise InputError(
-            f"clean runs={runs}: {busy[0]} is being trained or queued; python -m slurm cancel first"
-        )
+        raise InputError(f"clean runs={runs}: {busy[0]} is being trained or queued; python -m slurm cancel first")
     doomed = [runs / state.run for state in report.states if (runs / state.run).is_dir()]
     doomed += [path for path in (runs / "sweeps", runs / ".analysis") if path.is_dir()]
     if not doomed:

@@ -58,9 +58,7 @@ def work(task: dict[str, Any]) -> str:
     folder = Path(task["folder"])
     packs = [Pack(content={}, **pack) for pack in task["packs"]]
     _caches()
-    crew = Crew(
-        packs, _slots(task["slots"]), Path(task["runs"]), folder / "packs", folder / "logs", told=_say
-    )
+    crew = Crew(packs, _slots(task["slots"]), Path(task["runs"]), folder / "packs", folder / "logs", told=_say)
     crew.run(signals)
     if any(member.state == "stopped" for member in crew.members):
         if signal.SIGUSR2 in signals.caught or _preempted():

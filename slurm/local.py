@@ -24,9 +24,7 @@ from slurm.submissions import Job, Submission, manifests, submissions, write_man
 
 INTERRUPTED = 75
 PROCESS_BYTES = 1.2 * 2**30  # that a small run takes with its libraries, about
-_ONE_THREAD = {
-    k: "1" for k in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS")
-}
+_ONE_THREAD = {k: "1" for k in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS")}
 
 
 def run(
@@ -111,9 +109,7 @@ def _by_memory(count: int) -> int:
     return max(1, min(count, int(execution.free_memory(torch.device("cpu")) / PROCESS_BYTES)))
 
 
-def _work(
-    submission: Submission, packs: list[Pack], slots: list[dict[str, str]], runs: Path, out: TextIO
-) -> int:
+def _work(submission: Submission, packs: list[Pack], slots: list[dict[str, str]], runs: Path, out: TextIO) -> int:
     for each in packs:
         each.write(submission.folder / "packs")
     pid = os.getpid()

@@ -39,9 +39,7 @@ def pack(planned: Iterable[PlannedRun], size: int, words: Mapping[str, str], run
         content = first.resolved()
         del content["seed"]
         how = {**words, **dict(w.split("=", 1) for w in same[0].words), "train.pack": str(size)}
-        label = re.sub(
-            r"[^A-Za-z0-9+=._-]", "_", f"{first.agent.name}-{first.task}-{config.pack_key(first)[:8]}"
-        )
+        label = re.sub(r"[^A-Za-z0-9+=._-]", "_", f"{first.agent.name}-{first.task}-{config.pack_key(first)[:8]}")
         for part in _together(same, size, runs):
             packs.append(
                 Pack(

@@ -71,9 +71,7 @@ def load(name: str) -> Profile:
     path = Path(name) if name.endswith((".yaml", ".yml")) else FOLDER / f"{name}.yaml"
     if not path.is_file():
         known = ", ".join(sorted(p.stem for p in FOLDER.glob("*.yaml")))
-        first = (
-            "; python -m slurm profile writes one from what this cluster says" if name == "default" else ""
-        )
+        first = "; python -m slurm profile writes one from what this cluster says" if name == "default" else ""
         raise InputError(f"profile={name}: no such profile; expected one of {known}, or a .yaml file{first}")
     try:
         content = yaml.load(path.read_text(), _Loader)
@@ -92,8 +90,7 @@ def load(name: str) -> Profile:
         raise InputError(f"{path}: {error}") from None
     if profile.grace_seconds >= limit:
         raise InputError(
-            f"{path}: profile.grace_seconds={profile.grace_seconds}: expected less than the time limit, "
-            f"{limit} seconds"
+            f"{path}: profile.grace_seconds={profile.grace_seconds}: expected less than the time limit, {limit} seconds"
         )
     return profile
 
@@ -113,9 +110,7 @@ _Loader.yaml_implicit_resolvers = {
     for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
 }
 _Loader.add_implicit_resolver("tag:yaml.org,2002:int", re.compile(r"^[-+]?\d+$"), list("-+0123456789"))
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float", re.compile(r"^[-+]?\d*\.\d+$"), list("-+.0123456789")
-)
+_Loader.add_implicit_resolver("tag:yaml.org,2002:float", re.compile(r"^[-+]?\d*\.\d+$"), list("-+.0123456789"))
 
 
 def parse_time(text: str) -> int:

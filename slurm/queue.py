@@ -36,9 +36,7 @@ def available() -> bool:
 def require() -> None:
     """Raises InputError on a machine without Slurm."""
     if not available():
-        raise InputError(
-            "CLUSTER=slurm: no Slurm on this machine (no sbatch); `make sweep SWEEP=...` alone runs here"
-        )
+        raise InputError("CLUSTER=slurm: no Slurm on this machine (no sbatch); `make sweep SWEEP=...` alone runs here")
 
 
 def look(jobs: Iterable[str]) -> Queue:

@@ -49,11 +49,7 @@ class Report:
 def run_directories(runs: Path) -> list[str]:
     """Names of the run directories in a folder."""
     try:
-        entries = [
-            e.name
-            for e in os.scandir(runs)
-            if e.is_dir() and not e.name.startswith(".") and e.name != "sweeps"
-        ]
+        entries = [e.name for e in os.scandir(runs) if e.is_dir() and not e.name.startswith(".") and e.name != "sweeps"]
     except FileNotFoundError:
         return []
     return sorted(name for name in entries if os.path.exists(f"{runs}/{name}/config.yaml"))
@@ -96,18 +92,17 @@ def _next(report: Report) -> list[str]:
         lines.append(f"Slurm cannot be asked: {report.queue.error}")
     name = next(iter(report.manifests)) if len(report.manifests) == 1 else ""
     command = " ".join(
-        filter(
-            None, ["python -m slurm retry", name, "" if str(report.runs) == "runs" else f"runs={report.runs}"]
-        )
+        filter(None, ["python -m slurm retry", name, "" if str(report.runs) == "runs" else f"runs={report.runs}"])
     )
     bad = {state: counts[state] for state in ("failed", "lost", "cancelled", "stopped") if counts[state]}
     if bad:
         said = ", ".join(f"{n} {state} ({states.MEANING[state]})" for state, n in bad.items())
-        lines.append(f"{said}\n  why: {command.replace('retry', 'why')}\n  again: {command}")
+        lines.append(said)
+        if "failed" in bad or "lost" in bad:
+            lines.append(f"  why: {command.replace('retry', 'why')}")
+        lines.append(f"  again: {command}")
     if counts["planned"] and not counts["running"] and not counts["queued"]:
-        lines.append(
-            f"{counts['planned']} planned ({states.MEANING['planned']}); the sweep's own command starts them"
-        )
+        lines.append(f"{counts['planned']} planned ({states.MEANING['planned']}); the sweep's own command starts them")
     return lines
 
 
@@ -121,10 +116,7 @@ def why(runs: Path, sweeps: Sequence[str]) -> int:
     for (kind, reason), group in sorted(groups.items(), key=lambda item: -len(item[1])):
         first = group[0]
         print(f"{len(group):5d} {kind}  {reason}")
-        print(
-            f"      such as {first.run}"
-            + (f"  log: {first.log}" if first.log else f"  see {runs / first.run}")
-        )
+        print(f"      such as {first.run}" + (f"  log: {first.log}" if first.log else f"  see {runs / first.run}"))
     if not groups:
         print("no run failed or was lost")
     return 0

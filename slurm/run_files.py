@@ -23,7 +23,7 @@ class RunFiles:
         state: done, failed, training (by a living process of this host), stopped (its writer left in order),
             begun (its writer is on another host, or was killed), or new.
         env_step, env_steps: reached, and the budget where known.
-        speed: env steps a second, while training.
+        speed: env steps a second that its last writer reported; 0 until it has, or once it has stopped.
         last_return: of the last training episode.
         wall_seconds: of training so far.
         age: seconds since it last said something, by the file system's clock; None if never.
@@ -59,23 +59,23 @@ def read(directory: Path | str, now: float) -> RunFiles:
     if done and all(_size(f"{base}/{name}") == size for name, size in done.get("files", {}).items()):
         return RunFiles("done", **{**said, "env_step": done.get("env_step", 0)})
     token, writer = newest_writer(base)
+    reported, claimed = _time(f"{base}/progress.json"), _time(f"{base}/lease/{token:08d}")  # by one clock
+    age = None if reported is None else max(0.0, now - reported)
+    fresh = reported is not None and claimed is not None and reported >= claimed
+    speed = progress.get("env_steps_per_second", 0.0) if fresh else 0.0
     if writer and not writer.get("released") and alive(writer):
-        age = _age(f"{base}/progress.json", now)
-        return RunFiles(
-            "training", speed=progress.get("env_steps_per_second", 0.0), age=age, writer=writer, **said
-        )
+        return RunFiles("training", speed=speed, age=age, writer=writer, **said)
     failed = _json(f"{base}/FAILED")
     if failed is not None:
         said["env_step"] = failed.get("env_step", said["env_step"])
         return RunFiles("failed", reason=str(failed.get("reason", "")), writer=writer, **said)
     if done:
-        return RunFiles(
-            "begun", reason="DONE is there, but files are not as long as it says", writer=writer, **said
-        )
+        return RunFiles("begun", reason="DONE is there, but files are not as long as it says", writer=writer, **said)
     if not token:
         return RunFiles("new")
-    age = _age(f"{base}/progress.json", now)
-    return RunFiles("stopped" if writer.get("released") else "begun", age=age, writer=writer, **said)
+    if writer.get("released"):
+        return RunFiles("stopped", age=age, writer=writer, **said)
+    return RunFiles("begun", speed=speed, age=age, writer=writer, **said)
 
 
 def newest_writer(base: Path | str) -> tuple[int, dict[str, Any]]:
@@ -143,8 +143,8 @@ def _size(path: str) -> int:
         return -1
 
 
-def _age(path: str, now: float) -> float | None:
+def _time(path: str) -> float | None:
     try:
-        return max(0.0, now - os.stat(path).st_mtime)
+        return os.stat(path).st_mtime
     except OSError:
         return None

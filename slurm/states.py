@@ -34,7 +34,7 @@ class State:
     Attributes:
         job: id in Slurm's queue, or "".
         log: of the process that trained it last, or None.
-        left: seconds until it ends, while it runs and its speed is known.
+        left: seconds until its steps are done, while it runs and its speed is known.
     """
 
     run: str
@@ -46,14 +46,13 @@ class State:
 
     @property
     def left(self) -> float | None:
-        if self.state != "running" or not self.files.speed:
+        ahead = self.files.env_steps - self.files.env_step
+        if self.state != "running" or not self.files.speed or ahead <= 0:  # the last updates take no steps
             return None
-        return max(0, self.files.env_steps - self.files.env_step) / self.files.speed
+        return ahead / self.files.speed
 
 
-def look(
-    runs: Path, names: Iterable[str], handed_out: Iterable[Submission], in_queue: queue.Queue
-) -> list[State]:
+def look(runs: Path, names: Iterable[str], handed_out: Iterable[Submission], in_queue: queue.Queue) -> list[State]:
     """States of the runs called `names`, in that order.
 
     Args:

@@ -168,11 +168,7 @@ def _test(wants: Profile, name: str, count: int) -> None:
         script.write_text(text)
         status, said = queue.command("sbatch", "--test-only", f"--array=0-{count - 1}", str(script))
     if status:
-        words = [
-            line.removeprefix("sbatch: ").removeprefix("error: ")
-            for line in said.splitlines()
-            if line.strip()
-        ]
+        words = [line.removeprefix("sbatch: ").removeprefix("error: ") for line in said.splitlines() if line.strip()]
         raise InputError(f"Slurm would refuse these jobs: {'; '.join(words)}")
 
 
@@ -195,15 +191,11 @@ def _hand_over(submission: Submission, jobs: Sequence[Sequence[Pack]], wants: Pr
         for i in range(0, len(part), limit):
             executor = _executor(wants, submission.sweep, folder / "submitit", folder / "code")
             chunk = part[i : i + limit]
-            ids = sorted(
-                {holder[name] for packs in chunk for each in packs for name in each.after if name in holder}
-            )
+            ids = sorted({holder[name] for packs in chunk for each in packs for name in each.after if name in holder})
             if ids:  # a run that starts from another: not before that one's job has ended, however it ends
                 executor.update_parameters(dependency="afterany:" + ":".join(ids))
             try:
-                submitted = executor.map_array(
-                    job.work, [_task(packs, folder, runs, wants) for packs in chunk]
-                )
+                submitted = executor.map_array(job.work, [_task(packs, folder, runs, wants) for packs in chunk])
             except (
                 submitit.core.utils.FailedJobError,
                 submitit.core.utils.FailedSubmissionError,
@@ -211,9 +203,7 @@ def _hand_over(submission: Submission, jobs: Sequence[Sequence[Pack]], wants: Pr
             ) as error:
                 done = sum(len(packs) > 0 for packs in jobs[: len(submission.jobs)])
                 said = " ".join(str(error).split())
-                raise InputError(
-                    f"{done} of {len(jobs)} jobs submitted; submit again for the rest: {said}"
-                ) from error
+                raise InputError(f"{done} of {len(jobs)} jobs submitted; submit again for the rest: {said}") from error
             for packs, handle in zip(chunk, submitted, strict=True):
                 record = Job(handle.job_id, [{"name": each.name, "runs": list(each.runs)} for each in packs])
                 submission.jobs.append(record)
@@ -247,9 +237,7 @@ def _with_agent(pack: Pack, code: Path) -> Pack:
     if copy.exists() and copy.read_bytes() != Path(source).read_bytes():
         copy = copy.with_name(f"{pack.name}.py")
     shutil.copyfile(source, copy)
-    return dataclasses.replace(
-        pack, content={**pack.content, "agent": {**pack.content["agent"], "source": str(copy)}}
-    )
+    return dataclasses.replace(pack, content={**pack.content, "agent": {**pack.content["agent"], "source": str(copy)}})
 
 
 def snapshot(target: Path) -> None:

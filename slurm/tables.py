@@ -88,13 +88,12 @@ def progress_row(name: str, files: run_files.RunFiles, budget: int) -> tuple[str
     """(run, step, speed, last return, time left) of a run in training."""
     budget = files.env_steps or budget
     step = f"{files.env_step:,}/{budget:,}"
-    if files.age is None or files.state != "training":
+    if not files.speed:
         return (name, step, "starting", "", "")
     last = "" if files.last_return is None else f"return {files.last_return:.1f}"
-    if not files.speed:
-        return (name, step, "", last, "")
-    left = duration(max(0, budget - files.env_step) / files.speed)
-    return (name, step, f"{files.speed:,.0f} steps/s", last, f"{left} left")
+    ahead = budget - files.env_step
+    left = f"{duration(ahead / files.speed)} left" if ahead > 0 else "last updates"
+    return (name, step, f"{files.speed:,.0f} steps/s", last, left)
 
 
 def duration(seconds: float) -> str:
@@ -123,8 +122,7 @@ def columns(rows: Iterable[Sequence[str]]) -> list[str]:
     widths = [max(len(cell) for cell in column) for column in zip(*table, strict=True)]
     return [
         "  ".join(
-            cell.ljust(w) if i == 0 else cell.rjust(w)
-            for i, (cell, w) in enumerate(zip(row, widths, strict=True))
+            cell.ljust(w) if i == 0 else cell.rjust(w) for i, (cell, w) in enumerate(zip(row, widths, strict=True))
         ).rstrip()
         for row in table
     ]
@@ -145,9 +143,7 @@ def overview(title: str, groups: dict[tuple[str, str, str], list[State]]) -> lis
 
 def running(states: Sequence[State], budgets: dict[str, int]) -> list[str]:
     """A line for each run in training."""
-    rows = [
-        (*progress_row(s.run, s.files, budgets.get(s.run, 0)), s.job) for s in states if s.state == "running"
-    ]
+    rows = [(*progress_row(s.run, s.files, budgets.get(s.run, 0)), s.job) for s in states if s.state == "running"]
     return [f"  {line}" for line in columns(rows)] if rows else []
 
 

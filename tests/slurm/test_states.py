@@ -26,10 +26,10 @@ def make_run(runs, name, *, done=False, failed=None, lease=None, released=False,
         "env_steps_per_second": 100.0,
         "wall_seconds": 5,
     }
-    (folder / "progress.json").write_text(json.dumps(progress))
     if lease:
         record = {"job_id": None, **lease, **({"released": True} if released else {})}
         (folder / "lease" / "00000001").write_text(json.dumps(record))
+    (folder / "progress.json").write_text(json.dumps(progress))
     if done:
         (folder / "DONE").write_text(json.dumps({"env_step": 2000, "files": dict.fromkeys(TABLES, 11)}))
     if failed:
@@ -110,6 +110,20 @@ def test_slurm_first_by_files_then_by_the_queue(tmp_path, monkeypatch):
     submission.record_cancelled(["7_5"])
     fake_slurm(tmp_path, monkeypatch, "echo '7_0|RUNNING'; echo '7_1|RUNNING'; echo '7_2|PENDING'")
     assert list(states_of(tmp_path).values()) == ["done", "running", "queued", "lost", "failed", "cancelled"]
+
+
+def test_runs_of_other_hosts_are_seen_from_here(tmp_path, monkeypatch):
+    """Whether their processes live is unknown, but what they report is not."""
+    make_sweep(tmp_path, ["r0", "r1"])
+    for name in ("r0", "r1"):
+        make_run(tmp_path, name, lease=AWAY)
+    os.utime(tmp_path / "r0" / "lease" / "00000001", (1, 1))
+    os.utime(tmp_path / "r1" / "progress.json", (1, 1))  # of the writer before
+    submit_to(tmp_path, "slurm", [("7_0", ["r0", "r1"])])
+    fake_slurm(tmp_path, monkeypatch, "echo '7_0|RUNNING'")
+    reported, fresh = slurm("status", f"runs={tmp_path}").stdout.splitlines()[-2:]
+    assert reported.split()[1:] == "500/2,000 100 steps/s return 7.5 15 s left 7_0".split()
+    assert fresh.split()[1:] == "500/2,000 starting 7_0".split()
 
 
 def test_a_node_failure_is_not_final(tmp_path, monkeypatch):
