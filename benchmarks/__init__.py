@@ -1,1 +1,1 @@
-"""Speed and scale, printed as ratios of one run."""
+"""Speed, scale, the storm, and what is kept of reference runs."""

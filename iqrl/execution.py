@@ -59,9 +59,16 @@ class Plan:
             "compile": self.compiled,
             "threads": self.threads,
             **code_version(),
-            "command": shlex.join([Path(sys.executable).name, *sys.argv]),
+            "command": command(),
             "packages": versions,
         }
+
+
+def command() -> str:
+    """This process's command line, as one would type it."""
+    program = Path(sys.argv[0])
+    start = ["-m", program.parent.name] if program.name == "__main__.py" else [sys.argv[0]]
+    return shlex.join(["python", *start, *sys.argv[1:]])
 
 
 def cores() -> int:
