@@ -111,7 +111,7 @@ COMMANDS = {
         ("python -m analysis watch every=30",),
     ),
     "compare": Command(
-        "set own results beside published ones at 100k, 500k and 1M env steps",
+        "set own results beside published ones at 100k, 500k and 1M env steps, or at=STEP",
         (*_STUDY, "published", "algorithms"),
         (
             "python -m analysis compare published=published.parquet",

@@ -137,10 +137,11 @@ def compare(options: dict[str, Any]) -> None:
             "published=: expected the path of published results (a checkout, a file, a tidy Parquet file)"
         )
     studies, _, _ = _studies(options)
+    marks = comparison.MARKS if options["at"] is None else (options["at"],)
     for study in studies:
-        frame = comparison.compare(study, overlay)
+        frame = comparison.compare(study, overlay, marks)
         if frame.empty:
-            steps = ", ".join(style.steps(mark) for mark in comparison.MARKS)
+            steps = ", ".join(style.steps(mark) for mark in marks)
             print(
                 f"{study.name}: nothing to compare at {steps} env steps (own runs reach "
                 f"{style.steps(study.mark)})"
