@@ -125,7 +125,9 @@ def _slurm(files: run_files.RunFiles, job: str, in_queue: queue.Queue, cancelled
         return "queued"
     if files.state == "failed":  # while others of its pack go on
         return "failed"
-    if state is not None or files.state == "training":
+    # A process of this host whose job Slurm no longer knows was left behind on a lost node: a new one may take over.
+    orphan = not in_queue.error and (files.writer or {}).get("job_id") == job
+    if state is not None or (files.state == "training" and not orphan):
         return "running"
     if in_queue.error:
         return "unknown"

@@ -112,6 +112,20 @@ def test_slurm_first_by_files_then_by_the_queue(tmp_path, monkeypatch):
     assert list(states_of(tmp_path).values()) == ["done", "running", "queued", "lost", "failed", "cancelled"]
 
 
+def test_a_process_that_outlives_its_job_does_not_keep_its_run(tmp_path, monkeypatch):
+    """Left behind on a lost node: the job that `retry` submits fences it off."""
+    make_sweep(tmp_path, ["r0", "r1", "r2"])
+    make_run(tmp_path, "r0", lease={**ME, "job_id": "7_0"})
+    make_run(tmp_path, "r1", lease={**ME, "job_id": "7_1"})
+    make_run(tmp_path, "r2", lease=ME)  # by hand
+    submission = submit_to(tmp_path, "slurm", [("7_0", ["r0"]), ("7_1", ["r1"]), ("7_2", ["r2"])])
+    submission.record_cancelled(["7_1"])
+    fake_slurm(tmp_path, monkeypatch, "true")
+    assert list(states_of(tmp_path).values()) == ["lost", "cancelled", "running"]
+    fake_slurm(tmp_path, monkeypatch, "exit 1")
+    assert list(states_of(tmp_path).values()) == ["running"] * 3
+
+
 def test_runs_of_other_hosts_are_seen_from_here(tmp_path, monkeypatch):
     """Whether their processes live is unknown, but what they report is not."""
     make_sweep(tmp_path, ["r0", "r1"])
