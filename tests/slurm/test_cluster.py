@@ -65,7 +65,7 @@ class Sweep:
         records = json.loads(self.slurm("status", "tiny", "--json").stdout)
         return [record["state"] for record in sorted(records, key=lambda record: record["run"])]
 
-    def wait(self, states, seconds=90):
+    def wait(self, states, seconds=200):
         """Until the runs are in these states; returns every picture on the way there."""
         seen, end = [], time.monotonic() + seconds
         while not seen or seen[-1] != states:
@@ -73,7 +73,7 @@ class Sweep:
             seen.append(self.states())
         return seen
 
-    def writer(self, token, seconds=90):
+    def writer(self, token, seconds=200):
         """Who claims a run as number `token`, once it has saved something."""
         end = time.monotonic() + seconds
         while time.monotonic() < end:
@@ -92,7 +92,7 @@ class Sweep:
         return json.loads(path.read_text())["sessions"]
 
 
-def wait_for(condition, seconds=60):
+def wait_for(condition, seconds=200):
     end = time.monotonic() + seconds
     while not (found := condition()):
         assert time.monotonic() < end, "it did not happen"
