@@ -17,7 +17,7 @@ from pathlib import Path
 from iqrl.errors import InputError
 from iqrl.run_directory import TABLES, RunDirectory
 
-OF_A_MACHINE = ("host", "pid", "started", "job_id")
+OF_A_MACHINE = ("host", "pid", "started", "job_id", "code")
 
 
 def keep(run: Path, out: Path) -> Path:

@@ -18,7 +18,7 @@ from iqrl.config import Execution, RunConfig
 from iqrl.errors import InputError
 from iqrl.networks import ParameterGroup
 from iqrl.replay import Replay
-from iqrl.run_directory import code_version
+from iqrl.run_directory import ROOT, code_version
 
 PACKAGES = ("torch", "numpy", "dm_control", "mujoco", "omegaconf")
 
@@ -59,6 +59,7 @@ class Plan:
             "compile": self.compiled,
             "threads": self.threads,
             **code_version(),
+            "code": str(ROOT),
             "command": command(),
             "packages": versions,
         }

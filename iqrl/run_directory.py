@@ -61,6 +61,7 @@ TABLES = {
     "timing.csv": TIMING_COLUMNS,
 }
 KEPT_CHECKPOINTS = 2
+ROOT = Path(__file__).resolve().parent.parent  # of the code that runs
 
 
 class LeaseLost(Exception):
@@ -444,7 +445,7 @@ def read_json(path: Path) -> Any:
 
 def replace_text(path: Path, text: str, durable: bool = False) -> None:
     """Write a file whole or not at all."""
-    temporary = path.with_name(f".{path.name}-{os.getpid()}")
+    temporary = path.with_name(f".{path.name}-{socket.gethostname()}-{os.getpid()}")
     try:
         with open(temporary, "w") as file:
             file.write(text)
@@ -472,14 +473,13 @@ def process_started(pid: int) -> int | None:
 
 def code_version() -> dict[str, Any]:
     """Commit of the tree that this package runs from, and whether it was changed since; None where unknown."""
-    root = Path(__file__).resolve().parent.parent
-    snapshot = read_json(root / "SNAPSHOT.json")
+    snapshot = read_json(ROOT / "SNAPSHOT.json")
     if isinstance(snapshot, dict):
         return {"commit": snapshot.get("commit"), "dirty": snapshot.get("dirty")}
     try:
-        commit = subprocess.run(["git", "-C", root, "rev-parse", "HEAD"], capture_output=True, text=True, timeout=10)
+        commit = subprocess.run(["git", "-C", ROOT, "rev-parse", "HEAD"], capture_output=True, text=True, timeout=10)
         status = subprocess.run(
-            ["git", "-C", root, "status", "--porcelain"], capture_output=True, text=True, timeout=30
+            ["git", "-C", ROOT, "status", "--porcelain"], capture_output=True, text=True, timeout=30
         )
     except (OSError, subprocess.TimeoutExpired):
         return {"commit": None, "dirty": None}

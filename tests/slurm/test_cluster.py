@@ -175,7 +175,7 @@ def test_jobs_run_the_code_as_it_was_and_from_anywhere(cluster, tmp_path):
     sweep.wait(["done"])
     (session,) = sweep.sessions()
     (code,) = sweep.runs.glob("sweeps/tiny/*/code")
-    assert str(code / "iqrl") in session["command"]
+    assert Path(session["code"]).resolve() == code.resolve()
     assert session["job_id"] == job and session["commit"]
 
 
