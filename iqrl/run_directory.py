@@ -282,6 +282,8 @@ class RunDirectory:
         self.check()
         for table in self.tables.values():
             table.sync()
+        for stale in [p for folder in (".", "checkpoint", "lease") for p in (self.path / folder).glob(".*")]:
+            stale.unlink(missing_ok=True)  # half-written by processes that were killed
         sizes = {name: _size(self.path / name) for name in TABLES}
         replace_text(self.path / "DONE", json.dumps({"env_step": env_step, "files": sizes}), durable=True)
 

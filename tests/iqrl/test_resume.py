@@ -315,6 +315,14 @@ def test_a_replay_segment_that_is_short(how: str, halfway: tuple[Path, Path, Pat
     assert_same_runs(runs, expected)
 
 
+def test_nothing_half_written_is_left_in_the_end(halfway: tuple[Path, Path, Path], tmp_path: Path) -> None:
+    runs, directory, expected = halfway
+    for name in ("checkpoint/.writing-1", "lease/.claim-abc", ".progress.json-elsewhere-7"):
+        (directory / name).write_text("{")
+    finish(words("td3", runs), tmp_path / "said")
+    assert_same_runs(runs, expected)
+
+
 def test_done_with_shorter_files_is_not_done(tmp_path: Path, undisturbed: Any) -> None:
     expected, runs = undisturbed("td3"), tmp_path / "runs"
     finish(words("td3", runs), tmp_path / "said")
