@@ -103,7 +103,7 @@ COMMANDS = {
     "report": Command(
         "write report.html: one file with figures, tables, failures and commands",
         (*_STUDY, "style", "published", "algorithms"),
-        ("python -m analysis report", "python -m analysis report sweep=quickstart out=/tmp/report"),
+        ("python -m analysis report", "python -m analysis report sweep=quickstart out=page"),
     ),
     "watch": Command(
         "write the report again and again while a sweep runs",
