@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from iqrl.agent import Agent, Noise, Progress
+from iqrl.cuda_graphs import Recorded
 from iqrl.replay import Priorities, Replay, gather, sample_uniform
 
 # Streams of random numbers; each is a function of (seed, stream, counter) and of nothing else.
@@ -54,6 +55,7 @@ class Engine:
         replay: their replay, on the same device.
         compiled: compile the learning stages (falls back to eager with one warning).
         packed: lift over the whole pack (the default off the CPU) or run seed after seed.
+        recorded: repeat stages and actions as CUDA graphs (the default where a CUDA device runs compiled stages).
     """
 
     def __init__(
@@ -65,24 +67,26 @@ class Engine:
         device: torch.device | str = "cpu",
         compiled: bool = False,
         packed: bool | None = None,
+        recorded: bool | None = None,
     ) -> None:
         self.agent, self.seeds, self.replay = agent, list(seeds), replay
         self.device = torch.device(device)
         self.compiled = compiled
+        self.recorded = compiled and self.device.type == "cuda" if recorded is None else recorded
         self.packed = self.device.type != "cpu" if packed is None else packed
         states = [agent.initialise(generator("cpu", s, INITIALISATION)) for s in self.seeds]
         self.state = {k: torch.stack([s[k] for s in states]).to(self.device) for k in states[0]}
         self.stage_counts = [dict[str, int]() for _ in self.seeds]  # invocations of each stage, per seed
-        self.metric_sums: list[dict[str, Tensor]] = [{} for _ in self.seeds]
+        self.metric_sums: dict[str, Tensor] = {}  # (S,) each
         self.metric_counts: list[dict[str, int]] = [{} for _ in self.seeds]
         self._functions: dict[str, Lifted] = {}
-        self._act_one: Callable[..., Any] = agent.act
-        self._act_pack: Callable[..., Any] = torch.func.vmap(agent.act)
+        self._acting: Callable[..., Any] = act_all(agent)
         if compiled and agent.compile_act:
-            self._act_one = with_fallback("act", self._act_one)
-            self._act_pack = with_fallback("act", self._act_pack)
-        self._chunks: dict[tuple[str, int], tuple[int, dict[str, Tensor]]] = {}
+            self._acting = with_fallback("act", self._acting)
+        self._repeated_acting = Recorded("act", self._acting, fixed=1) if self.recorded else self._acting
+        self._chunks: dict[tuple[str, tuple[int, ...]], tuple[int, dict[str, Tensor]]] = {}
         self._exploration: dict[int, tuple[int, dict[str, Tensor]]] = {}
+        self._clock: tuple[list[dict[str, float]], dict[str, Tensor]] = ([], {})
 
     # --- learning
 
@@ -105,62 +109,74 @@ class Engine:
 
     def _run_lane(self, stage: str, lane: list[int], progress: Sequence[Progress]) -> None:
         wants, rows = self.agent.stage(stage), slice(lane[0], lane[-1] + 1)
-        numbers = [self._numbers(stage, s) for s in lane]
-        noise = {k: torch.stack([n[k] for n in numbers]) for k in numbers[0]}
+        noise = self._numbers(stage, lane)
         clock = self.clock([progress[s] for s in lane])
         if wants.statistics:
             kept = [self.replay.statistics(s) for s in lane]
             clock |= {k: torch.stack([entry[k] for entry in kept]) for k in kept[0]}
         state = {k: v[rows] for k, v in self.state.items()}
-        memory = {k: v[rows] for k, v in self.replay.memory().items()} if wants.batch else {}
+        replay = self.replay.memory()  # whether read or not: what waits is written before the stage
+        memory = {k: v[rows] for k, v in replay.items()} if wants.batch else {}
         with torch.no_grad():
             metrics, places = self._function(stage)(state, memory, noise, clock)
-        priority = metrics.pop("priority", None)
+        priority = metrics.get("priority")
         if self.replay.priority is not None:
             if priority is not None:
                 self.replay.priority.update(rows, places, priority)
             if wants.reset_priority:
                 self.replay.priority.reset_highest(rows)
-        for i, s in enumerate(lane):
-            sums, counts = self.metric_sums[s], self.metric_counts[s]
-            for k, v in metrics.items():
-                sums[k] = sums[k] + v[i] if k in sums else v[i].clone()
-                counts[k] = counts.get(k, 0) + 1
+        for k, v in metrics.items():
+            if k != "priority":
+                if k not in self.metric_sums:
+                    self.metric_sums[k] = torch.zeros(len(self.seeds), dtype=v.dtype, device=v.device)
+                self.metric_sums[k][rows] += v
+                for s in lane:
+                    self.metric_counts[s][k] = self.metric_counts[s].get(k, 0) + 1
 
     def _function(self, stage: str) -> Lifted:
         if stage not in self._functions:
             function = lift(self.agent, stage, self.replay)
-            self._functions[stage] = with_fallback(stage, function) if self.compiled else function
+            if self.compiled:
+                function = with_fallback(stage, function)
+            self._functions[stage] = Recorded(stage, function, fixed=2) if self.recorded else function
         return self._functions[stage]
 
-    def _numbers(self, stage: str, seed: int) -> dict[str, Tensor]:
-        """The random numbers of a seed's next invocation of a stage, from a chunk drawn at once."""
+    def _numbers(self, stage: str, lane: list[int]) -> dict[str, Tensor]:
+        """The random numbers (n, ...) of the next invocation of a stage, from chunks drawn at once, one per seed."""
         wants = self.agent.stage(stage)
         noise = dict(wants.noise)
         if wants.batch:
             noise["slices"] = Noise((self.agent.slices.batch_size,), "uniform64")
         total = sum(math.prod(n.shape) for n in noise.values())
         length = max(1, min(64, CHUNK_NUMBERS // max(total, 1)))
-        counts = self.stage_counts[seed]
-        chunk, offset = divmod(counts.get(stage, 0), length)
-        counts[stage] = counts.get(stage, 0) + 1
-        if self._chunks.get((stage, seed), (-1, {}))[0] != chunk:
-            key = int.from_bytes(stage.encode(), "little")
-            source = generator(self.device, self.seeds[seed], STAGES, key, chunk)
-            self._chunks[stage, seed] = (chunk, {k: draw(n, length, source) for k, n in noise.items()})
-        return {k: v[offset] for k, v in self._chunks[stage, seed][1].items()}
+        (count,) = {self.stage_counts[s].get(stage, 0) for s in lane}  # seeds that learn together have done as much
+        for s in lane:
+            self.stage_counts[s][stage] = count + 1
+        chunk, offset = divmod(count, length)
+        key = stage, tuple(lane)
+        if self._chunks.get(key, (-1, {}))[0] != chunk:
+            number = int.from_bytes(stage.encode(), "little")
+            sources = [generator(self.device, self.seeds[s], STAGES, number, chunk) for s in lane]
+            drawn = {k: torch.stack([draw(n, length, source) for source in sources], 1) for k, n in noise.items()}
+            self._chunks[key] = (chunk, drawn)
+        return {k: v[offset] for k, v in self._chunks[key][1].items()}
 
     def clock(self, progress: Sequence[Progress]) -> dict[str, Tensor]:
         """The agent's clock for each seed given, (n,) each."""
         values = [self.agent.clock(p) for p in progress]
-        return {k: torch.tensor([v[k] for v in values], device=self.device) for k in values[0]}
+        if self._clock[0] != values:  # it seldom moves, and a copy to the device costs more than to compare
+            self._clock = values, {k: torch.tensor([v[k] for v in values], device=self.device) for k in values[0]}
+        return dict(self._clock[1])
 
     def metrics(self, seed: int) -> dict[str, float]:
         """Means of the metrics since the last call, of the seed at place `seed`; starts anew."""
-        sums, counts = self.metric_sums[seed], self.metric_counts[seed]
-        means = {k: float(v) / counts[k] for k, v in sums.items()}
-        self.metric_sums[seed], self.metric_counts[seed] = {}, {}
-        return means
+        counts, self.metric_counts[seed] = self.metric_counts[seed], {}
+        if not counts:
+            return {}
+        sums = torch.stack([self.metric_sums[k][seed] for k in counts]).tolist()
+        for k in counts:
+            self.metric_sums[k][seed] = 0.0
+        return {k: total / counts[k] for k, total in zip(counts, sums, strict=True)}
 
     # --- acting
 
@@ -186,33 +202,31 @@ class Engine:
             (n, N, A) in [-1, 1], and the new carry.
         """
         lane = list(lane)
-        seen = torch.from_numpy(np.ascontiguousarray(observation)).to(self.device)
+        seen = {"observation": torch.from_numpy(np.ascontiguousarray(observation)).to(self.device)}
         clock = self.clock([progress[s] for s in lane])
-        if self.packed and len(lane) > 1:
+        if not self.packed and len(lane) > 1:
+            alone = [
+                self.act([s], observation[i : i + 1], {k: v[i : i + 1] for k, v in carry.items()}, [noise[i]], progress)
+                for i, s in enumerate(lane)
+            ]
+            after = {k: torch.cat([c[k] for _, c in alone]) for k in carry}
+            return np.concatenate([action for action, _ in alone]), after
+        numbers = {k: torch.stack([n[k] for n in noise]) for k in noise[0]}
+        if self._contiguous(lane):
+            state = {k: v[lane[0] : lane[-1] + 1] for k, v in self.state.items()}
+            action, after = self._repeated_acting(state, carry, seen, numbers, clock)
+        else:
             rows = torch.tensor(lane, device=self.device)
             state = {k: v.index_select(0, rows) for k, v in self.state.items()}
-            numbers = {k: torch.stack([n[k] for n in noise]) for k in noise[0]}
-            action, after = self._act_pack(state, carry, seen, numbers, clock)
-            return action.cpu().numpy(), dict(after)
-        results = [
-            self._act_one(
-                {k: v[s] for k, v in self.state.items()},
-                {k: v[i] for k, v in carry.items()},
-                seen[i],
-                noise[i],
-                {k: v[i] for k, v in clock.items()},
-            )
-            for i, s in enumerate(lane)
-        ]
-        stacked = {k: torch.stack([after[k] for _, after in results]) for k in carry}
-        return torch.stack([action for action, _ in results]).cpu().numpy(), stacked
+            action, after = self._acting(state, carry, seen, numbers, clock)
+        return action.cpu().numpy(), {k: v.clone() for k, v in after.items()}
 
     def explore(
         self, lane: Sequence[int], observation: np.ndarray, carry: dict[str, Tensor], progress: Sequence[Progress]
     ) -> tuple[np.ndarray, dict[str, Tensor]]:
         """Training actions (n, A) for observations (n, O) of the seeds at places `lane`; carry (n, 1, ...)."""
         noise = [self._decision_noise(s, progress[s].decisions) for s in lane]
-        uniform = np.stack([n.pop("warmup").cpu().numpy() for n in noise]) * 2.0 - 1.0
+        uniform = np.stack([n.pop("warmup").numpy() for n in noise]) * 2.0 - 1.0
         random = np.array([self.agent.acts_randomly(progress[s]) for s in lane])
         if random.all():
             return uniform, carry
@@ -241,7 +255,8 @@ class Engine:
         chunk, offset = divmod(decision, length)
         if self._exploration.get(seed, (-1, {}))[0] != chunk:
             source = generator(self.device, self.seeds[seed], EXPLORATION, chunk)
-            self._exploration[seed] = (chunk, {k: draw(n, length, source) for k, n in shapes.items()})
+            drawn = {k: draw(n, length, source) for k, n in shapes.items()}
+            self._exploration[seed] = (chunk, {**drawn, "warmup": drawn["warmup"].cpu()})
         return {k: v[offset] for k, v in self._exploration[seed][1].items()}
 
     # --- saving
@@ -251,7 +266,7 @@ class Engine:
         saved: dict[str, Any] = {
             "state": {k: v[seed].cpu().clone() for k, v in self.state.items()},
             "stage_counts": dict(self.stage_counts[seed]),
-            "metric_sums": {k: v.cpu().clone() for k, v in self.metric_sums[seed].items()},
+            "metric_sums": {k: self.metric_sums[k][seed].cpu().clone() for k in self.metric_counts[seed]},
             "metric_counts": dict(self.metric_counts[seed]),
         }
         return saved
@@ -267,13 +282,39 @@ class Engine:
                 raise ValueError(f"checkpoint entry {k!r} does not fit this configuration")
             v[seed].copy_(saved["state"][k])
         self.stage_counts[seed] = dict(saved["stage_counts"])
-        self.metric_sums[seed] = {k: v.to(self.device) for k, v in saved["metric_sums"].items()}
+        for v in self.metric_sums.values():
+            v[seed] = 0.0
+        for k, v in saved["metric_sums"].items():
+            if k not in self.metric_sums:
+                self.metric_sums[k] = torch.zeros(len(self.seeds), dtype=v.dtype, device=self.device)
+            self.metric_sums[k][seed] = v
         self.metric_counts[seed] = dict(saved["metric_counts"])
 
 
 Lifted = Callable[
     [dict[str, Tensor], dict[str, Tensor], dict[str, Tensor], dict[str, Tensor]], tuple[dict[str, Tensor], Tensor]
 ]
+
+
+def act_all(agent: Agent) -> Callable[..., Any]:
+    """`Agent.act` of n seeds: every argument and result has a leading axis of n; n = 1 runs without it."""
+
+    def acting(
+        state: dict[str, Tensor],
+        carry: dict[str, Tensor],
+        seen: dict[str, Tensor],
+        noise: dict[str, Tensor],
+        clock: dict[str, Tensor],
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        observation = seen["observation"]
+        if len(observation) > 1:
+            action, after = torch.func.vmap(agent.act)(state, carry, observation, noise, clock)
+            return action, dict(after)
+        first = [{k: v[0] for k, v in group.items()} for group in (state, carry, noise, clock)]
+        action, after = agent.act(first[0], first[1], observation[0], first[2], first[3])
+        return action[None], {k: v[None] for k, v in after.items()}
+
+    return acting
 
 
 def lift(agent: Agent, stage: str, replay: Replay) -> Lifted:

@@ -4,6 +4,9 @@ A row is one float32 vector ``observation | action | reward | flag``; an episode
 T + 1 rows, the last of which holds its final observation only. Rows live on the learning device; the same
 bytes are what a run's replay log keeps on disk (`iqrl.run_directory`).
 
+Off the CPU, rows wait on the host until something reads the replay, and go to the device together: of an agent that
+learns after each episode, the episode is one copy.
+
 `starts` lists, oldest first, the rows at which a slice may start. A slice of H transitions may start at a
 row once H more rows of its episode exist; rows closer than that to a *termination* are starts too (the
 agent masks what follows it), rows close to a truncation never are.
@@ -52,6 +55,8 @@ class Replay:
         self._first = [0] * seeds  # serial number of the oldest start, counting starts
         self._next = [0] * seeds  # and of the next one
         self._flag = [GOING] * seeds  # of the newest row
+        self.patient = not on_host  # let rows wait
+        self._waiting: list[list[np.ndarray]] = [[] for _ in range(seeds)]
 
     def __len__(self) -> int:
         return self.rows.shape[0]
@@ -65,6 +70,10 @@ class Replay:
 
     def available(self, seed: int) -> int:
         """Number of slices that seed number `seed` can sample from."""
+        self._write_waiting(seed)
+        return self._available(seed)
+
+    def _available(self, seed: int) -> int:
         return max(0, self._next[seed] - self._first[seed] - self._held_back)
 
     @property
@@ -94,17 +103,27 @@ class Replay:
         rows[0, -1] = TERMINATED if terminated else TRUNCATED if truncated else GOING
         if ended:
             rows[1, :split], rows[1, -1] = next_observation, FINAL
-        self.extend(seed, rows)
+        self._waiting[seed].append(rows)
+        if not self.patient:
+            self._write_waiting(seed)
         return rows
 
     def extend(self, seed: int, rows: np.ndarray) -> None:
         """Append rows (n, width) that `add` made, such as those of a replay log."""
+        self._waiting[seed].append(rows)
+        self._write_waiting(seed)
+
+    def _write_waiting(self, seed: int) -> None:
+        if not self._waiting[seed]:
+            return
+        rows, self._waiting[seed] = np.concatenate(self._waiting[seed]), []
         block = max(1, min(self.ring, self.capacity) // 2)  # never overwrite what the same call writes
         for i in range(0, len(rows), block):
             self._write(seed, rows[i : i + block])
 
     def save(self, seed: int) -> dict[str, Tensor]:
         """What of one seed's replay its rows do not tell: the priorities. On the CPU; empty without them."""
+        self._write_waiting(seed)
         return {} if self.priority is None else self.priority.save(seed)
 
     def load(self, seed: int, saved: Mapping[str, Tensor]) -> None:
@@ -155,16 +174,18 @@ class Replay:
             if self.priority is not None:
                 self.priority.add(seed, places)
         self._first[seed], self._next[seed] = first, following + len(new)
-        self.window[seed] = torch.tensor([first % self.ring, self.available(seed)])
+        self.window[seed] = torch.tensor([first % self.ring, self._available(seed)])
 
     def newest_actions(self, seed: int, count: int) -> np.ndarray:
         """The last `count` actions (count, A) of the episode that is running, oldest first."""
+        self._write_waiting(seed)
         index = torch.arange(self.written[seed] - count, self.written[seed]) % self.ring
         split = self.spec.observation_dim
         return self.rows[seed, index.to(self.rows.device), split:-2].cpu().numpy()
 
     def statistics(self, seed: int) -> dict[str, Tensor]:
         """Of the transitions kept: `mean_absolute_reward`, and the number of `terminations`. Scalars."""
+        self._write_waiting(seed)
         kept = self.rows[seed, : min(self.written[seed], self.ring)]
         reward, flag = kept[:, -2].double(), kept[:, -1]  # the reward of a final row is 0
         return {
@@ -174,6 +195,8 @@ class Replay:
 
     def memory(self) -> dict[str, Tensor]:
         """The tensors that `gather` and `Priorities.sample` read, each with a leading seed axis."""
+        for seed in range(len(self)):
+            self._write_waiting(seed)
         memory = {"rows": self.rows, "starts": self.starts, "window": self.window}
         if self.priority is not None:
             memory |= {"priority": self.priority.values, "block_sums": self.priority.block_sums}

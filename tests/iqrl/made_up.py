@@ -31,10 +31,15 @@ def random_batch(horizon: int, size: int, seed: int = 0, ends: float = 0.15, spe
 
 
 def filled_replay(
-    slices: Slices, seeds: list[int], decisions: int = 120, scale: dict[int, float] | None = None, spec: TaskSpec = SPEC
+    slices: Slices,
+    seeds: list[int],
+    decisions: int = 120,
+    scale: dict[int, float] | None = None,
+    spec: TaskSpec = SPEC,
+    device: str = "cpu",
 ) -> Replay:
     """A replay whose content is a function of each seed alone; `scale` multiplies a seed's rewards and observations."""
-    replay = Replay(spec, len(seeds), slices, 1000)
+    replay = Replay(spec, len(seeds), slices, 1000, device)
     for place, seed in enumerate(seeds):
         random = np.random.default_rng(seed)
         factor = (scale or {}).get(seed, 1.0)

@@ -231,6 +231,31 @@ def test_statistics_are_of_the_transitions_kept() -> None:
     assert float(replay.statistics(1)["terminations"]) == 0
 
 
+@pytest.mark.parametrize("slices", [Slices(5, 4), Slices(3, 4, cross_episodes=True), Slices(2, 4, prioritised=True)])
+def test_rows_that_wait_are_there_when_they_are_read(slices: Slices) -> None:
+    """As on a device: whoever looks, sees what a replay that never waits holds."""
+    looks = [
+        lambda r: memory(r, 1),
+        lambda r: {"available": torch.tensor(r.available(1))},
+        lambda r: {"actions": torch.from_numpy(r.newest_actions(1, 3))},
+        lambda r: r.statistics(1),
+        lambda r: r.save(1),
+    ]
+    for look in looks:
+        replays = [Replay(SPEC, 2, slices, 50) for _ in range(2)]
+        replays[1].patient = True
+        for episodes in ([(20, TIME_LIMIT)], [(9, TERMINATION), (20, TIME_LIMIT), (1, TERMINATION), (18, TIME_LIMIT)]):
+            for replay in replays:
+                play(replay, 1, episodes)
+            now, waited = (look(replay) for replay in replays)
+            assert now.keys() == waited.keys()
+            assert all(torch.equal(v, waited[k]) for k, v in now.items())
+    waiting = Replay(SPEC, 2, slices, 50)
+    waiting.patient = True
+    play(waiting, 1, [(4, TIME_LIMIT)])
+    assert not waiting.rows.any()  # nothing has been read
+
+
 # --- memory
 
 

@@ -1,0 +1,85 @@
+"""Functions of tensors as CUDA graphs: one launch for all the kernels of a call.
+
+An update of a small network is hundreds of kernels that run shorter than a CPU takes to launch them. A graph
+records the launches once and repeats them as one, on the addresses of the recording.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+Arguments = tuple[Mapping[str, Tensor], ...]
+WARM_UP = 3  # calls before the recording: to compile, to choose algorithms, to allocate work space
+
+
+class Recorded:
+    """A function recorded once for each set of addresses and shapes, then repeated.
+
+    Args:
+        name: what a warning calls it.
+        function: of groups of tensors on one CUDA device. It must not wait for the device, and may write to
+            tensors of its first argument alone.
+        fixed: number of leading arguments whose tensors stay where they are: the function reads and writes them in
+            place. The tensors of the others are copied to where the recording reads them.
+
+    The tensors it returns are written over by its next call. What cannot be recorded is called as it is, with one
+    warning that says why.
+    """
+
+    def __init__(self, name: str, function: Callable[..., Any], fixed: int) -> None:
+        self.name, self.function, self.fixed = name, function, fixed
+        self.recordings: dict[tuple[Any, ...], Callable[[Arguments], Any]] = {}
+
+    def __call__(self, *arguments: Mapping[str, Tensor]) -> Any:
+        key = self._key(arguments)
+        if key not in self.recordings:
+            self.recordings[key] = self._record(arguments)
+        return self.recordings[key](arguments)
+
+    def _key(self, arguments: Arguments) -> tuple[Any, ...]:
+        places = [(k, v.data_ptr(), v.shape) for group in arguments[: self.fixed] for k, v in group.items()]
+        shapes = [(k, v.dtype, v.shape) for group in arguments[self.fixed :] for k, v in group.items()]
+        return *places, *shapes
+
+    def _record(self, arguments: Arguments) -> Callable[[Arguments], Any]:
+        given = [{k: v.clone() for k, v in group.items()} for group in arguments[self.fixed :]]
+        recorded = (*arguments[: self.fixed], *given)
+        before = {k: v.clone() for k, v in arguments[0].items()}
+        try:
+            repeat, result = self._capture(recorded)
+        except Exception as error:  # whatever CUDA or the function raises; without a graph it is slower, not wrong
+            reason = (str(error).strip().splitlines() or [""])[0]
+            print(
+                f"warning: {self.name} runs without a CUDA graph: {type(error).__name__}: {reason}", file=sys.stderr
+            )
+            return lambda now: self.function(*now)
+        finally:  # the warm-up was no learning
+            for k, v in arguments[0].items():
+                v.copy_(before[k])
+
+        def call(now: Arguments) -> Any:
+            for group, new in zip(given, now[self.fixed :], strict=True):
+                for k, v in group.items():
+                    v.copy_(new[k])
+            repeat()
+            return result
+
+        return call
+
+    def _capture(self, arguments: Arguments) -> tuple[Callable[[], None], Any]:
+        """Something that repeats the function on these very tensors, and the result that it writes to."""
+        side = torch.cuda.Stream()
+        side.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(side):
+            for _ in range(WARM_UP):
+                self.function(*arguments)
+        torch.cuda.current_stream().wait_stream(side)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            result = self.function(*arguments)
+        return graph.replay, result
