@@ -63,7 +63,7 @@ class Execution:
 
     device: str = setting("auto", "auto, cpu, cuda or cuda:N")
     precision: str = setting("auto", "of matrix products", choices=("auto", "float32", "bfloat16"))
-    compile: str = setting("auto", "compile the updates; on CUDA, record them as graphs too", choices=("auto", "on", "off"))
+    compile: str = setting("auto", "compile the updates; on CUDA, as graphs", choices=("auto", "on", "off"))
     pack: str = setting("auto", "seeds trained side by side: auto, or 1 to 32")
     threads: int = setting(0, "CPU threads for tensors; 0 means every core at hand", low=0, high=1024)
     workers: str = setting("auto", "environment worker processes: auto, or a number (0: in this process)")
