@@ -75,7 +75,7 @@ lint: $(ready)
 	@$(python) -m ruff check .
 	@$(python) -m mypy
 
-bench: $(ready) ## updates/s of every agent on this machine (PEER=iqrl:/path/to/checkout compares)
+bench: $(ready) ## updates/s of every agent on this machine (PEER=AGENT:/path/to/its/official/checkout compares)
 	@$(python) -m benchmarks.speed $(if $(PEER),peer=$(PEER)) $(ARGS)
 
 storm: $(ready) ## a sweep on a real Slurm cluster on this machine under 30 injected faults

@@ -5,9 +5,12 @@
 
 Every row is timed in turn with the eager float32 single-seed run of the same agent (and with the checkout, if one is
 given), in windows of a few seconds, A B A B ...; ratios are medians over pairs of neighbouring windows, so a machine
-whose speed drifts does not bend them. `decisions_per_second` counts every seed of the pack and is that of acting,
-simulating and updating one after the other. The roofline is this machine's own: its matrix rate and memory bandwidth,
-measured in the same run.
+whose speed drifts does not bend them. A window is whole periods of the agent's updates on every side (250 of TD7's and
+MR.Q's, however long they take). Our updates include drawing their batches, a checkout's do not.
+
+A peer is the official code of any of the six agents; PYTHON must have what it imports, PyTorch above all.
+`decisions_per_second` counts every seed of the pack and is that of acting, simulating and updating one after the other.
+The roofline is this machine's own: its matrix rate and memory bandwidth, measured in the same run.
 """
 
 from __future__ import annotations
@@ -64,10 +67,15 @@ DEFAULTS = {
     "out": "bench",
     "precision": "auto",
 }
-# What must be set for networks, critics, batch, horizon and N to equal a peer's.
+# What must be set for networks, critics, batch, horizon and N to equal a peer's at walker-walk sizes; the last four
+# agents' own defaults there are those of the official code.
 PEER_WORDS = {
     "iqrl": ["agent.num_critics=5", "agent.q_sample=2", "agent.actor_q=avg", "agent.nstep=3"],
     "td3": ["agent.profile=official"],
+    "td7": [],
+    "tcrl": [],
+    "dcwm": [],
+    "mrq": [],
 }
 
 
@@ -260,6 +268,9 @@ def parse(words: Sequence[str]) -> dict[str, str]:
         raise InputError(
             f"peer={options['peer']}: expected one of {', '.join(f'{k}:/path/to/checkout' for k in PEER_WORDS)}"
         )
+    for key in ("task", "preset") if name else ():
+        if options[key] != DEFAULTS[key]:
+            raise InputError(f"{key}={options[key]}: expected {DEFAULTS[key]}, whose sizes official code is built with")
     if name and not Path(path).is_dir():
         raise InputError(f"peer={options['peer']}: no such folder")
     for key in ("rounds", "threads"):

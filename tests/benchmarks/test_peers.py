@@ -1,0 +1,49 @@
+"""Official code to time against: an adapter for every agent, fair windows, plain errors."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from benchmarks import peer, speed
+from benchmarks.worker import update_period
+from iqrl import config, tasks
+from iqrl.errors import InputError
+
+
+def test_every_agent_has_a_peer():
+    assert set(peer.PEERS) == set(speed.PEER_WORDS) == set(config.AGENTS)
+
+
+@pytest.mark.parametrize("words, expected", [
+    (["peer=sac:/"], "iqrl:/path/to/checkout, td3:/path/to/checkout, td7:/path/to/checkout, tcrl:/path/to/checkout, "
+                     "dcwm:/path/to/checkout, mrq:/path/to/checkout"),
+    (["peer=mrq:/nowhere"], "no such folder"),
+    (["peer=mrq:/", "preset=small"], "preset=small: expected default"),
+    (["peer=mrq:/", "task=dog-run"], "task=dog-run: expected walker-walk"),
+])  # fmt: skip
+def test_what_cannot_be_compared_is_said(words, expected):
+    with pytest.raises(InputError, match=expected):
+        speed.parse(words)
+
+
+def test_the_adapters_name_themselves():
+    words = [sys.executable, str(Path(peer.__file__)), "sac", "/", "1"]
+    done = subprocess.run(words, capture_output=True, text=True)
+    assert done.returncode == 2
+    assert done.stderr == (
+        "error: sac / 1: expected NAME PATH THREADS, NAME one of iqrl, td3, td7, tcrl, dcwm, mrq\n"
+    )
+
+
+@pytest.mark.parametrize("name, period", [("td7", 250), ("mrq", 250), ("tcrl", 1), ("dcwm", 2)])
+def test_a_window_counts_everything_in_its_share(name, period):
+    """Whatever update a whole period begins with; the official code's bursts recur after as many."""
+    words = config.parse_words([f"agent={name}", "task=walker-walk", *speed.PEER_WORDS[name]])
+    run = config.resolve([("bench", words)])[0][0]
+    agent = run.agent(run.settings, tasks.spec(run.task), torch.float32)
+    assert update_period(agent) == period
+    shares = {tuple(sorted(sum((agent.stages(u) for u in range(i, i + period)), ()))) for i in (1, 2, 100, 250, 251)}
+    assert len(shares) == 1
