@@ -79,6 +79,10 @@ PEER_WORDS = {
 }
 
 
+class WorkerEnded(RuntimeError):
+    """A timed process is gone; what it wrote to stderr says why."""
+
+
 class Worker:
     """A process that times windows of updates on request."""
 
@@ -93,7 +97,8 @@ class Worker:
         assert self.process.stdout is not None
         line = self.process.stdout.readline()
         if not line:
-            raise RuntimeError(f"{' '.join(map(str, self.process.args))}: ended with {self.process.wait()}")  # type: ignore[arg-type]
+            command = " ".join(map(str, self.process.args))  # type: ignore[arg-type]
+            raise WorkerEnded(f"{command}: ended with status {self.process.wait()} before it answered")
         return line.strip()
 
     def ask(self, line: str) -> float:
@@ -192,6 +197,23 @@ def main(words: Sequence[str]) -> int:
     if "--help" in words or "-h" in words:
         print(__doc__)
         return 0
+    try:
+        rows = measure(options)
+    except WorkerEnded as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    out = Path(options["out"])
+    write(out / ("peer.csv" if options["peer"] else "results.csv"), rows)
+    draw(rows, out / ("peer" if options["peer"] else "results"))
+    return 0
+
+
+def measure(options: dict[str, str]) -> list[dict[str, Any]]:
+    """The rows of the table, told as they come.
+
+    Raises:
+        WorkerEnded: if a timed process dies.
+    """
     from iqrl.config import AGENTS
 
     threads = int(options["threads"])
@@ -248,10 +270,7 @@ def main(words: Sequence[str]) -> int:
         baseline.close()
         if peer:
             peer.close()
-    out = Path(options["out"])
-    write(out / ("peer.csv" if options["peer"] else "results.csv"), rows)
-    draw(rows, out / ("peer" if options["peer"] else "results"))
-    return 0
+    return rows
 
 
 def parse(words: Sequence[str]) -> dict[str, str]:
@@ -273,6 +292,8 @@ def parse(words: Sequence[str]) -> dict[str, str]:
             raise InputError(f"{key}={options[key]}: expected {DEFAULTS[key]}, whose sizes official code is built with")
     if name and not Path(path).is_dir():
         raise InputError(f"peer={options['peer']}: no such folder")
+    if name and options["agents"] and name not in options["agents"].split(","):
+        raise InputError(f"agents={options['agents']}: expected {name} among them, to time its official code against")
     for key in ("rounds", "threads"):
         if not options[key].isdigit():
             raise InputError(f"{key}={options[key]}: expected a whole number")

@@ -21,6 +21,7 @@ def test_every_agent_has_a_peer():
     (["peer=sac:/"], "iqrl:/path/to/checkout, td3:/path/to/checkout, td7:/path/to/checkout, tcrl:/path/to/checkout, "
                      "dcwm:/path/to/checkout, mrq:/path/to/checkout"),
     (["peer=mrq:/nowhere"], "no such folder"),
+    (["peer=mrq:/", "agents=td3,td7"], "expected mrq among them"),
     (["peer=mrq:/", "preset=small"], "preset=small: expected default"),
     (["peer=mrq:/", "task=dog-run"], "task=dog-run: expected walker-walk"),
 ])  # fmt: skip
@@ -36,6 +37,11 @@ def test_the_adapters_name_themselves():
     assert done.stderr == (
         "error: sac / 1: expected NAME PATH THREADS, NAME one of iqrl, td3, td7, tcrl, dcwm, mrq\n"
     )
+
+
+def test_a_peer_that_does_not_start_is_one_line():
+    with pytest.raises(speed.WorkerEnded, match="import nothing_there: ended with status 1 before it answered"):
+        speed.Worker([sys.executable, "-c", "import nothing_there"], 1)
 
 
 @pytest.mark.parametrize("name, period", [("td7", 250), ("mrq", 250), ("tcrl", 1), ("dcwm", 2)])
