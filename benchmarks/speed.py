@@ -136,6 +136,10 @@ def measure_machine(threads: int) -> dict[str, float]:
     for name in ("float32", "bfloat16"):
         a, b = (torch.randn(size, size, device=device).to(getattr(torch, name)) for _ in range(2))
         rates[name] = 2 * size**3 / best(lambda a=a, b=b: a @ b) / 1e9
+    if device == "cuda":
+        torch.backends.cuda.matmul.allow_tf32 = True
+        a, b = (torch.randn(size, size, device=device) for _ in range(2))
+        rates["tf32"] = 2 * size**3 / best(lambda: a @ b) / 1e9
     source = torch.empty(2**26, device=device).normal_()
     target = torch.empty_like(source)
     rates["bandwidth"] = 2 * source.numel() * 4 / best(lambda: target.copy_(source)) / 1e9

@@ -78,7 +78,7 @@ def main() -> None:
         state = sum(v.numel() * v.element_size() for v in engine.state.values()) // len(runs)
         about = {
             "device": str(plan.device),
-            "precision": str(plan.dtype).removeprefix("torch."),
+            "precision": plan.precision,
             "compile": "compiled" if plan.compiled else "eager",
             "threads": plan.threads,
             "period": period,

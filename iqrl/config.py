@@ -62,7 +62,9 @@ class Execution:
     """The rest of `train.*`: where and how a run is executed. Not part of its identity."""
 
     device: str = setting("auto", "auto, cpu, cuda or cuda:N")
-    precision: str = setting("auto", "of matrix products", choices=("auto", "float32", "bfloat16"))
+    precision: str = setting(
+        "auto", "of matrix products; tf32 on CUDA alone", choices=("auto", "float32", "tf32", "bfloat16")
+    )
     compile: str = setting("auto", "compile the updates; on CUDA, as graphs", choices=("auto", "on", "off"))
     pack: str = setting("auto", "seeds trained side by side: auto, or 1 to 32")
     threads: int = setting(0, "CPU threads for tensors; 0 means every core at hand", low=0, high=1024)

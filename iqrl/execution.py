@@ -28,15 +28,19 @@ class Plan:
     """`Execution` with every `auto` decided."""
 
     device: torch.device
-    dtype: torch.dtype
+    precision: str  # float32, tf32 or bfloat16
     compiled: bool
     threads: int
     workers: int | Literal["auto"]
     checkpoint_seconds: float
 
+    @property
+    def dtype(self) -> torch.dtype:
+        """What matrices are cast to for products."""
+        return torch.bfloat16 if self.precision == "bfloat16" else torch.float32
+
     def __str__(self) -> str:
-        kind = str(self.dtype).removeprefix("torch.")
-        return f"{self.device} {kind} {'compiled' if self.compiled else 'eager'}, {self.threads} threads"
+        return f"{self.device} {self.precision} {'compiled' if self.compiled else 'eager'}, {self.threads} threads"
 
     def provenance(self) -> dict[str, Any]:
         """What a session's record says of it."""
@@ -55,7 +59,7 @@ class Plan:
         return {
             "device": str(self.device),
             "device_name": name,
-            "precision": str(self.dtype).removeprefix("torch."),
+            "precision": self.precision,
             "compile": self.compiled,
             "threads": self.threads,
             **code_version(),
@@ -81,7 +85,7 @@ def decide(execution: Execution, config: RunConfig) -> Plan:
     """Resolve every `auto`, and set this process up accordingly.
 
     Raises:
-        InputError: for a device that is not there.
+        InputError: for a device that is not there, or a precision that it does not have.
     """
     wanted = execution.device
     if wanted == "auto":
@@ -95,12 +99,16 @@ def decide(execution: Execution, config: RunConfig) -> Plan:
         raise InputError(f"train.device={execution.device}: there are {torch.cuda.device_count()} CUDA devices")
     threads = execution.threads or cores()
     torch.set_num_threads(threads)
-    dtype = torch.bfloat16 if execution.precision == "bfloat16" else torch.float32
-    if execution.precision == "auto":
-        dtype = torch.bfloat16 if fast_bfloat16(device) else torch.float32
+    precision = execution.precision
+    if precision == "auto":
+        precision = "bfloat16" if fast_bfloat16(device) else "float32"
+    if device.type == "cuda":
+        torch.backends.cuda.matmul.allow_tf32 = precision == "tf32"
+    elif precision == "tf32":
+        raise InputError(f"train.precision=tf32: {device} does not have it; expected float32, bfloat16 or auto")
     compiled = execution.compile == "on" or (execution.compile == "auto" and _worth_compiling(config))
     workers: int | Literal["auto"] = "auto" if execution.workers == "auto" else int(execution.workers)
-    return Plan(device, dtype, compiled, threads, workers, execution.checkpoint_seconds)
+    return Plan(device, precision, compiled, threads, workers, execution.checkpoint_seconds)
 
 
 def fast_bfloat16(device: torch.device) -> bool:

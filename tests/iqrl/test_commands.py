@@ -185,6 +185,7 @@ def bad_words(r: random.Random) -> Words:
                 ["config=" + "x" * 300],
                 ["agent.buffer_size=1000000000", "train.env_steps=1000000000"],
                 ["train.device=cuda:99"],
+                ["train.device=cpu", "train.precision=tf32"],
                 ["runs=" + "r" * 300],
             ]
         ),
