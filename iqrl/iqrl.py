@@ -194,9 +194,12 @@ class IQRL(Agent[Config]):
         """pi(z) in [-1, 1]: (B, Z) -> (B, A)."""
         return torch.tanh(self.actor.networks["actor"](self.actor.unpack(actor, self.dtype)["actor"], z))
 
-    def values(self, critic: Tensor, z: Tensor, action: Tensor) -> Tensor:
-        """q_k(z, a) of every critic: (K, B)."""
+    def values(self, critic: Tensor, z: Tensor, action: Tensor, draw: Tensor | None = None) -> Tensor:
+        """q_k(z, a): (K, B), or of those that uniform numbers (K,) draw, (q_sample, B)."""
         parameters = self.critic.unpack(critic, self.dtype)["critic"]
+        if draw is not None:
+            index = torch.argsort(draw)[: self.config.q_sample]
+            parameters = {k: v.index_select(0, index) for k, v in parameters.items()}
         return self.critic.networks["critic"](parameters, torch.cat([z, action], -1))[..., 0]
 
     def initialise(self, generator: torch.Generator) -> dict[str, Tensor]:
@@ -298,12 +301,8 @@ class IQRL(Agent[Config]):
         z = self.encode(encoder, last, state.get("codebook"))
         smoothing = torch.clamp(c.policy_noise * noise["smoothing"], -c.noise_clip, c.noise_clip)
         action = torch.clamp(self.policy(state["target_actor"], z) + smoothing, -1.0, 1.0)
-        q = self.values(state["target_critic"], z, action)
-        return total + factor * self._drawn(q, noise.get("target_critics")).min(0).values
-
-    def _drawn(self, q: Tensor, noise: Tensor | None) -> Tensor:
-        """The critics drawn for this update, of q (K, B)."""
-        return q if noise is None else q.index_select(0, torch.argsort(noise)[: self.config.q_sample])
+        q = self.values(state["target_critic"], z, action, noise.get("target_critics"))
+        return total + factor * q.min(0).values
 
     def critic_loss(self, critic: Tensor, z: Tensor, action: Tensor, y: Tensor) -> tuple[Tensor, Metrics]:
         """Mean over critics and batch of (q_k(z, a) - y)^2."""
@@ -316,7 +315,7 @@ class IQRL(Agent[Config]):
 
     def actor_loss(self, actor: Tensor, critic: Tensor, z: Tensor, noise: Tensor | None) -> Tensor:
         """-E[min_k q_k(z, pi(z))], or the mean of the critics drawn."""
-        q = self._drawn(self.values(critic, z, self.policy(actor, z)), noise)
+        q = self.values(critic, z, self.policy(actor, z), noise)
         return -(q.min(0).values if self.config.actor_q == "min" else q.mean(0)).mean()
 
     # --- learning

@@ -67,7 +67,7 @@ def test_target_policy_smoothing() -> None:
     agent.policy = lambda actor, z: pi[:, None]
     seen: list[Tensor] = []
 
-    def values(critic: Tensor, z: Tensor, action: Tensor) -> Tensor:
+    def values(critic: Tensor, z: Tensor, action: Tensor, draw: Tensor | None) -> Tensor:
         seen.append(action[:, 0])
         return action.T
 
