@@ -103,6 +103,7 @@ def decide(execution: Execution, config: RunConfig) -> Plan:
     if precision == "auto":
         precision = "bfloat16" if fast_bfloat16(device) else "float32"
     if device.type == "cuda":
+        torch.cuda.set_device(device.index or 0)  # streams, graphs and kernels are made on the current one
         torch.backends.cuda.matmul.allow_tf32 = precision == "tf32"
     elif precision == "tf32":
         raise InputError(f"train.precision=tf32: {device} does not have it; expected float32, bfloat16 or auto")
