@@ -159,7 +159,8 @@ class VQ:
         """Nearest code of each latent dimension: (..., Z) -> (..., d), int64."""
         assert codebook is not None
         vectors = codes.float().reshape(-1, self.channels)
-        distance = codebook.square().sum(-1) - 2.0 * vectors @ codebook.t()  # less |vector|^2
+        # Less |vector|^2. The sum has a term per channel, two or so: far too few for a matrix product to be fast.
+        distance = codebook.square().sum(-1) - 2.0 * (vectors[:, None] * codebook).sum(-1)
         return distance.argmin(-1).reshape(*codes.shape[:-1], -1)
 
     def lookup(self, indices: Tensor, codebook: Tensor) -> Tensor:
