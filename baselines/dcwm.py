@@ -19,7 +19,7 @@ from baselines.codebook_world import COMPONENTS, PROPAGATION, Latent, World, Wor
 from baselines.mppi import MPPI
 from iqrl.agent import Agent, Batch, Memory, Metrics, Noise, Progress, Slices, Stage, State, register, setting
 from iqrl.errors import InputError
-from iqrl.networks import MLP, Adam, ParameterGroup, soft_update
+from iqrl.networks import MLP, Adam, ParameterGroup, draw_members, soft_update
 from iqrl.returns import n_step, n_step_released
 from iqrl.schedules import EXPLORATION_EPISODES, linear_by_episode
 from iqrl.tasks import TaskSpec
@@ -205,10 +205,7 @@ class DCWM(Agent[Config]):
 
     def drawn(self, critic: Parameters, noise: Tensor | None) -> Parameters:
         """The critics drawn by uniform numbers (K,); all of them without."""
-        if noise is None:
-            return critic
-        index = torch.argsort(noise)[: self.config.q_sample]
-        return {"critic": {k: v.index_select(0, index) for k, v in critic["critic"].items()}}
+        return critic if noise is None else {"critic": draw_members(critic["critic"], noise, self.config.q_sample)}
 
     # --- acting: planning, or the actor (section 5)
 

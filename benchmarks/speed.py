@@ -133,13 +133,11 @@ def measure_machine(threads: int) -> dict[str, float]:
         return min(times)
 
     rates = {}
-    for name in ("float32", "bfloat16"):
-        a, b = (torch.randn(size, size, device=device).to(getattr(torch, name)) for _ in range(2))
+    for name in ("float32", "bfloat16", *(["tf32"] if device == "cuda" else [])):
+        torch.backends.cuda.matmul.allow_tf32 = name == "tf32"
+        dtype = torch.bfloat16 if name == "bfloat16" else torch.float32
+        a, b = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
         rates[name] = 2 * size**3 / best(lambda a=a, b=b: a @ b) / 1e9
-    if device == "cuda":
-        torch.backends.cuda.matmul.allow_tf32 = True
-        a, b = (torch.randn(size, size, device=device) for _ in range(2))
-        rates["tf32"] = 2 * size**3 / best(lambda: a @ b) / 1e9
     source = torch.empty(2**26, device=device).normal_()
     target = torch.empty_like(source)
     rates["bandwidth"] = 2 * source.numel() * 4 / best(lambda: target.copy_(source)) / 1e9

@@ -13,6 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from iqrl.errors import one_line
+
 Arguments = tuple[Mapping[str, Tensor], ...]
 WARM_UP = 3  # calls before the recording: to compile, to choose algorithms, to allocate work space
 
@@ -53,10 +55,7 @@ class Recorded:
         try:
             repeat, result = self._capture(recorded)
         except Exception as error:  # whatever CUDA or the function raises; without a graph it is slower, not wrong
-            reason = (str(error).strip().splitlines() or [""])[0]
-            print(
-                f"warning: {self.name} runs without a CUDA graph: {type(error).__name__}: {reason}", file=sys.stderr
-            )
+            print(f"warning: {self.name} runs without a CUDA graph: {one_line(error)}", file=sys.stderr)
             return lambda now: self.function(*now)
         finally:  # the warm-up was no learning
             for k, v in arguments[0].items():

@@ -22,6 +22,7 @@ from torch import Tensor
 
 from iqrl.agent import Agent, Noise, Progress
 from iqrl.cuda_graphs import Recorded
+from iqrl.errors import one_line
 from iqrl.replay import Priorities, Replay, gather, sample_uniform
 
 # Streams of random numbers; each is a function of (seed, stream, counter) and of nothing else.
@@ -125,13 +126,15 @@ class Engine:
                 self.replay.priority.update(rows, places, priority)
             if wants.reset_priority:
                 self.replay.priority.reset_highest(rows)
-        for k, v in metrics.items():
-            if k != "priority":
-                if k not in self.metric_sums:
-                    self.metric_sums[k] = torch.zeros(len(self.seeds), dtype=v.dtype, device=v.device)
-                self.metric_sums[k][rows] += v
-                for s in lane:
-                    self.metric_counts[s][k] = self.metric_counts[s].get(k, 0) + 1
+        for k in [k for k in metrics if k != "priority"]:  # in order: it is that of the columns of training.csv
+            self._metric_sum(k, metrics[k].dtype)[rows] += metrics[k]
+            for s in lane:
+                self.metric_counts[s][k] = self.metric_counts[s].get(k, 0) + 1
+
+    def _metric_sum(self, name: str, dtype: torch.dtype) -> Tensor:
+        if name not in self.metric_sums:
+            self.metric_sums[name] = torch.zeros(len(self.seeds), dtype=dtype, device=self.device)
+        return self.metric_sums[name]
 
     def _function(self, stage: str) -> Lifted:
         if stage not in self._functions:
@@ -202,8 +205,6 @@ class Engine:
             (n, N, A) in [-1, 1], and the new carry.
         """
         lane = list(lane)
-        seen = {"observation": torch.from_numpy(np.ascontiguousarray(observation)).to(self.device)}
-        clock = self.clock([progress[s] for s in lane])
         if not self.packed and len(lane) > 1:
             alone = [
                 self.act([s], observation[i : i + 1], {k: v[i : i + 1] for k, v in carry.items()}, [noise[i]], progress)
@@ -211,6 +212,8 @@ class Engine:
             ]
             after = {k: torch.cat([c[k] for _, c in alone]) for k in carry}
             return np.concatenate([action for action, _ in alone]), after
+        seen = {"observation": torch.from_numpy(np.ascontiguousarray(observation)).to(self.device)}
+        clock = self.clock([progress[s] for s in lane])
         numbers = {k: torch.stack([n[k] for n in noise]) for k in noise[0]}
         if self._contiguous(lane):
             state = {k: v[lane[0] : lane[-1] + 1] for k, v in self.state.items()}
@@ -285,9 +288,7 @@ class Engine:
         for v in self.metric_sums.values():
             v[seed] = 0.0
         for k, v in saved["metric_sums"].items():
-            if k not in self.metric_sums:
-                self.metric_sums[k] = torch.zeros(len(self.seeds), dtype=v.dtype, device=self.device)
-            self.metric_sums[k][seed] = v
+            self._metric_sum(k, v.dtype)[seed] = v
         self.metric_counts[seed] = dict(saved["metric_counts"])
 
 
@@ -382,9 +383,7 @@ def with_fallback(stage: str, function: Callable[..., Any]) -> Callable[..., Any
             result = compiled(*arguments)
             chosen.append(compiled)
         except Exception as error:  # whatever the compiler or the machine's tool chain raises
-            reason = str(error).strip().splitlines() or [""]
-            failure = f"{type(error).__name__}: {reason[0]}"
-            print(f"warning: {stage} runs eager, compiling it failed: {failure}", file=sys.stderr)
+            print(f"warning: {stage} runs eager, compiling it failed: {one_line(error)}", file=sys.stderr)
             chosen.append(function)
             result = function(*arguments)
         return result

@@ -1,4 +1,4 @@
-"""The one error that a user can cause."""
+"""The one error that a user can cause, and how any other is told in a line."""
 
 
 class InputError(ValueError):
@@ -7,3 +7,8 @@ class InputError(ValueError):
     Its message is one line that names the key or file, the value, and what was expected. Entry points
     print it as ``error: ...`` and exit with status 2, before anything is written or submitted.
     """
+
+
+def one_line(error: BaseException) -> str:
+    """Its type and the first line of its message, for a warning."""
+    return f"{type(error).__name__}: {(str(error).strip().splitlines() or [''])[0]}"

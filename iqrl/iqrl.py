@@ -16,7 +16,7 @@ from torch.func import grad_and_value
 
 from iqrl.agent import Agent, Batch, Memory, Metrics, Noise, Progress, Slices, Stage, State, register, setting
 from iqrl.errors import InputError
-from iqrl.networks import MLP, Adam, ParameterGroup, soft_update
+from iqrl.networks import MLP, Adam, ParameterGroup, draw_members, soft_update
 from iqrl.quantisers import VQ, make_quantiser
 from iqrl.returns import n_step, n_step_released
 from iqrl.schedules import EXPLORATION_EPISODES, linear_by_episode
@@ -198,8 +198,7 @@ class IQRL(Agent[Config]):
         """q_k(z, a): (K, B), or of those that uniform numbers (K,) draw, (q_sample, B)."""
         parameters = self.critic.unpack(critic, self.dtype)["critic"]
         if draw is not None:
-            index = torch.argsort(draw)[: self.config.q_sample]
-            parameters = {k: v.index_select(0, index) for k, v in parameters.items()}
+            parameters = draw_members(parameters, draw, self.config.q_sample)
         return self.critic.networks["critic"](parameters, torch.cat([z, action], -1))[..., 0]
 
     def initialise(self, generator: torch.Generator) -> dict[str, Tensor]:

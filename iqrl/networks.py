@@ -230,6 +230,12 @@ class ParameterGroup:
         return torch.cat(pieces)
 
 
+def draw_members(parameters: Parameters, uniform: Tensor, count: int) -> dict[str, Tensor]:
+    """An ensemble's parameters, of `count` different members that uniform numbers (E,) draw."""
+    index = torch.argsort(uniform)[:count]
+    return {k: v.index_select(0, index) for k, v in parameters.items()}
+
+
 def soft_update(target: Tensor, online: Tensor, rate: float) -> Tensor:
     """Exponential moving average (1 - rate) target + rate online."""
     return torch.lerp(target, online, rate)

@@ -103,7 +103,7 @@ def compare(one: Engine, other: Engine, tolerance: float) -> None:
 def test_recording_changes_no_number(cls: type[Agent[Any]], recordings: list[str]) -> None:
     plain, recorded = (engine(cls, [4, 0, 7], flag) for flag in (False, True))
     compare(plain, recorded, 0.0)
-    learning = {f"{stage}" for u in range(1, 21) for stage in recorded.agent.stages(u)}
+    learning = {stage for u in range(1, 21) for stage in recorded.agent.stages(u)}
     # Each stage for the pack, and for the seed that learned alone; acting for all, and for those but the first.
     assert set(recordings) == learning | {"act"}
     assert recordings.count("act") == 2
