@@ -124,7 +124,8 @@ class Trainer:
             if not self._learn():
                 return self._interrupt()
             self._report_episodes()
-            self._evaluate()
+            if not self._evaluate():
+                return self._interrupt()
             self._finish()
             if not self._living():
                 break
@@ -244,17 +245,25 @@ class Trainer:
         at_mark = p.decisions % self.every == 0 or p.decisions >= self.budget
         return at_mark and p.evaluated < p.decisions
 
-    def _evaluate(self) -> None:
+    def _evaluate(self) -> bool:
+        """Do every evaluation that is due. False if asked to stop before they are done."""
         due = [lane for lane in self._living() if self._due(lane)]
         together = due if self.engine.packed else []
         for group in [together] if together else [[lane] for lane in due]:
-            returns, lengths = self._evaluation_episodes(self._places(group))
-            for lane, g, n in zip(group, returns, lengths, strict=True):
+            results = self._evaluation_episodes(self._places(group))
+            if results is None:
+                return False
+            for lane, g, n in zip(group, *results, strict=True):
                 with self._isolated(lane):
                     self._record_evaluation(lane, g, n)
+        return True
 
-    def _evaluation_episodes(self, places: list[int]) -> tuple[np.ndarray, np.ndarray]:
-        """Returns and lengths (env steps) of the evaluation episodes of the runs at `places`: (n, episodes) each."""
+    def _evaluation_episodes(self, places: list[int]) -> tuple[np.ndarray, np.ndarray] | None:
+        """Returns and lengths (env steps) of the evaluation episodes of the runs at `places`: (n, episodes) each.
+
+        None if asked to stop before they end: with a planner that may be minutes, longer than a job's grace, and since
+        they are a function of the checkpoint the next session repeats them.
+        """
         n, count = len(places), self.episodes
         lanes = [self.lanes[i] for i in places]
         progress = [lane.progress for lane in self.lanes]
@@ -273,6 +282,8 @@ class Trainer:
         action = np.zeros((pool.count, self.spec.action_dim), np.float32)
         step = 0
         while active.any():
+            if self.stop():
+                return None
             noise = [self.engine.evaluation_noise(i, progress[i].decisions, step, count) for i in places]
             chosen, carry = self.engine.act(places, observation.reshape(n, count, -1), carry, noise, progress)
             action[: len(keys)] = chosen.reshape(len(keys), -1)
@@ -285,6 +296,7 @@ class Trainer:
             for i in [i for i in pool.errors if active[i]]:
                 self._fail(lanes[i // count], f"environment, while evaluating: {pool.errors[i]}")
                 active[i] = False
+            self._tick()
         shape = (n, count)
         return total[: len(keys)].reshape(shape), length[: len(keys)].reshape(shape) * self.spec.action_repeat
 

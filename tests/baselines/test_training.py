@@ -20,13 +20,13 @@ COMMON = [
 ]  # fmt: skip
 BALANCE = ["task=cartpole-balance", "train.env_steps=2200", "eval.every=2200", "eval.episodes=1", *COMMON]
 CARTPOLE = ["task=gym:CartPole-v1", "train.env_steps=800", "eval.every=400", "eval.episodes=3", *COMMON]
-CASES = {  # configuration with a short warm-up, and after how many decisions and updates to stop, twice
+CASES = {  # configuration with a short warm-up, and after how many decisions and updates to stop, in three sessions
     "td7": ([*BALANCE, "agent.warmup_decisions=500", "agent.target_every=70", "agent.checkpoint_late=300",
-             "agent.checkpoint_episodes=2"], (700, 500)),
-    "tcrl": ([*BALANCE, "agent.warmup_episodes=1", "agent.utd=0.1"], (700, 325)),
-    "dcwm": ([*BALANCE, "agent.warmup_episodes=1", "agent.utd=0.1", "agent.plan_iterations=1"], (525, 200)),
-    "mrq": ([*BALANCE, "agent.warmup_decisions=700", "agent.target_every=40"], (600, 300)),
-    "mrq discrete": ([*CARTPOLE, "agent.warmup_decisions=200", "agent.target_every=40"], (100, 250)),
+             "agent.checkpoint_episodes=2"], (100, 1200, 500)),
+    "tcrl": ([*BALANCE, "agent.warmup_episodes=1", "agent.utd=0.1"], (100, 1200, 325)),
+    "dcwm": ([*BALANCE, "agent.warmup_episodes=1", "agent.utd=0.1", "agent.plan_iterations=1"], (100, 1025, 200)),
+    "mrq": ([*BALANCE, "agent.warmup_decisions=700", "agent.target_every=40"], (100, 1100, 300)),
+    "mrq discrete": ([*CARTPOLE, "agent.warmup_decisions=200", "agent.target_every=40"], (5, 200, 250)),
 }  # fmt: skip
 CLOCKLESS = ("evaluations.csv", "training.csv", "latents.csv")
 
@@ -51,9 +51,12 @@ def rows(path: Path) -> list[dict[str, Any]]:
 
 @pytest.mark.parametrize("case", CASES)
 def test_stopped_runs_go_on_bitwise(case: str, tmp_path: Path) -> None:
-    """Stopped within an episode, and again among updates or decisions after the first updates."""
+    """Stopped within the first evaluation, within an episode, and among updates or decisions after the first updates."""
     whole = train(case, tmp_path / "whole")
-    stopped = [train(case, tmp_path / "parts", calls).lanes[0].progress for calls in CASES[case][1]]
+    evaluating, *calls = CASES[case][1]
+    first = train(case, tmp_path / "parts", evaluating).lanes[0]
+    assert first.progress.decisions == 0 and not rows(first.directory.path / "evaluations.csv")
+    stopped = [train(case, tmp_path / "parts", n).lanes[0].progress for n in calls]
     assert any(p.episode_decisions for p in stopped) and 0 < stopped[1].updates < whole.lanes[0].progress.updates
     if case in ("td7", "tcrl", "dcwm"):
         assert any(p.pending for p in stopped)
