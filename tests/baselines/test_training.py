@@ -51,7 +51,7 @@ def rows(path: Path) -> list[dict[str, Any]]:
 
 @pytest.mark.parametrize("case", CASES)
 def test_stopped_runs_go_on_bitwise(case: str, tmp_path: Path) -> None:
-    """Stopped within the first evaluation, within an episode, and among updates or decisions after the first updates."""
+    """Stopped within the first evaluation, within an episode, and among updates or decisions after the first."""
     whole = train(case, tmp_path / "whole")
     evaluating, *calls = CASES[case][1]
     first = train(case, tmp_path / "parts", evaluating).lanes[0]
