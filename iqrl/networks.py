@@ -51,14 +51,12 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """
     x = x.to(weight.dtype)
     if weight.dim() == 2:
-        lead = x.shape[:-1]
-        x = x.reshape(-1, x.shape[-1])
-        y = torch.mm(x, weight) if bias is None else torch.addmm(bias.to(weight.dtype), x, weight)
-        return y.reshape(*lead, weight.shape[-1])
-    if x.dim() == 2:
-        x = x.expand(weight.shape[0], *x.shape)
-    y = torch.bmm(x, weight)
-    return y if bias is None else y + bias.to(weight.dtype)
+        y = torch.mm(x.reshape(-1, x.shape[-1]), weight).reshape(*x.shape[:-1], weight.shape[-1])
+    elif x.dim() == 2 and x.device.type == "cpu":  # a batched product would copy x for every member there
+        y = torch.stack([torch.mm(x, w) for w in weight.unbind()])
+    else:
+        y = torch.bmm(x.expand(weight.shape[0], *x.shape[-2:]), weight)
+    return y if bias is None else y + bias
 
 
 def layer_norm(x: Tensor, weight: Tensor | None = None, bias: Tensor | None = None) -> Tensor:
