@@ -138,6 +138,18 @@ def test_one_seed_draws_a_line_and_no_band(runs: Path) -> None:
     assert "none where a task has one seed" in words(drawing)
 
 
+@pytest.mark.parametrize("seeds", [2, 3])
+def test_two_seeds_of_a_task_draw_runs_and_no_band(runs: Path, seeds: int) -> None:
+    for seed in range(seeds):
+        write_run(runs, "iqrl", seed=seed)
+    drawing = drawn("tasks", context(runs))
+    axes = drawing.figure.axes[0]
+    assert len(axes.get_lines()) == 1 + seeds
+    areas = [p for band in axes.collections for p in band.get_paths() if len(p.vertices)]
+    assert bool(areas) == (seeds == 3)
+    assert ("none where a task has one or two" in words(drawing)) == (seeds == 2)
+
+
 def test_infinite_condition_numbers_interrupt_the_line(runs: Path) -> None:
     for seed in range(3):
         write_run(runs, "iqrl", seed=seed, rank=0.05)
