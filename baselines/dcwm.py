@@ -173,7 +173,7 @@ class DCWM(Agent[Config]):
         self.model = WorldModel(c, spec, dtype)
         self.world, seen = self.model.group, self.model.seen
         critic = MLP(seen + a, hidden, 1, ensemble=c.num_critics, initialisation=c.init, precise_output=True)
-        self.actor = ParameterGroup({"actor": MLP(seen, hidden, a, initialisation=c.init)})
+        self.actor = ParameterGroup({"actor": MLP(seen, hidden, a, initialisation=c.init, precise_output=True)})
         self.critic = ParameterGroup({"critic": critic})
         self.world_optimiser = Adam(c.enc_lr, weight_decay=c.enc_weight_decay, clip=c.clip)
         self.optimiser = Adam(c.lr, clip=c.clip)

@@ -97,7 +97,7 @@ class MRQ(Agent[Config]):
         }
         self.target = ParameterGroup(encoders)
         self.encoder = ParameterGroup({**encoders, "m": network(c.zsa_dim, (), 1 + c.zs_dim + c.num_bins)})
-        self.policy = ParameterGroup({"policy": network(c.zs_dim, (h, h), a, "relu")})
+        self.policy = ParameterGroup({"policy": network(c.zs_dim, (h, h), a, "relu", precise_output=True)})
         value = network(c.zsa_dim, (h, h, h), 1, ensemble=2, precise_output=True)
         self.value = ParameterGroup({"value": value})
         self.encoder_optimiser = Adam(c.enc_lr, weight_decay=c.enc_weight_decay)

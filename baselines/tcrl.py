@@ -117,7 +117,7 @@ class TCRL(Agent[Config]):
         encoder = MLP(o, tuple(c.enc_mlp_dims), z, precise_input=True, **plain)
         dynamics = MLP(z + a, hidden, z, **plain)
         reward = MLP(z + a, hidden, 1, precise_output=True, **plain)
-        head = MLP(first, tuple(rest), a, **plain)
+        head = MLP(first, tuple(rest), a, precise_output=True, **plain)
         heads = MLP(first, tuple(rest), 1, ensemble=2, precise_output=True, **plain)
         self.world = ParameterGroup({"encoder": encoder, "dynamics": dynamics, "reward": reward})
         self.target = ParameterGroup({"encoder": encoder})

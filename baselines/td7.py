@@ -83,7 +83,7 @@ class TD7(Agent[Config]):
         })
         self.actor = ParameterGroup({
             "input": MLP(o, (), w, precise_input=True),
-            "trunk": MLP(w + embedded, (w, w), a, "relu", "none"),
+            "trunk": MLP(w + embedded, (w, w), a, "relu", "none", precise_output=True),
         })
         self.critic = ParameterGroup({
             "input": MLP(o + a, (), w, ensemble=2, precise_input=True),

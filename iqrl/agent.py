@@ -12,6 +12,7 @@ docs/agents.md.
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import typing
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -19,6 +20,8 @@ from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar
 
 import torch
 from torch import Tensor
+
+from iqrl.networks import ParameterGroup
 
 if TYPE_CHECKING:
     from iqrl.tasks import TaskSpec
@@ -171,6 +174,11 @@ class Agent(Generic[C]):
     @classmethod
     def validate(cls, config: C) -> None:
         """Raises InputError for values that do not go together."""
+
+    def layout(self) -> dict[str, str]:
+        """A digest of each group's order of parameters: a vector of the same length but another order does not fit."""
+        groups = {k: v for k, v in vars(self).items() if isinstance(v, ParameterGroup)}
+        return {k: hashlib.sha256(repr(v.layout).encode()).hexdigest()[:16] for k, v in groups.items()}
 
     # --- learning
 

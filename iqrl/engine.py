@@ -267,6 +267,7 @@ class Engine:
     def save(self, seed: int) -> dict[str, Any]:
         """Everything of one seed that later learning depends on, on the CPU."""
         saved: dict[str, Any] = {
+            "layout": self.agent.layout(),
             "state": {k: v[seed].cpu().clone() for k, v in self.state.items()},
             "stage_counts": dict(self.stage_counts[seed]),
             "metric_sums": {k: self.metric_sums[k][seed].cpu().clone() for k in self.metric_counts[seed]},
@@ -278,8 +279,10 @@ class Engine:
         """Restore what `save` gave.
 
         Raises:
-            ValueError: if it belongs to networks of other sizes.
+            ValueError: if it belongs to networks of other sizes, or to code that orders their parameters otherwise.
         """
+        if saved.get("layout") != self.agent.layout():
+            raise ValueError("checkpoint does not fit: other settings or another version of the code ordered it")
         for k, v in self.state.items():
             if k not in saved["state"] or saved["state"][k].shape != v[seed].shape:
                 raise ValueError(f"checkpoint entry {k!r} does not fit this configuration")

@@ -7,6 +7,7 @@ the identity of a run contains the identity of the run that it starts from.
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -44,7 +45,9 @@ def inherited(run: RunConfig, runs: Path) -> dict[str, Tensor]:
         raise InputError(f"{key}: that run is not complete; expected a finished one, so train it first")
     agent = run.agent(run.settings, tasks.spec(run.task))
     fresh = agent.initialise(torch.Generator().manual_seed(0))  # for its shapes
-    taken = agent.start_from(fresh, _final_state(directory, key))
+    saved = _newest(directory, key)["engine"]
+    ordered, order = saved.get("layout", {}), agent.layout()
+    taken = agent.start_from(fresh, saved["state"])
     for entry, value in taken.items():
         own = tuple(fresh[entry].shape) if entry in fresh else "none"
         if tuple(value.shape) != own:
@@ -52,14 +55,15 @@ def inherited(run: RunConfig, runs: Path) -> dict[str, Tensor]:
                 f"{key}: its {entry} has shape {tuple(value.shape)}, this run's {own};"
                 " expected a run of equal networks, on a task of equal observations and actions"
             )
+        if ordered.get(entry) != order.get(entry):
+            raise InputError(f"{key}: another version of the code ordered its {entry}; expected a run of this version")
     return taken
 
 
-def _final_state(directory: RunDirectory, key: str) -> dict[str, Tensor]:
+def _newest(directory: RunDirectory, key: str) -> dict[str, Any]:
     for _, file in directory.checkpoints():
         try:
-            state: dict[str, Tensor] = directory.load(file, 0, needs_replay=False)["engine"]["state"]
-            return state
+            return directory.load(file, 0, needs_replay=False)
         except Exception as error:  # a damaged file can raise anything in the unpickler
             warn(f"{error}; going back to the checkpoint before it")
     raise InputError(f"{key}: {directory.path} has no usable checkpoint")

@@ -180,6 +180,14 @@ def test_a_saved_engine_of_other_networks_is_refused() -> None:
         Engine(other, [0], filled_replay(other.slices, [0])).load(0, engine("iqrl", [0]).save(0))
 
 
+def test_a_saved_engine_of_other_code_is_refused() -> None:
+    """Equal sizes are not enough: a matrix may have moved within its group's vector."""
+    saved = engine("iqrl", [0]).save(0)
+    saved["layout"]["actor"] = "0" * 16
+    with pytest.raises(ValueError, match="another version of the code"):
+        engine("iqrl", [0]).load(0, saved)
+
+
 def test_exploration_noise_does_not_depend_on_the_pack_or_on_when_it_starts() -> None:
     observation = torch.randn(2, 5).numpy()
     together, alone = engine("td3", [3, 5], packed=False), engine("td3", [5])
