@@ -42,7 +42,7 @@ ACTIVATIONS: dict[str, Activation] = {
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """Affine map; computes in the weight's dtype and returns it.
+    """Affine map; the product is in the weight's dtype, and the bias, in its own, widens the result.
 
     Args:
         x: (..., B, I), or (B, I) shared by every member of an ensemble.

@@ -464,11 +464,11 @@ class Trainer:
             for k, v in first.items():
                 self.engine.state[k][place].copy_(v)
             return
+        self.engine.load(place, saved["engine"])  # first: of other code, it raises before anything is changed
         lane.directory.open(saved["rows"], saved["replay"], self.replay.width)
         rows = ReplayLog.read(lane.directory.path / "replay", saved["replay"], self.replay.width)
         self.replay.extend(place, rows)
         self.replay.load(place, saved["replay_extra"])
-        self.engine.load(place, saved["engine"])
         lane.progress = Progress(**saved["progress"])
         lane.memory = dict(saved["memory"])
         for k, v in self.carry.items():

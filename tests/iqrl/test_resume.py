@@ -264,6 +264,31 @@ def test_a_checkpoint_of_another_run_is_not_used(halfway: tuple[Path, Path, Path
     assert_same_runs(runs, expected)
 
 
+def test_a_checkpoint_of_other_code_fails_the_run_and_loses_nothing(
+    halfway: tuple[Path, Path, Path], tmp_path: Path
+) -> None:
+    """Parameters in another order, as an earlier version of the code may have had them."""
+    runs, directory, expected = halfway
+    kept = {file: file.read_bytes() for file in checkpoints(directory)}
+    for file in kept:
+        content = torch.load(file, weights_only=True)
+        content["engine"]["layout"]["actor"] = "0" * 16
+        torch.save(content, file)
+        file.rename(file.with_name(re.sub(r"[0-9a-f]{8}\.pt", f"{zlib.crc32(file.read_bytes()):08x}.pt", file.name)))
+    tables = {name: (directory / name).read_bytes() for name in training.CLOCKLESS}
+    said = finish(words("td3", runs), tmp_path / "said", status=1)
+    assert "another version of the code" in said
+    assert "does not fit" in json.loads((directory / "FAILED").read_text())["reason"]
+    assert all((directory / name).read_bytes() == content for name, content in tables.items())
+    for file in checkpoints(directory):
+        file.unlink()
+    for file, data in kept.items():  # the code that made them comes back
+        file.write_bytes(data)
+    (directory / "FAILED").unlink(missing_ok=True)
+    assert "resumed at step" in finish(words("td3", runs), tmp_path / "again")
+    assert_same_runs(runs, expected)
+
+
 def test_torn_and_surplus_lines(halfway: tuple[Path, Path, Path], tmp_path: Path) -> None:
     runs, directory, expected = halfway
     for name, torn in (("evaluations.csv", "1400,0,12"), ("training.csv", "77,1,2,3\n99,"), ("timing.csv", "5")):
