@@ -19,7 +19,7 @@ python := $(VENV)/bin/python
 ready := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help setup sweep status figures report watch test test-slow lint bench storm clean-runs
+.PHONY: help setup sweep status figures report watch test test-slow lint bench fidelity storm clean-runs
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
@@ -77,6 +77,9 @@ lint: $(ready)
 
 bench: $(ready) ## updates/s of every agent on this machine (PEER=AGENT:/path/to/its/official/checkout compares)
 	@$(python) -m benchmarks.speed $(if $(PEER),peer=$(PEER)) $(ARGS)
+
+fidelity: $(ready) ## the same updates by official code, and the distance (PEER=AGENT:/path/to/its/official/checkout)
+	@$(python) -m benchmarks.fidelity $(if $(PEER),peer=$(PEER)) $(ARGS)
 
 storm: $(ready) ## a sweep on a real Slurm cluster on this machine under 30 injected faults
 	@$(python) -m benchmarks.storm $(ARGS)

@@ -86,7 +86,7 @@ class WorldModel:
         """
         c, world = self.config, self.bind(flat, codebook)
         going = batch.alive[: c.horizon] * (1.0 - batch.terminated[: c.horizon])  # the mask of W8; 1 on DM Control
-        powers = c.rep_discount ** torch.arange(c.horizon, device=flat.device, dtype=torch.float32)
+        powers = c.rep_discount ** torch.arange(c.horizon, device=flat.device, dtype=going.dtype)
         scale = powers[:, None] * going / c.horizon  # (H, B)
         with torch.no_grad():  # no target encoder: the online one, without gradient
             goal = world.encode(batch.observation[1 : c.horizon + 1]).code

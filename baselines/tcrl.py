@@ -196,7 +196,7 @@ class TCRL(Agent[Config]):
             latents.append(z)
             rewards.append(reward)
         predicted = torch.stack(latents)  # (H, B, Z)
-        powers = c.rep_discount ** torch.arange(c.horizon, device=world.device, dtype=torch.float32)
+        powers = c.rep_discount ** torch.arange(c.horizon, device=world.device, dtype=batch.reward.dtype)
         weight = powers[:, None] * batch.alive[: c.horizon]  # all of DM Control is alive; the source has no mask
         error = (predicted - goal).square().mean(-1) if c.rep_metric == "mse" else 2.0 - 2.0 * cosine(predicted, goal)
         mistake = (torch.stack(rewards) - batch.reward[: c.horizon]).square()

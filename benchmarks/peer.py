@@ -1,9 +1,13 @@
-"""Times a checkout of an official implementation; started by `benchmarks.speed`, in a process of its own.
+"""A checkout of an official implementation at work; started in a process of its own, which must not see this project's
+packages (the official iQRL has a module of the same name).
 
-``python peer.py NAME PATH THREADS`` imports the checkout at PATH, which must not see this project's packages (the
-official iQRL has a module of the same name). It builds the agent at walker-walk sizes with the checkout's own defaults,
-but for the settings named here, and answers each line ``N`` on stdin with the seconds that N whole updates took.
-Batches are drawn before, so that the checkout is not charged for its replay.
+``python peer.py NAME PATH THREADS`` times it, for `benchmarks.speed`: answers each line ``N`` on stdin with the seconds
+that N whole updates took. ``python peer.py NAME PATH THREADS FILE`` makes it do as another did, for
+`benchmarks.fidelity`: reads from FILE the weights to start from, the batches and the random numbers, and writes the
+weights after those updates, and actions, to FILE.done.
+
+Agents are built at walker-walk sizes with the checkout's own defaults, but for the settings named here. Batches are
+drawn before, so that the checkout is not charged for its replay.
 """
 
 import itertools
@@ -11,8 +15,13 @@ import os
 import sys
 import time
 import types
+from collections import deque
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
 
 import torch
+from torch import Tensor, nn
 
 OBSERVATION, ACTION = 24, 6
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -22,9 +31,54 @@ IQRL_SETTINGS = {"num_critics": 5, "q_sample_size": 2, "nstep": 3, "horizon": 5}
 TCRL_SETTINGS = {"mlp_dims": [512, 512], "latent_dim": 50, "lr": 3e-4, "std_schedule": "linear(1.0, 0.1, 50)"}
 DCWM_SETTINGS = {"r_min": 0.0, "r_max": 2.0}
 
+Slice = tuple[Tensor, Tensor, Tensor]  # observations (H + 1, B, O), actions (H, B, A), rewards (H, B)
+Slices = Callable[[int, int], Iterator[Slice]]  # of so many steps and so many in a batch, without end
+Draws = dict[str, list[Tensor]]  # random numbers in the order of use: "normal", "order" (of critics), "exponential"
+
+
+@dataclass
+class Peer:
+    """An official agent.
+
+    Attributes:
+        update: does so many gradient updates.
+        networks: our name of every network, "STATE/NETWORK", and the module that is it there, or an ensemble's members.
+        draws: this project's random numbers of one learning stage, in the order in which the official code draws them.
+        act: greedy actions (B, A) of observations (B, O), or of each in turn with random numbers by our names.
+        arrange: for weights that are laid out otherwise, by our name: makes a view in our order of one in theirs.
+    """
+
+    update: Callable[[int], None]
+    networks: dict[str, Any] = field(default_factory=dict)
+    draws: Callable[[str, dict[str, Tensor]], Draws] = lambda stage, noise: {}
+    act: Callable[[Tensor, list[dict[str, Tensor]]], Tensor] = lambda observation, noise: observation[:, :0]
+    arrange: dict[str, Callable[[Tensor], Tensor]] = field(default_factory=dict)
+
+
+def smoothing(stage: str, noise: dict[str, Tensor]) -> Draws:
+    """The draws of most: noise on the target's action."""
+    return {"normal": [noise["smoothing"]]} if "smoothing" in noise else {}
+
+
+# --- random batches, and empty modules for what is not used
+
+
+def random_slices(steps: int, size: int) -> Iterator[Slice]:
+    def make() -> Slice:
+        observations = torch.randn(steps + 1, size, OBSERVATION, device=DEVICE)
+        actions = torch.rand(steps, size, ACTION, device=DEVICE) * 2 - 1
+        return observations, actions, torch.rand(steps, size, device=DEVICE)
+
+    return itertools.cycle([make() for _ in range(8)])
+
+
+def converted(slices: Iterator[Slice], convert: Callable[..., Any]) -> Iterator[Any]:
+    """In the checkout's own form; 8 of them, again and again, so that a timed update does not convert any."""
+    return itertools.cycle([convert(*s) for s in itertools.islice(slices, 8)])
+
 
 def stand_in(name: str, *names: str) -> None:
-    """An empty module for an import that the timed code never uses, where it is not installed."""
+    """An empty module for an import that is never used here, where it is not installed."""
     try:
         __import__(name)
     except ImportError:
@@ -39,24 +93,7 @@ def stand_in(name: str, *names: str) -> None:
             setattr(sys.modules[parent], leaf, module)
 
 
-def observations(*shape: int) -> torch.Tensor:
-    return torch.randn(*shape, OBSERVATION, device=DEVICE)
-
-
-def actions(*shape: int) -> torch.Tensor:
-    return torch.rand(*shape, ACTION, device=DEVICE) * 2 - 1
-
-
-def rewards(*shape: int) -> torch.Tensor:
-    return torch.rand(*shape, device=DEVICE)
-
-
-def drawn(make):
-    """Batches drawn now, to be handed out in turn for ever."""
-    return itertools.cycle([make() for _ in range(8)])
-
-
-def repeat(update):
+def repeat(update: Callable[[], Any]) -> Callable[[int], None]:
     def updates(n: int) -> None:
         for _ in range(n):
             update()
@@ -64,14 +101,17 @@ def repeat(update):
     return updates
 
 
-def slice_replay(path: str, horizon: int, size: int):
+# --- the adapters: path of the checkout, batches, their size (0: the checkout's own)
+
+
+def slice_replay(path: str, slices: Iterator[Slice]) -> Any:
     """What the official iQRL and DC-MPC, which share their surroundings, sample from; their checkout is importable."""
     for name, names in (
         ("wandb", ()),
         ("termcolor", ("colored",)),
         ("hydra_plugins.hydra_submitit_launcher.config", ("LocalQueueConf", "SlurmQueueConf")),
         ("torchrl.data", ("BoundedTensorSpec", "CompositeSpec", "ReplayBuffer")),
-        ("torchrl.data.replay_buffers", ("LazyMemmapStorage",)),
+        ("torchrl.data.replay_buffers", ("LazyMmapStorage", "LazyMemmapStorage")),
         ("torchrl.data.replay_buffers.samplers", ("SliceSampler",)),
     ):
         stand_in(name, *names)
@@ -79,43 +119,93 @@ def slice_replay(path: str, horizon: int, size: int):
     from tensordict import TensorDict
     from utils.buffers import ReplayBufferSamples
 
-    def batch():
-        seen, after = (TensorDict({"state": observations(horizon, size)}, [horizon, size]) for _ in range(2))
-        zeros = torch.zeros(horizon, size, dtype=torch.int, device=DEVICE)
-        factors = torch.ones(horizon, size, device=DEVICE)
-        return ReplayBufferSamples(
-            seen, actions(horizon, size), after, zeros.bool(), zeros, rewards(horizon, size), factors, None, None
-        )
+    def convert(observation: Tensor, action: Tensor, reward: Tensor) -> Any:
+        shape = list(reward.shape)
+        seen, after = (TensorDict({"state": o}, shape) for o in (observation[:-1], observation[1:]))
+        zeros = torch.zeros(shape, dtype=torch.int, device=DEVICE)
+        factors = torch.ones(shape, device=DEVICE)
+        return ReplayBufferSamples(seen, action, after, zeros.bool(), zeros, reward, factors, None, None)
 
-    batches = drawn(batch)
+    batches = converted(slices, convert)
     return types.SimpleNamespace(sample=lambda: next(batches))
 
 
-def spaces():
+def spaces() -> tuple[Any, Any]:
     """Those of observations and actions, as the same two know them."""
     bound = torch.ones(ACTION, device=DEVICE)
     seen = {"state": types.SimpleNamespace(shape=(OBSERVATION,))}
     return seen, types.SimpleNamespace(low=-bound, high=bound, shape=(ACTION,))
 
 
-def iqrl(path: str):
-    replay = slice_replay(path, IQRL_SETTINGS["horizon"], 256)
+def iqrl(path: str, slices: Slices, size: int = 0) -> Peer:
+    replay = slice_replay(path, slices(IQRL_SETTINGS["horizon"], size or 256))
+    from tensordict import TensorDict
+
     import iqrl as official
 
     agent = official.iQRL(official.iQRLConfig(device=DEVICE, verbose=False, **IQRL_SETTINGS), *spaces())
-    return lambda n: agent.update(replay, n)
+
+    def draws(stage: str, noise: dict[str, Tensor]) -> Draws:
+        critics = ["target_critics", *(["actor_critics"] if stage == "update_all" else [])]
+        return {"normal": [noise["smoothing"]], "order": [noise[k].argsort() for k in critics]}
+
+    networks = {
+        "world/encoder": agent.encoder._encoder["state"],
+        "world/dynamics": agent.encoder._trans,
+        "target/encoder": agent.encoder._encoder_tar["state"],
+        "actor/actor": agent._pi.mlp,
+        "target_actor/actor": agent._pi_tar.mlp,
+        "critic/critic": agent.Q.qs,
+        "target_critic/critic": agent.Q_tar.qs,
+    }
+    greedy = lambda o, noise: agent.select_action(TensorDict({"state": o}, [len(o)]), eval_mode=True)  # noqa: E731
+    return Peer(lambda n: agent.update(replay, n), networks, draws, greedy)
 
 
-def dcwm(path: str):
-    replay = slice_replay(path, 5, 512)
+def dcwm(path: str, slices: Slices, size: int = 0) -> Peer:
+    replay = slice_replay(path, slices(5, size or 512))
     import dcmpc as official
+    from tensordict import TensorDict
 
-    config = official.DCMPCConfig(device=DEVICE, verbose=False, **DCWM_SETTINGS)
+    config = official.DCMPCConfig(device=DEVICE, verbose=False, batch_size=size or 512, **DCWM_SETTINGS)
     agent = official.DCMPC(config, *spaces()).to(DEVICE)
-    return lambda n: agent.update(replay, n)
+
+    def draws(stage: str, noise: dict[str, Tensor]) -> Draws:
+        critics = ["target_critics", *(["actor_critics"] if stage == "update_all" else [])]
+        order = [noise[k].argsort() for k in critics]
+        return {"normal": [noise["smoothing"]], "order": order, "exponential": list(noise["exponential"])}
+
+    def act(observation: Tensor, noises: list[dict[str, Tensor]]) -> Tensor:
+        """Plans of successive decisions, each of which starts where the last one ended."""
+        actions = []
+        agent._exploration_noise_schedule.step_idx = 0  # sigma is 1
+        for i, (o, noise) in enumerate(zip(observation, noises, strict=True)):
+            normals = list(noise["policy"][:, 0])  # one draw a decision for all of the actor's sequences
+            for samples, last in zip(noise["samples"], noise["terminal"], strict=True):
+                normals += [samples.transpose(0, 1), last]
+            orders = [u.argsort() for u in noise["critics"]]
+            supply({"normal": normals, "order": orders, "uniform": [noise["elite"]]})
+            seen = TensorDict({"state": o[None]}, [1])
+            actions.append(agent.select_action(seen, t0=i == 0, eval_mode=True))
+        return torch.cat(actions)
+
+    networks = {
+        "world/encoder": agent.model._encoder["state"],
+        "world/dynamics": agent.model._trans,
+        "world/reward": agent.model._reward,
+        "actor/actor": agent._pi,
+        "target_actor/actor": agent._pi_tar,
+        "critic/critic": agent._Qs,
+        "target_critic/critic": agent.Qs_tar,
+    }
+    # Their logits are laid out (dimensions, classes), ours (classes, dimensions).
+    classes = agent.model._fsq.codebook_size
+    last = {k: lambda v: v.unflatten(-1, (-1, classes)).transpose(-1, -2) for k in ("2.weight", "2.bias")}
+    arrange = {f"world/dynamics/{k}": f for k, f in last.items()}
+    return Peer(lambda n: agent.update(replay, n), networks, draws, act, arrange)
 
 
-def tcrl(path: str):
+def tcrl(path: str, slices: Slices, size: int = 0) -> Peer:
     for name, names in (
         ("torchvision", ()),
         ("termcolor", ("colored",)),
@@ -127,91 +217,229 @@ def tcrl(path: str):
     sys.path.insert(0, path)
     import tcrl as official
 
-    agent = official.TCRL((OBSERVATION,), (ACTION,), device=DEVICE, **TCRL_SETTINGS)
-    size, horizon = 512, agent.horizon
-    batches = drawn(
-        lambda: (
-            observations(size),
-            actions(size, horizon),
-            rewards(size, horizon, 1),
-            torch.ones(size, horizon, 1, device=DEVICE),
-            observations(size, horizon),
-        )
+    agent, size = official.TCRL((OBSERVATION,), (ACTION,), device=DEVICE, **TCRL_SETTINGS), size or 512
+
+    def convert(observation: Tensor, action: Tensor, reward: Tensor) -> Any:
+        late = (x.transpose(0, 1) for x in (action, reward[..., None], torch.ones_like(reward)[..., None]))
+        return observation[0], *late, observation[1:].transpose(0, 1)
+
+    batches = converted(slices(agent.horizon, size), convert)
+    networks = {
+        "world/encoder": agent.encoder,
+        "world/dynamics": agent.trans._dynamics,
+        "world/reward": agent.trans._reward,
+        "target/encoder": agent.encoder_tar,
+        "actor/trunk": agent.actor.trunk,
+        "actor/head": agent.actor._actor,
+        "critic/trunk": agent.critic.trunk,
+        "critic/heads": [agent.critic._critic1, agent.critic._critic2],
+        "target_critic/trunk": agent.critic_tar.trunk,
+        "target_critic/heads": [agent.critic_tar._critic1, agent.critic_tar._critic2],
+    }
+    return Peer(
+        repeat(lambda: agent.update(0, batches, size)),
+        networks,
+        lambda stage, noise: {"normal": [noise["next_action"], noise["action"]]},
+        lambda o, noise: agent.actor(agent.enc(o), agent.std).mean,
     )
-    return repeat(lambda: agent.update(0, batches, size))
 
 
-def transitions(size: int):
+def transition(observation: Tensor, action: Tensor, reward: Tensor) -> tuple[Tensor, ...]:
     """(s, a, s', r, not done), as the next two order them."""
-    going = torch.ones(size, 1, device=DEVICE)
-    return observations(size), actions(size), observations(size), rewards(size, 1), going
+    return observation[0], action[0], observation[1], reward[0, :, None], torch.ones_like(reward[0, :, None])
 
 
-def td3(path: str):
+def td3(path: str, slices: Slices, size: int = 0) -> Peer:
     sys.path.insert(0, path)
     import TD3 as official
 
-    agent = official.TD3(OBSERVATION, ACTION, 1.0)
-    batches = drawn(lambda: transitions(256))
+    agent, size = official.TD3(OBSERVATION, ACTION, 1.0), size or 256
+    batches = converted(slices(1, size), transition)
     replay = types.SimpleNamespace(sample=lambda size: next(batches))
-    return repeat(lambda: agent.train(replay, 256))
+    networks = {}
+    for state, actor, critic in (
+        ("", agent.actor, agent.critic),
+        ("target_", agent.actor_target, agent.critic_target),
+    ):
+        networks[f"{state}actor/actor"] = actor
+        networks[f"{state}critic/critic"] = [
+            nn.Sequential(critic.l1, critic.l2, critic.l3), nn.Sequential(critic.l4, critic.l5, critic.l6)
+        ]
+    return Peer(repeat(lambda: agent.train(replay, size)), networks, smoothing, lambda o, noise: agent.actor(o))
 
 
-def td7(path: str):
+def td7(path: str, slices: Slices, size: int = 0) -> Peer:
     sys.path.insert(0, path)
     import TD7 as official
 
     agent = official.Agent(OBSERVATION, ACTION, 1.0)
-    batches = drawn(lambda: transitions(256))
+    batches = converted(slices(1, size or 256), transition)
     # In place of the prioritised replay: an update computes its priorities, and nothing keeps them.
     agent.replay_buffer = types.SimpleNamespace(
         sample=lambda: next(batches), update_priority=lambda priority: None, reset_max_priority=lambda: None
     )
-    return repeat(agent.train)
+    networks = {}
+    for state, e in (
+        ("encoder", agent.encoder),
+        ("fixed_encoder", agent.fixed_encoder),
+        ("fixed_encoder_target", agent.fixed_encoder_target),
+    ):
+        networks[f"{state}/f"] = nn.Sequential(e.zs1, e.zs2, e.zs3)
+        networks[f"{state}/g"] = nn.Sequential(e.zsa1, e.zsa2, e.zsa3)
+    for state, a, c in (("", agent.actor, agent.critic), ("target_", agent.actor_target, agent.critic_target)):
+        networks |= {f"{state}actor/input": a.l0, f"{state}actor/trunk": nn.Sequential(a.l1, a.l2, a.l3)}
+        networks[f"{state}critic/input"] = [c.q01, c.q02]
+        networks[f"{state}critic/trunk"] = [nn.Sequential(c.q1, c.q2, c.q3), nn.Sequential(c.q4, c.q5, c.q6)]
+    act = lambda o, noise: agent.actor(o, agent.fixed_encoder.zs(o))  # noqa: E731
+    return Peer(repeat(agent.train), networks, smoothing, act)
 
 
-def mrq(path: str):
+def mrq(path: str, slices: Slices, size: int = 0) -> Peer:
     """Updates 1, 251, 501, ... train the encoder 250 times first: only multiples of 250 say how fast it is."""
     sys.path.insert(0, os.path.join(path, "MRQ"))
     import MRQ as official
 
-    def ahead(steps: int):
-        return rewards(256, steps, 1), torch.ones(256, steps, 1, device=DEVICE)
+    def ahead(observation: Tensor, action: Tensor, reward: Tensor) -> Any:
+        late = (x.transpose(0, 1) for x in (observation[:-1], action, observation[1:], reward[..., None]))
+        return *late, torch.ones_like(reward.t()[..., None])
 
-    unrolled = drawn(lambda: (observations(256, 5), actions(256, 5), observations(256, 5), *ahead(5)))
-    single = drawn(lambda: (observations(256), actions(256), observations(256), *ahead(3)))
+    def single(observation: Tensor, action: Tensor, reward: Tensor) -> Any:
+        late = reward.t()[..., None]
+        return observation[0], action[0], observation[-1], late, torch.ones_like(late)
+
+    unrolled, single_batches = converted(slices(5, size or 256), ahead), converted(slices(3, size or 256), single)
     # In place of the prioritised replay, which asks for a GPU: as for TD7. No episode terminates.
     replay = types.SimpleNamespace(
         size=10**6,
         state_shape=[OBSERVATION],
         env_terminates=False,
-        sample=lambda horizon, include_intermediate: next(unrolled if include_intermediate else single),
+        sample=lambda horizon, include_intermediate: next(unrolled if include_intermediate else single_batches),
         update_priority=lambda priority: None,
         reward_scale=lambda: 0.5,
     )
     official.buffer.ReplayBuffer = lambda *_, **__: replay
     agent = official.Agent((OBSERVATION,), ACTION, 1.0, pixel_obs=False, discrete=False, device=torch.device(DEVICE))
-    return repeat(agent.train)
+    networks = {}
+    for state, e in (("encoder", agent.encoder), ("target_encoder", agent.encoder_target)):
+        networks |= {f"{state}/f": e.zs_mlp, f"{state}/embedding": e.za, f"{state}/g": e.zsa}
+    networks["encoder/m"] = agent.encoder.model
+    for state, p, v in (("", agent.policy, agent.value), ("target_", agent.policy_target, agent.value_target)):
+        networks |= {f"{state}policy/policy": p.policy, f"{state}value/value": [v.q1, v.q2]}
+    act = lambda o, noise: agent.policy.act(agent.encoder.zs(o))  # noqa: E731
+    return Peer(repeat(agent.train), networks, smoothing, act)
 
 
 PEERS = {"iqrl": iqrl, "td3": td3, "td7": td7, "tcrl": tcrl, "dcwm": dcwm, "mrq": mrq}
 
 
+# --- doing as another did
+
+
+def views(network: Any) -> dict[str, list[Tensor]]:
+    """Weights of a network by our names ("0.weight", ...), each member's, shaped as ours: matrices are (I, O)."""
+    found: dict[str, list[Tensor]] = {}
+    if hasattr(network, "params_dict"):  # members stacked by torch.func
+        for name, values in zip(network.params_dict, network.params, strict=True):
+            layer, _, kind = name.partition(".")
+            kind = {"norm.weight": "scale", "norm.bias": "shift"}.get(kind, kind)
+            found[f"{layer}.{kind}"] = [v.t() if kind == "weight" else v for v in values.data.unbind()]
+        return found
+    for member in network if isinstance(network, list) else [network]:
+        layer = -1
+        for module in member.modules():  # in the order of the forward pass
+            if isinstance(module, nn.Linear):
+                layer += 1
+                found.setdefault(f"{layer}.weight", []).append(module.weight.data.t())
+                found.setdefault(f"{layer}.bias", []).append(module.bias.data)
+            elif isinstance(module, nn.LayerNorm):
+                found.setdefault(f"{layer}.scale", []).append(module.weight.data)
+                found.setdefault(f"{layer}.shift", []).append(module.bias.data)
+    return found
+
+
+QUEUES: dict[str, deque[Tensor]] = {k: deque() for k in ("normal", "order", "exponential", "uniform")}
+
+
+def supply(draws: Draws) -> None:
+    """What the checkout's next calls for random numbers will get."""
+    for kind, numbers in draws.items():
+        QUEUES[kind].extend(numbers)
+
+
+def take_over_random_numbers() -> None:
+    """From here on PyTorch's generator functions, as far as official updates call them, give what was supplied."""
+
+    def take(kind: str) -> Tensor:
+        if not QUEUES[kind]:
+            sys.exit(f"error: no {kind} numbers left: the checkout draws more of them than expected")
+        return QUEUES[kind].popleft()
+
+    def normal(*like: Any, **_: Any) -> Tensor:
+        numbers = take("normal")
+        shape = tuple(like[0].shape) if isinstance(like[0], Tensor) else like
+        if tuple(numbers.shape) != shape:
+            sys.exit(f"error: normal numbers of shape {shape} asked for: expected {tuple(numbers.shape)}")
+        return numbers
+
+    def category(self: torch.distributions.Categorical) -> Tensor:
+        upto = self.probs.cumsum(-1)
+        return (upto <= take("uniform") * upto[-1]).sum().clamp(max=upto.shape[-1] - 1)
+
+    torch.randn_like = torch.randn = normal  # type: ignore[assignment]
+    torch.normal = lambda mean, std, **_: mean + std * normal(std)  # type: ignore[assignment]
+    torch.Tensor.normal_ = lambda self, *_: self.copy_(normal(self))  # type: ignore[assignment]
+    torch.randperm = lambda n, **_: take("order")  # type: ignore[assignment]
+    torch.Tensor.exponential_ = lambda self, *_: self.copy_(take("exponential"))  # type: ignore[assignment]
+    torch.distributions.Categorical.sample = category  # type: ignore[assignment]
+
+
+def follow(name: str, path: str, file: str) -> None:
+    """Does the updates that FILE describes, and writes weights and actions to FILE.done."""
+    given = torch.load(file, map_location=DEVICE)
+    torch.set_default_dtype(torch.float64)
+    torch.float = torch.float32 = torch.float64  # type: ignore[misc]  # before the checkout, which names them, is imported
+
+    def slices(steps: int, size: int) -> Iterator[Slice]:
+        return itertools.cycle([(o[: steps + 1], a[:steps], r[:steps]) for o, a, r in given["slices"]])
+
+    peer = PEERS[name](path, slices, given["size"])
+    weights = {f"{net}/{k}": v for net, modules in peer.networks.items() for k, v in views(modules).items()}
+    for key, arrange in peer.arrange.items():
+        weights[key] = [arrange(v) for v in weights[key]]
+    if weights.keys() != given["weights"].keys():
+        sys.exit(f"error: weights on one side alone: {', '.join(sorted(weights.keys() ^ given['weights'].keys()))}")
+    for key, members in weights.items():
+        for member, value in zip(members, given["weights"][key].reshape(len(members), *members[0].shape), strict=True):
+            member.copy_(value)
+    take_over_random_numbers()
+    for stage, noise in given["noise"]:
+        supply(peer.draws(stage, noise))
+    peer.update(given["updates"])
+    with torch.no_grad():
+        action = peer.act(given["observation"], given["act_noise"])
+    for kind in (k for k, queue in QUEUES.items() if queue):
+        sys.exit(f"error: {kind} numbers left over: the checkout draws fewer of them than expected")
+    after = {key: torch.stack(members).reshape(given["weights"][key].shape) for key, members in weights.items()}
+    torch.save({"weights": after, "action": action}, f"{file}.done")
+
+
 def main() -> None:
-    if len(sys.argv) != 4 or sys.argv[1] not in PEERS:
+    if len(sys.argv) not in (4, 5) or sys.argv[1] not in PEERS:
         given, names = " ".join(sys.argv[1:]), ", ".join(PEERS)
-        print(f"error: {given}: expected NAME PATH THREADS, NAME one of {names}", file=sys.stderr)
+        print(f"error: {given}: expected NAME PATH THREADS [FILE], NAME one of {names}", file=sys.stderr)
         sys.exit(2)
     name, path, threads = sys.argv[1], os.path.abspath(sys.argv[2]), int(sys.argv[3])
     here = os.path.dirname(os.path.abspath(__file__))
     sys.path[:] = [p for p in sys.path if os.path.abspath(p or ".") not in (here, os.path.dirname(here))]
     torch.set_num_threads(threads)
     out, sys.stdout = sys.stdout, sys.stderr  # whatever the checkout prints is no answer
-    updates = PEERS[name](path)
+    if len(sys.argv) == 5:
+        return follow(name, path, sys.argv[4])
+    update = PEERS[name](path, random_slices).update
     print("ready", file=out, flush=True)
     for line in sys.stdin:
         begin = time.perf_counter()
-        updates(int(line))
+        update(int(line))
         if torch.cuda.is_available():
             torch.cuda.synchronize()
         print(time.perf_counter() - begin, file=out, flush=True)

@@ -175,10 +175,13 @@ class Agent(Generic[C]):
     def validate(cls, config: C) -> None:
         """Raises InputError for values that do not go together."""
 
+    def groups(self) -> dict[str, ParameterGroup]:
+        """The agent's parameter groups, by the attribute that holds each."""
+        return {k: v for k, v in vars(self).items() if isinstance(v, ParameterGroup)}
+
     def layout(self) -> dict[str, str]:
         """A digest of each group's order of parameters: a vector of the same length but another order does not fit."""
-        groups = {k: v for k, v in vars(self).items() if isinstance(v, ParameterGroup)}
-        return {k: hashlib.sha256(repr(v.layout).encode()).hexdigest()[:16] for k, v in groups.items()}
+        return {k: hashlib.sha256(repr(v.layout).encode()).hexdigest()[:16] for k, v in self.groups().items()}
 
     # --- learning
 

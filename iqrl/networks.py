@@ -207,12 +207,13 @@ class ParameterGroup:
             pieces += [values[n][k].reshape(-1), torch.zeros(pad)]
         return torch.cat(pieces)
 
-    def unpack(self, flat: Tensor, dtype: torch.dtype = torch.float32) -> dict[str, dict[str, Tensor]]:
-        """Views of a flat vector by network and name; castable matrices in `dtype`."""
+    def unpack(self, flat: Tensor, dtype: torch.dtype | None = None) -> dict[str, dict[str, Tensor]]:
+        """Views of a flat vector by network and name; castable matrices in `dtype` if one is given."""
         parts: list[Tensor] = []
         low, high = flat.split([self.cast, self.size - self.cast])
         boundary = sum(self.networks[n].castable(k) for n, k, _, _ in self.layout)
-        for piece, entries in ((low.to(dtype), self.layout[:boundary]), (high, self.layout[boundary:])):
+        low = low if dtype is None else low.to(dtype)
+        for piece, entries in ((low, self.layout[:boundary]), (high, self.layout[boundary:])):
             parts += piece.split([math.prod(s) + pad for _, _, s, pad in entries]) if entries else []
         out: dict[str, dict[str, Tensor]] = {n: {} for n in self.networks}
         for (n, k, shape, pad), part in zip(self.layout, parts, strict=True):

@@ -35,7 +35,7 @@ def test_the_adapters_name_themselves():
     done = subprocess.run(words, capture_output=True, text=True)
     assert done.returncode == 2
     assert done.stderr == (
-        "error: sac / 1: expected NAME PATH THREADS, NAME one of iqrl, td3, td7, tcrl, dcwm, mrq\n"
+        "error: sac / 1: expected NAME PATH THREADS [FILE], NAME one of iqrl, td3, td7, tcrl, dcwm, mrq\n"
     )
 
 

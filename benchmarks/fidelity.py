@@ -1,0 +1,246 @@
+"""make fidelity: the same updates by this project and by official code, and how far apart they end.
+
+    python -m benchmarks.fidelity peer=NAME:CHECKOUT [updates=0] [size=64] [seed=0] [limit=1e-6]
+                                  [peer_python=PYTHON] [out=bench/fidelity]
+
+Both sides start from equal weights, see equal batches (of random numbers, `size` in each) and use equal random numbers;
+networks have their default sizes at walker-walk's. Then, for each network, the distance between both sides' weights is
+told as a fraction of how far the official one moved; the last row is the largest difference of 8 greedy actions (for
+DC-MPC, of successive plans). All is in float64 and eager, so what the two differ by is rounding, or else what they
+compute. This compares learning steps and actions: not when a step is due, nor what the replay draws. Where released
+code departs from its paper, the switches of WORDS make this project follow the release.
+
+updates=0 is as many as reach every kind of update twice. Ends with 1 if a difference is above `limit`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from benchmarks.worker import update_period
+from iqrl import config, counter_random, tasks
+from iqrl.agent import Agent, Batch, Noise
+from iqrl.errors import InputError
+from iqrl.run_directory import code_version
+
+# Released behaviour where the default is the paper's; sizes and critics as in `peer.py`.
+WORDS = {
+    "iqrl": ["agent.profile=released", "agent.nstep=3"],
+    "td3": ["agent.profile=official"],
+    "td7": [],
+    "tcrl": [],
+    "dcwm": ["agent.released_nstep=true", "agent.released_pi_noise=true"],
+    "mrq": [],
+}
+DEFAULTS = {
+    "peer": "", "updates": "0", "size": "64", "seed": "0", "limit": "1e-6", "peer_python": sys.executable,
+    "out": "bench/fidelity",
+}  # fmt: skip
+COLUMNS = ["agent", "updates", "what", "parameters", "moved", "difference", "official_commit", "commit", "date"]
+CYCLE = 8  # different batches, and sets of random numbers
+ACTIONS = 8
+
+
+@contextlib.contextmanager
+def double_precision() -> Iterator[None]:
+    """All that agents keep in float32 is in float64."""
+    kept = torch.Tensor.float
+    torch.set_default_dtype(torch.float64)
+    torch.Tensor.float = torch.Tensor.double  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        torch.Tensor.float = kept  # type: ignore[method-assign]
+        torch.set_default_dtype(torch.float32)
+
+
+def random_numbers(wanted: Mapping[str, Noise], generator: torch.Generator) -> dict[str, torch.Tensor]:
+    draw = {
+        "normal": lambda shape: torch.randn(shape, generator=generator),
+        "uniform": lambda shape: torch.rand(shape, generator=generator),
+        "bits": lambda shape: torch.randint(-(2**31), 2**31, shape, generator=generator).int(),
+    }
+    return {name: draw[n.kind](n.shape) for name, n in wanted.items()}
+
+
+def weights(agent: Agent, state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Every network's parameters, by "STATE/NETWORK/PARAMETER"; not those of policies kept aside."""
+    groups = agent.groups()
+    found: dict[str, torch.Tensor] = {}
+    for entry, flat in state.items():
+        kind = entry.removeprefix("fixed_").removeprefix("target_").removesuffix("_target")
+        kind = "target" if entry == "target_encoder" else kind
+        if kind in groups and not entry.startswith("checkpoint_"):
+            for network, parameters in groups[kind].unpack(flat).items():
+                found |= {f"{entry}/{network}/{k}": v for k, v in parameters.items()}
+    return found
+
+
+def follow(agent: Agent, options: dict[str, str]) -> tuple[dict[str, Any], dict[str, torch.Tensor], torch.Tensor]:
+    """This project's side: what the other side is given, and weights and actions (ACTIONS, A) after the updates."""
+    generator = torch.Generator().manual_seed(int(options["seed"]))
+    spec, slices, updates = agent.spec, agent.slices, int(options["updates"])
+
+    def batch() -> tuple[torch.Tensor, ...]:
+        shape = (slices.horizon, slices.batch_size)
+        observation = torch.randn(shape[0] + 1, shape[1], spec.observation_dim, generator=generator)
+        action = torch.rand(*shape, spec.action_dim, generator=generator) * 2 - 1
+        return observation, action, torch.rand(shape, generator=generator)
+
+    batches = [batch() for _ in range(CYCLE)]
+    numbers = {
+        name: [random_numbers(agent.stage(name).noise, generator) for _ in range(CYCLE)]
+        for name in sorted({name for u in range(1, updates + 1) for name in agent.stages(u)})
+    }
+    state = {k: v.double() for k, v in agent.initialise(generator).items()}
+    given: dict[str, Any] = {
+        "size": slices.batch_size,
+        "updates": updates,
+        "slices": batches,
+        "weights": {k: v.clone() for k, v in weights(agent, state).items()},
+        "noise": [],
+    }
+    clock = {"sigma": 1.0, "mean_absolute_reward": 0.5, "terminations": 0.0}
+    clocks = {k: torch.tensor(v) for k, v in clock.items()}
+    seen: dict[str, int] = {}
+    for update in range(1, updates + 1):
+        for name in agent.stages(update):
+            series = "encoder" if name == "update_encoder" else "update"
+            place = seen[series] = seen.get(series, -1) + bool(agent.stage(name).batch)
+            observation, action, reward = batches[place % CYCLE]
+            ended = torch.zeros_like(reward)
+            noise = numbers[name][place % CYCLE]
+            changed, _ = getattr(agent, name)(state, Batch(observation, action, reward, ended, ended), noise, clocks)
+            state = {**state, **changed}
+            given["noise"].append((name, with_exponentials(agent, noise)))
+    given["observation"] = torch.randn(ACTIONS, spec.observation_dim, generator=generator)
+    given["act_noise"], actions = [], []
+    carry = {k: v[None] for k, v in agent.carry().items()}
+    for observation in given["observation"]:
+        noise = random_numbers(agent.act_noise(explore=False), generator)
+        given["act_noise"].append(noise)
+        noise = {k: v[None] for k, v in noise.items()}
+        if "checkpoint_actor" in state:  # kept aside for evaluations; the current policy is the one that explores
+            noise["action"] = torch.zeros(1, spec.action_dim)
+        action, after = agent.act(state, carry, observation[None], noise, clocks)
+        carry = dict(after)
+        actions.append(action[0])
+    return given, weights(agent, state), torch.stack(actions)
+
+
+def with_exponentials(agent: Agent, noise: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """DC-MPC's samples in the form in which PyTorch's Gumbel-softmax draws them: -log u, (H, B, d, |C|)."""
+    if "propagation" not in noise:
+        return noise
+    model, size = agent.model, agent.slices.batch_size  # type: ignore[attr-defined]
+    shape = (size, model.classes, agent.config.latent_dim)
+    drawn = [-torch.log(counter_random.uniform(key, shape)).transpose(1, 2) for key in noise["propagation"]]
+    return {**noise, "exponential": torch.stack(drawn)}
+
+
+def compare(name: str, checkout: str, options: dict[str, str]) -> list[dict[str, Any]]:
+    """The table's rows.
+
+    Raises:
+        InputError: if the checkout's process fails.
+    """
+    words = [f"agent={name}", "task=walker-walk", f"agent.batch_size={options['size']}", *WORDS[name]]
+    run = config.resolve([("fidelity", config.parse_words(words))])[0][0]
+    agent = run.agent(run.settings, tasks.spec(run.task), torch.float64)
+    if not int(options["updates"]):
+        period = update_period(agent)
+        options = {**options, "updates": str(max(20, period + 1))}
+    with double_precision():
+        given, ours, action = follow(agent, options)
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder, "given.pt")
+        torch.save(given, file)
+        command = [options["peer_python"], str(Path(__file__).with_name("peer.py")), name, checkout]
+        done = subprocess.run([*command, str(torch.get_num_threads()), str(file)], stdout=subprocess.DEVNULL)
+        if done.returncode:
+            raise InputError(f"{checkout}: ended with status {done.returncode}")
+        theirs = torch.load(f"{file}.done", map_location="cpu")
+    rows: list[dict[str, Any]] = []
+    for network in dict.fromkeys(k.rpartition("/")[0] for k in ours):
+        keys = [k for k in ours if k.rpartition("/")[0] == network]
+        end, other, start = (
+            torch.cat([side[k].reshape(-1) for k in keys]) for side in (ours, theirs["weights"], given["weights"])
+        )
+        moved = torch.linalg.vector_norm(other - start).item()
+        apart = torch.linalg.vector_norm(end - other).item()
+        scale = torch.linalg.vector_norm(start).item()
+        rows.append({"what": network, "parameters": len(end), "moved": moved / scale,
+                     "difference": apart / (moved or scale)})  # fmt: skip
+    apart = (action - theirs["action"]).abs().max().item()
+    rows.append({"what": "actions", "parameters": action.numel(), "moved": "", "difference": apart})
+    asked = subprocess.run(["git", "-C", checkout, "rev-parse", "--short", "HEAD"], capture_output=True, text=True)
+    about = {"agent": name, "updates": options["updates"], "official_commit": asked.stdout.strip(),
+             "commit": code_version()["commit"]}  # fmt: skip
+    return [{**about, **row, "date": time.strftime("%Y-%m-%d")} for row in rows]
+
+
+def parse(words: Sequence[str]) -> dict[str, str]:
+    options = dict(DEFAULTS)
+    for word in words:
+        key, equals, value = word.partition("=")
+        if not equals or key not in DEFAULTS:
+            raise InputError(f"{word}: expected one of {', '.join(k + '=' for k in DEFAULTS)}")
+        options[key] = value
+    name, _, path = options["peer"].partition(":")
+    if name not in WORDS:
+        known = ", ".join(f"{k}:/path/to/checkout" for k in WORDS)
+        raise InputError(f"peer={options['peer']}: expected one of {known}")
+    if not Path(path).is_dir():
+        raise InputError(f"peer={options['peer']}: no such folder")
+    for key in ("updates", "size", "seed"):
+        if not options[key].isdigit():
+            raise InputError(f"{key}={options[key]}: expected a whole number")
+    try:
+        float(options["limit"])
+    except ValueError:
+        raise InputError(f"limit={options['limit']}: expected a number") from None
+    return options
+
+
+def main(words: Sequence[str]) -> int:
+    if "--help" in words or "-h" in words:
+        print(__doc__)
+        return 0
+    try:
+        options = parse(words)
+        name, _, checkout = options["peer"].partition(":")
+        rows = compare(name, checkout, options)
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    print(f"{name}, {rows[0]['updates']} updates{'':20s} parameters   moved  difference, of that")
+    for row in rows:
+        moved = f"{row['moved']:.1e}" if row["moved"] != "" else ""
+        print(f"{row['what']:40s} {row['parameters']:10d} {moved:>7s}  {row['difference']:.1e}")
+    path = Path(options["out"], f"{name}.csv")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with open(path, "w", newline="") as file:
+        writer = csv.DictWriter(file, COLUMNS)
+        writer.writeheader()
+        writer.writerows({k: f"{v:.3g}" if isinstance(v, float) else v for k, v in row.items()} for row in rows)
+    print(f"wrote {path}")
+    worst = max(rows, key=lambda row: row["difference"])
+    if worst["difference"] > float(options["limit"]):
+        apart, limit = f"{worst['difference']:.1e}", options["limit"]
+        print(f"error: {worst['what']}: {apart} apart: expected at most {limit}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
