@@ -20,7 +20,7 @@ from torch import Tensor
 from iqrl import counter_random
 from iqrl.agent import Batch, Metrics, State
 from iqrl.networks import MLP, ParameterGroup
-from iqrl.quantisers import FSQ, VQ, make_quantiser
+from iqrl.quantisers import FSQ, VQ, Continuous, make_quantiser
 from iqrl.tasks import TaskSpec
 
 if TYPE_CHECKING:
@@ -89,8 +89,9 @@ class WorldModel:
         powers = c.rep_discount ** torch.arange(c.horizon, device=flat.device, dtype=going.dtype)
         scale = powers[:, None] * going / c.horizon  # (H, B)
         with torch.no_grad():  # no target encoder: the online one, without gradient
-            goal = world.encode(batch.observation[1 : c.horizon + 1]).code
-            goal_index = self.quantise.indices(goal, codebook) if self.classes else None
+            vector = world.run("encoder", batch.observation[1 : c.horizon + 1])
+            goal = self.quantise(vector, codebook)
+            goal_index = None if isinstance(self.quantise, Continuous) else self.quantise.classify(vector, codebook)
         vector = world.run("encoder", batch.observation[0])
         latent = Latent(self.quantise(vector, codebook))
         codes, consistency, mistakes = [latent.code], [], []
@@ -146,7 +147,8 @@ class World:
 
     def one_hot(self, indices: Tensor) -> Tensor:
         """Class weights (..., |C|, d) of indices (..., d)."""
-        return (indices.unsqueeze(-2) == torch.arange(self.model.classes, device=indices.device)[:, None]).float()
+        place = torch.arange(self.model.classes, dtype=indices.dtype, device=indices.device)
+        return (indices.unsqueeze(-2) == place[:, None]).float()
 
     def seen(self, latent: Latent) -> Tensor:
         """What reward, actor and critics see of a latent (head_encoding): (..., n)."""

@@ -10,7 +10,7 @@ DC-MPC, of successive plans). All is in float64 and eager, so what the two diffe
 compute. This compares learning steps and actions: not when a step is due, nor what the replay draws. Where released
 code departs from its paper, the switches of WORDS make this project follow the release.
 
-updates=0 is as many as reach every kind of update twice. Ends with 1 if a difference is above `limit`.
+updates=0 is as many as reach every kind of update three times. Ends with 1 if a difference is above `limit`.
 """
 
 from __future__ import annotations
@@ -159,7 +159,7 @@ def compare(name: str, checkout: str, options: dict[str, str]) -> list[dict[str,
     agent = run.agent(run.settings, tasks.spec(run.task), torch.float64)
     if not int(options["updates"]):
         period = update_period(agent)
-        options = {**options, "updates": str(max(20, period + 1))}
+        options = {**options, "updates": str(max(20, 2 * period + 1))}
     with double_precision():
         given, ours, action = follow(agent, options)
     with tempfile.TemporaryDirectory() as folder:

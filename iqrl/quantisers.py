@@ -82,6 +82,17 @@ class FSQ:
         basis = torch.tensor([math.prod(self.levels[:i]) for i in range(self.channels)], device=codes.device)
         return (torch.round(grouped * half + half).long() * basis).sum(-1)
 
+    def classify(self, x: Tensor, codebook: Tensor | None = None) -> Tensor:
+        """Flat latent (..., Z) -> index of the code that it becomes, of each latent dimension (..., d), int32.
+
+        `indices` of the codes, but straight from the latent: compiled on a CPU, the rounding is then done once, not
+        once for every class that an index is compared with.
+        """
+        grouped = x.float().reshape(*x.shape[:-1], -1, self.channels)
+        half = torch.tensor([float(level // 2) for level in self.levels], device=x.device)
+        basis = torch.tensor([float(math.prod(self.levels[:i])) for i in range(self.channels)], device=x.device)
+        return ((torch.round(self.bound(grouped)) + half) * basis).sum(-1).int()
+
     def codebook(self) -> Tensor:
         """Every code, row i being the one of index i: (codebook_size, channels)."""
         index = torch.arange(self.codebook_size)
@@ -165,6 +176,10 @@ class VQ:
         # Less |vector|^2. The sum has a term per channel, two or so: far too few for a matrix product to be fast.
         distance = codebook.square().sum(-1) - 2.0 * (vectors[:, None] * codebook).sum(-1)
         return distance.argmin(-1).reshape(*codes.shape[:-1], -1)
+
+    def classify(self, x: Tensor, codebook: Tensor | None = None) -> Tensor:
+        """The same of latents that are not codes yet: (..., Z) -> (..., d), int32."""
+        return self.indices(x, codebook).int()
 
     def lookup(self, indices: Tensor, codebook: Tensor) -> Tensor:
         """Codes of indices: (..., d) -> (..., Z)."""

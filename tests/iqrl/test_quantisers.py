@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from iqrl.quantisers import FSQ, Continuous, make_quantiser
+from iqrl.quantisers import FSQ, VQ, Continuous, make_quantiser
 
 Z = [-3, -2, -1, -0.5, -0.25, -0.1, 0, 0.1, 0.25, 0.5, 1, 2, 3]
 
@@ -107,6 +107,16 @@ def test_unequal_levels_quantise_each_channel_by_its_own_level() -> None:
     for channel, level in enumerate((8, 5, 3)):
         alone = FSQ((level,))(x.reshape(3, 4, 2, 3)[..., channel])
         assert torch.equal(together[..., channel], alone)
+
+
+@pytest.mark.parametrize("quantise", [FSQ((5, 3)), FSQ((8, 8)), FSQ((8, 6, 5)), FSQ((4,)), VQ(16, 2)])
+def test_a_latent_has_the_class_of_its_code(quantise: FSQ | VQ) -> None:
+    generator = torch.Generator().manual_seed(0)
+    codebook = quantise.initialise(generator).get("codebook")
+    x = 2.0 * torch.randn(50, 7, 6 * quantise.channels, generator=generator)
+    found = quantise.classify(x, codebook)
+    assert found.dtype == torch.int32 and found.shape == (50, 7, 6)
+    assert torch.equal(found.long(), quantise.indices(quantise(x, codebook), codebook))
 
 
 def test_codes_are_float32_whatever_comes_in() -> None:
