@@ -14,7 +14,7 @@ from iqrl.engine import Engine
 from iqrl.environment import Environment
 from iqrl.errors import InputError
 from iqrl.replay import Replay
-from iqrl.run_directory import RunDirectory, warn
+from iqrl.run_directory import RunDirectory
 
 AFTERWARDS = 2  # second entry of an episode's key; training has 0 and 1
 FRAME_SIZE = (480, 480)
@@ -29,17 +29,13 @@ def evaluate_checkpoint(run: RunConfig, path: Path, episodes: int, video: Path |
     spec = tasks.spec(run.task)
     agent = run.agent(run.settings, spec)
     engine = Engine(agent, [run.seed], Replay(spec, 1, agent.slices, 1000))
-    directory = RunDirectory(path)
-    width = spec.observation_dim + spec.action_dim + 2
-    for _, file in directory.checkpoints():
-        try:
-            saved = directory.load(file, width, needs_replay=False)
-            engine.load(0, saved["engine"])
-            break
-        except Exception as error:  # a damaged file can raise anything in the unpickler
-            warn(f"{error}; going back to the checkpoint before it")
-    else:
+    _, saved = next(RunDirectory(path).usable(0, needs_replay=False), (None, None))
+    if saved is None:
         raise InputError(f"{path}: has no usable checkpoint to evaluate")
+    try:
+        engine.load(0, saved["engine"])
+    except ValueError as error:
+        raise InputError(f"{path}: {error}") from None
     progress = [Progress(**saved["progress"])]
     environment = Environment(run.task, spec.action_repeat)
     frames: list[np.ndarray] = []

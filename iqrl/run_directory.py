@@ -26,7 +26,7 @@ import subprocess
 import sys
 import tempfile
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -251,6 +251,16 @@ class RunDirectory:
             if match:
                 found.append(((int(match[1]), int(match[2])), file))
         return sorted(found, reverse=True)
+
+    def usable(self, row_width: int, needs_replay: bool = True) -> Iterator[tuple[tuple[int, int], dict[str, Any]]]:
+        """Keys and contents of the checkpoints that `load` takes, newest first; warns of each other one."""
+        for key, file in self.checkpoints():
+            try:
+                content = self.load(file, row_width, needs_replay)
+            except Exception as error:  # a damaged file can raise anything in the unpickler
+                warn(f"{error}; going back to the checkpoint before it")
+                continue
+            yield key, content
 
     def load(self, file: Path, row_width: int, needs_replay: bool = True) -> dict[str, Any]:
         """A checkpoint, if it and everything that it counts on are whole; to look at it, no replay is needed.

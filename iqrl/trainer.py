@@ -434,14 +434,11 @@ class Trainer:
         found: list[dict[tuple[int, int], dict[str, Any]]] = []
         for lane in self.lanes:
             usable = {}
-            for key, file in lane.directory.checkpoints():
-                try:
-                    usable[key] = lane.directory.load(file, self.replay.width)
-                    if usable[key]["identity"] != lane.config.identity:
-                        raise ValueError(f"{file}: belongs to another configuration")
-                except Exception as error:  # a damaged file can raise anything in the unpickler
-                    usable.pop(key, None)
-                    warn(f"{error}; going back to the checkpoint before it")
+            for key, content in lane.directory.usable(self.replay.width):
+                if content["identity"] == lane.config.identity:
+                    usable[key] = content
+                else:
+                    warn(f"{lane.directory.path}: a checkpoint is of another configuration; using one before")
             if not usable and lane.directory.checkpoints():
                 warn(f"{lane.directory.path}: no checkpoint is usable; starts over")
             found.append(usable)

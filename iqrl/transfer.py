@@ -7,7 +7,6 @@ the identity of a run contains the identity of the run that it starts from.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -15,7 +14,7 @@ from torch import Tensor
 from iqrl import tasks
 from iqrl.config import RunConfig, load_run
 from iqrl.errors import InputError
-from iqrl.run_directory import RunDirectory, warn
+from iqrl.run_directory import RunDirectory
 
 
 def inherited(run: RunConfig, runs: Path) -> dict[str, Tensor]:
@@ -45,7 +44,10 @@ def inherited(run: RunConfig, runs: Path) -> dict[str, Tensor]:
         raise InputError(f"{key}: that run is not complete; expected a finished one, so train it first")
     agent = run.agent(run.settings, tasks.spec(run.task))
     fresh = agent.initialise(torch.Generator().manual_seed(0))  # for its shapes
-    saved = _newest(directory, key)["engine"]
+    _, newest = next(directory.usable(0, needs_replay=False), (None, None))
+    if newest is None:
+        raise InputError(f"{key}: {directory.path} has no usable checkpoint")
+    saved = newest["engine"]
     ordered, order = saved.get("layout", {}), agent.layout()
     taken = agent.start_from(fresh, saved["state"])
     for entry, value in taken.items():
@@ -58,12 +60,3 @@ def inherited(run: RunConfig, runs: Path) -> dict[str, Tensor]:
         if ordered.get(entry) != order.get(entry):
             raise InputError(f"{key}: another version of the code ordered its {entry}; expected a run of this version")
     return taken
-
-
-def _newest(directory: RunDirectory, key: str) -> dict[str, Any]:
-    for _, file in directory.checkpoints():
-        try:
-            return directory.load(file, 0, needs_replay=False)
-        except Exception as error:  # a damaged file can raise anything in the unpickler
-            warn(f"{error}; going back to the checkpoint before it")
-    raise InputError(f"{key}: {directory.path} has no usable checkpoint")
