@@ -8,7 +8,8 @@ networks have their default sizes at walker-walk's. Then, for each network, the 
 told as a fraction of how far the official one moved; the last row is the largest difference of 8 greedy actions (for
 DC-MPC, of successive plans). All is in float64 and eager, so what the two differ by is rounding, or else what they
 compute. This compares learning steps and actions: not when a step is due, nor what the replay draws. Where released
-code departs from its paper, the switches of WORDS make this project follow the release.
+code departs from its paper, the switches of WORDS make this project follow the release; some transitions terminate,
+where it has a mask for that (ENDS; DC-MPC's differs, dcwm.md W8).
 
 updates=0 is as many as reach every kind of update three times. Ends with 1 if a difference is above `limit`.
 """
@@ -40,13 +41,14 @@ WORDS = {
     "td7": [],
     "tcrl": [],
     "dcwm": ["agent.released_nstep=true", "agent.released_pi_noise=true"],
-    "mrq": [],
+    "mrq": ["agent.reward_mask=released"],
 }
 DEFAULTS = {
     "peer": "", "updates": "0", "size": "64", "seed": "0", "limit": "1e-6", "peer_python": sys.executable,
     "out": "bench/fidelity",
 }  # fmt: skip
 COLUMNS = ["agent", "updates", "what", "parameters", "moved", "difference", "official_commit", "commit", "date"]
+ENDS = {"iqrl": 0.1, "td3": 0.1, "td7": 0.1, "mrq": 0.1}  # share of transitions that terminate
 CYCLE = 8  # different batches, and sets of random numbers
 ACTIONS = 8
 
@@ -95,7 +97,8 @@ def follow(agent: Agent, options: dict[str, str]) -> tuple[dict[str, Any], dict[
         shape = (slices.horizon, slices.batch_size)
         observation = torch.randn(shape[0] + 1, shape[1], spec.observation_dim, generator=generator)
         action = torch.rand(*shape, spec.action_dim, generator=generator) * 2 - 1
-        return observation, action, torch.rand(shape, generator=generator)
+        ended = (torch.rand(shape, generator=generator) < ENDS.get(agent.name, 0.0)).double()
+        return observation, action, torch.rand(shape, generator=generator), ended
 
     batches = [batch() for _ in range(CYCLE)]
     numbers = {
@@ -110,17 +113,17 @@ def follow(agent: Agent, options: dict[str, str]) -> tuple[dict[str, Any], dict[
         "weights": {k: v.clone() for k, v in weights(agent, state).items()},
         "noise": [],
     }
-    clock = {"sigma": 1.0, "mean_absolute_reward": 0.5, "terminations": 0.0}
+    clock = {"sigma": 1.0, "mean_absolute_reward": 0.5, "terminations": 100.0 * ENDS.get(agent.name, 0.0)}
     clocks = {k: torch.tensor(v) for k, v in clock.items()}
     seen: dict[str, int] = {}
     for update in range(1, updates + 1):
         for name in agent.stages(update):
             series = "encoder" if name == "update_encoder" else "update"
             place = seen[series] = seen.get(series, -1) + bool(agent.stage(name).batch)
-            observation, action, reward = batches[place % CYCLE]
-            ended = torch.zeros_like(reward)
+            observation, action, reward, ended = batches[place % CYCLE]
+            seen_batch = Batch(observation, action, reward, ended, torch.zeros_like(ended))
             noise = numbers[name][place % CYCLE]
-            changed, _ = getattr(agent, name)(state, Batch(observation, action, reward, ended, ended), noise, clocks)
+            changed, _ = getattr(agent, name)(state, seen_batch, noise, clocks)
             state = {**state, **changed}
             given["noise"].append((name, with_exponentials(agent, noise)))
     given["observation"] = torch.randn(ACTIONS, spec.observation_dim, generator=generator)

@@ -31,7 +31,7 @@ IQRL_SETTINGS = {"num_critics": 5, "q_sample_size": 2, "nstep": 3, "horizon": 5}
 TCRL_SETTINGS = {"mlp_dims": [512, 512], "latent_dim": 50, "lr": 3e-4, "std_schedule": "linear(1.0, 0.1, 50)"}
 DCWM_SETTINGS = {"r_min": 0.0, "r_max": 2.0}
 
-Slice = tuple[Tensor, Tensor, Tensor]  # observations (H + 1, B, O), actions (H, B, A), rewards (H, B)
+Slice = tuple[Tensor, ...]  # observations (H + 1, B, O), actions (H, B, A), rewards and terminations (H, B)
 Slices = Callable[[int, int], Iterator[Slice]]  # of so many steps and so many in a batch, without end
 Draws = dict[str, list[Tensor]]  # random numbers in the order of use: "normal", "order" (of critics), "exponential"
 
@@ -67,7 +67,7 @@ def random_slices(steps: int, size: int) -> Iterator[Slice]:
     def make() -> Slice:
         observations = torch.randn(steps + 1, size, OBSERVATION, device=DEVICE)
         actions = torch.rand(steps, size, ACTION, device=DEVICE) * 2 - 1
-        return observations, actions, torch.rand(steps, size, device=DEVICE)
+        return observations, actions, torch.rand(steps, size, device=DEVICE), torch.zeros(steps, size, device=DEVICE)
 
     return itertools.cycle([make() for _ in range(8)])
 
@@ -119,12 +119,11 @@ def slice_replay(path: str, slices: Iterator[Slice]) -> Any:
     from tensordict import TensorDict
     from utils.buffers import ReplayBufferSamples
 
-    def convert(observation: Tensor, action: Tensor, reward: Tensor) -> Any:
+    def convert(observation: Tensor, action: Tensor, reward: Tensor, ended: Tensor) -> Any:
         shape = list(reward.shape)
         seen, after = (TensorDict({"state": o}, shape) for o in (observation[:-1], observation[1:]))
-        zeros = torch.zeros(shape, dtype=torch.int, device=DEVICE)
         factors = torch.ones(shape, device=DEVICE)
-        return ReplayBufferSamples(seen, action, after, zeros.bool(), zeros, reward, factors, None, None)
+        return ReplayBufferSamples(seen, action, after, ended.bool(), ended.int(), reward, factors, None, None)
 
     batches = converted(slices, convert)
     return types.SimpleNamespace(sample=lambda: next(batches))
@@ -219,7 +218,7 @@ def tcrl(path: str, slices: Slices, size: int = 0) -> Peer:
 
     agent, size = official.TCRL((OBSERVATION,), (ACTION,), device=DEVICE, **TCRL_SETTINGS), size or 512
 
-    def convert(observation: Tensor, action: Tensor, reward: Tensor) -> Any:
+    def convert(observation: Tensor, action: Tensor, reward: Tensor, ended: Tensor) -> Any:
         late = (x.transpose(0, 1) for x in (action, reward[..., None], torch.ones_like(reward)[..., None]))
         return observation[0], *late, observation[1:].transpose(0, 1)
 
@@ -244,9 +243,9 @@ def tcrl(path: str, slices: Slices, size: int = 0) -> Peer:
     )
 
 
-def transition(observation: Tensor, action: Tensor, reward: Tensor) -> tuple[Tensor, ...]:
+def transition(observation: Tensor, action: Tensor, reward: Tensor, ended: Tensor) -> tuple[Tensor, ...]:
     """(s, a, s', r, not done), as the next two order them."""
-    return observation[0], action[0], observation[1], reward[0, :, None], torch.ones_like(reward[0, :, None])
+    return observation[0], action[0], observation[1], reward[0, :, None], 1.0 - ended[0, :, None]
 
 
 def td3(path: str, slices: Slices, size: int = 0) -> Peer:
@@ -299,20 +298,21 @@ def mrq(path: str, slices: Slices, size: int = 0) -> Peer:
     sys.path.insert(0, os.path.join(path, "MRQ"))
     import MRQ as official
 
-    def ahead(observation: Tensor, action: Tensor, reward: Tensor) -> Any:
-        late = (x.transpose(0, 1) for x in (observation[:-1], action, observation[1:], reward[..., None]))
-        return *late, torch.ones_like(reward.t()[..., None])
+    def ahead(observation: Tensor, action: Tensor, reward: Tensor, ended: Tensor) -> Any:
+        going = 1.0 - ended[..., None]
+        late = (x.transpose(0, 1) for x in (observation[:-1], action, observation[1:], reward[..., None], going))
+        return tuple(late)
 
-    def single(observation: Tensor, action: Tensor, reward: Tensor) -> Any:
-        late = reward.t()[..., None]
-        return observation[0], action[0], observation[-1], late, torch.ones_like(late)
+    def single(observation: Tensor, action: Tensor, reward: Tensor, ended: Tensor) -> Any:
+        return observation[0], action[0], observation[-1], reward.t()[..., None], 1.0 - ended.t()[..., None]
 
     unrolled, single_batches = converted(slices(5, size or 256), ahead), converted(slices(3, size or 256), single)
-    # In place of the prioritised replay, which asks for a GPU: as for TD7. No episode terminates.
+    terminates = any(s[3].any() for s in itertools.islice(slices(5, size or 256), 8))
+    # In place of the prioritised replay, which asks for a GPU: as for TD7.
     replay = types.SimpleNamespace(
         size=10**6,
         state_shape=[OBSERVATION],
-        env_terminates=False,
+        env_terminates=terminates,
         sample=lambda horizon, include_intermediate: next(unrolled if include_intermediate else single_batches),
         update_priority=lambda priority: None,
         reward_scale=lambda: 0.5,
@@ -400,7 +400,7 @@ def follow(name: str, path: str, file: str) -> None:
     torch.float = torch.float32 = torch.float64  # type: ignore[misc]  # before the checkout, which names them, is imported
 
     def slices(steps: int, size: int) -> Iterator[Slice]:
-        return itertools.cycle([(o[: steps + 1], a[:steps], r[:steps]) for o, a, r in given["slices"]])
+        return itertools.cycle([(o[: steps + 1], *(x[:steps] for x in rest)) for o, *rest in given["slices"]])
 
     peer = PEERS[name](path, slices, given["size"])
     weights = {f"{net}/{k}": v for net, modules in peer.networks.items() for k, v in views(modules).items()}
