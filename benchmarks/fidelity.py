@@ -17,7 +17,6 @@ updates=0 is as many as reach every kind of update three times. Ends with 1 if a
 from __future__ import annotations
 
 import contextlib
-import csv
 import subprocess
 import sys
 import tempfile
@@ -28,6 +27,7 @@ from typing import Any
 
 import torch
 
+from benchmarks import speed
 from benchmarks.worker import update_period
 from iqrl import config, counter_random, tasks
 from iqrl.agent import Agent, Batch, Noise
@@ -192,21 +192,9 @@ def compare(name: str, checkout: str, options: dict[str, str]) -> list[dict[str,
 
 
 def parse(words: Sequence[str]) -> dict[str, str]:
-    options = dict(DEFAULTS)
-    for word in words:
-        key, equals, value = word.partition("=")
-        if not equals or key not in DEFAULTS:
-            raise InputError(f"{word}: expected one of {', '.join(k + '=' for k in DEFAULTS)}")
-        options[key] = value
-    name, _, path = options["peer"].partition(":")
-    if name not in WORDS:
-        known = ", ".join(f"{k}:/path/to/checkout" for k in WORDS)
-        raise InputError(f"peer={options['peer']}: expected one of {known}")
-    if not Path(path).is_dir():
-        raise InputError(f"peer={options['peer']}: no such folder")
-    for key in ("updates", "size", "seed"):
-        if not options[key].isdigit():
-            raise InputError(f"{key}={options[key]}: expected a whole number")
+    options = speed.read_words(words, DEFAULTS)
+    speed.check_peer(options["peer"])
+    speed.check_whole(options, "updates", "size", "seed")
     try:
         float(options["limit"])
     except ValueError:
@@ -229,13 +217,7 @@ def main(words: Sequence[str]) -> int:
     for row in rows:
         moved = f"{row['moved']:.1e}" if row["moved"] != "" else ""
         print(f"{row['what']:40s} {row['parameters']:10d} {moved:>7s}  {row['difference']:.1e}")
-    path = Path(options["out"], f"{name}.csv")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with open(path, "w", newline="") as file:
-        writer = csv.DictWriter(file, COLUMNS)
-        writer.writeheader()
-        writer.writerows({k: f"{v:.3g}" if isinstance(v, float) else v for k, v in row.items()} for row in rows)
-    print(f"wrote {path}")
+    speed.write(Path(options["out"], f"{name}.csv"), rows, COLUMNS, digits=3)
     wrong = [f"{r['what']} {r['difference']:.1e}" for r in rows if not r["difference"] <= float(options["limit"])]
     if wrong:  # NaN is, too
         print(f"error: apart: {', '.join(wrong)}; expected at most {options['limit']}", file=sys.stderr)

@@ -49,9 +49,9 @@ class Peer:
     """
 
     update: Callable[[int], None]
-    networks: dict[str, Any] = field(default_factory=dict)
-    draws: Callable[[str, dict[str, Tensor]], Draws] = lambda stage, noise: {}
-    act: Callable[[Tensor, list[dict[str, Tensor]]], Tensor] = lambda observation, noise: observation[:, :0]
+    networks: dict[str, Any]
+    draws: Callable[[str, dict[str, Tensor]], Draws]
+    act: Callable[[Tensor, list[dict[str, Tensor]]], Tensor]
     arrange: dict[str, Callable[[Tensor], Tensor]] = field(default_factory=dict)
 
 
@@ -111,7 +111,7 @@ def slice_replay(path: str, slices: Iterator[Slice]) -> Any:
         ("termcolor", ("colored",)),
         ("hydra_plugins.hydra_submitit_launcher.config", ("LocalQueueConf", "SlurmQueueConf")),
         ("torchrl.data", ("BoundedTensorSpec", "CompositeSpec", "ReplayBuffer")),
-        ("torchrl.data.replay_buffers", ("LazyMmapStorage", "LazyMemmapStorage")),
+        ("torchrl.data.replay_buffers", ("LazyMemmapStorage",)),
         ("torchrl.data.replay_buffers.samplers", ("SliceSampler",)),
     ):
         stand_in(name, *names)
@@ -199,8 +199,8 @@ def dcwm(path: str, slices: Slices, size: int = 0) -> Peer:
     }
     # Their logits are laid out (dimensions, classes), ours (classes, dimensions).
     classes = agent.model._fsq.codebook_size
-    last = {k: lambda v: v.unflatten(-1, (-1, classes)).transpose(-1, -2) for k in ("2.weight", "2.bias")}
-    arrange = {f"world/dynamics/{k}": f for k, f in last.items()}
+    logits = ("world/dynamics/2.weight", "world/dynamics/2.bias")
+    arrange = dict.fromkeys(logits, lambda v: v.unflatten(-1, (-1, classes)).transpose(-1, -2))
     return Peer(lambda n: agent.update(replay, n), networks, draws, act, arrange)
 
 
@@ -306,13 +306,13 @@ def mrq(path: str, slices: Slices, size: int = 0) -> Peer:
     def single(observation: Tensor, action: Tensor, reward: Tensor, ended: Tensor) -> Any:
         return observation[0], action[0], observation[-1], reward.t()[..., None], 1.0 - ended.t()[..., None]
 
-    unrolled, single_batches = converted(slices(5, size or 256), ahead), converted(slices(3, size or 256), single)
-    terminates = any(s[3].any() for s in itertools.islice(slices(5, size or 256), 8))
+    long = list(itertools.islice(slices(5, size or 256), 8))
+    unrolled, single_batches = converted(iter(long), ahead), converted(slices(3, size or 256), single)
     # In place of the prioritised replay, which asks for a GPU: as for TD7.
     replay = types.SimpleNamespace(
         size=10**6,
         state_shape=[OBSERVATION],
-        env_terminates=terminates,
+        env_terminates=any(ended.any() for *_, ended in long),
         sample=lambda horizon, include_intermediate: next(unrolled if include_intermediate else single_batches),
         update_priority=lambda priority: None,
         reward_scale=lambda: 0.5,

@@ -22,7 +22,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -275,30 +275,49 @@ def measure(options: dict[str, str]) -> list[dict[str, Any]]:
     return rows
 
 
-def parse(words: Sequence[str]) -> dict[str, str]:
-    options = dict(DEFAULTS)
+def read_words(words: Sequence[str], defaults: Mapping[str, str]) -> dict[str, str]:
+    """Options, of words KEY=VALUE.
+
+    Raises:
+        InputError: for any other word, and for an unknown key.
+    """
+    options = dict(defaults)
     for word in words:
-        if word.startswith("-"):
-            continue
         key, equals, value = word.partition("=")
-        if not equals or key not in DEFAULTS:
-            raise InputError(f"{word}: expected one of {', '.join(k + '=' for k in DEFAULTS)}")
+        if not equals or key not in defaults:
+            raise InputError(f"{word}: expected one of {', '.join(k + '=' for k in defaults)}")
         options[key] = value
-    name, _, path = options["peer"].partition(":")
-    if name and name not in PEER_WORDS:
-        raise InputError(
-            f"peer={options['peer']}: expected one of {', '.join(f'{k}:/path/to/checkout' for k in PEER_WORDS)}"
-        )
+    return options
+
+
+def check_peer(peer: str) -> None:
+    """Raises InputError unless it is NAME:CHECKOUT, of a name that has official code and a folder that exists."""
+    name, _, path = peer.partition(":")
+    if name not in PEER_WORDS:
+        known = ", ".join(f"{k}:/path/to/checkout" for k in PEER_WORDS)
+        raise InputError(f"peer={peer}: expected one of {known}")
+    if not Path(path).is_dir():
+        raise InputError(f"peer={peer}: no such folder")
+
+
+def check_whole(options: Mapping[str, str], *keys: str) -> None:
+    """Raises InputError if one of these options is no whole number."""
+    for key in keys:
+        if not options[key].isdigit():
+            raise InputError(f"{key}={options[key]}: expected a whole number")
+
+
+def parse(words: Sequence[str]) -> dict[str, str]:
+    options = read_words([w for w in words if not w.startswith("-")], DEFAULTS)
+    name = options["peer"].partition(":")[0]
+    if name:
+        check_peer(options["peer"])
     for key in ("task", "preset") if name else ():
         if options[key] != DEFAULTS[key]:
             raise InputError(f"{key}={options[key]}: expected {DEFAULTS[key]}, whose sizes official code is built with")
-    if name and not Path(path).is_dir():
-        raise InputError(f"peer={options['peer']}: no such folder")
     if name and options["agents"] and name not in options["agents"].split(","):
         raise InputError(f"agents={options['agents']}: expected {name} among them, to time its official code against")
-    for key in ("rounds", "threads"):
-        if not options[key].isdigit():
-            raise InputError(f"{key}={options[key]}: expected a whole number")
+    check_whole(options, "rounds", "threads")
     return options
 
 
@@ -312,13 +331,13 @@ def machine_name() -> str:
     return f"{model}, {len(os.sched_getaffinity(0))} cores"
 
 
-def write(path: Path, rows: Sequence[dict[str, Any]]) -> None:
+def write(path: Path, rows: Sequence[dict[str, Any]], columns: Sequence[str] = COLUMNS, digits: int = 5) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     with open(path, "w", newline="") as file:
-        writer = csv.DictWriter(file, COLUMNS)
+        writer = csv.DictWriter(file, columns)
         writer.writeheader()
         for row in rows:
-            writer.writerow({k: f"{v:.5g}" if isinstance(v, float) else v for k, v in row.items()})
+            writer.writerow({k: f"{v:.{digits}g}" if isinstance(v, float) else v for k, v in row.items()})
     print(f"wrote {path}")
 
 

@@ -45,6 +45,11 @@ class FSQ:
     def codebook_size(self) -> int:
         return math.prod(self.levels)
 
+    @property
+    def basis(self) -> list[int]:
+        """By how much a step of each channel changes a code's index."""
+        return [math.prod(self.levels[:i]) for i in range(self.channels)]
+
     def _channelwise(self, values: Sequence[float], x: Tensor) -> Tensor | float:
         """A constant per channel, broadcast over (..., d, channels); a scalar where all levels are equal."""
         return values[0] if len(set(values)) == 1 else torch.tensor(values, dtype=x.dtype, device=x.device)
@@ -79,7 +84,7 @@ class FSQ:
         """Normalised codes (..., Z) -> codebook index of each latent dimension (..., d), int64."""
         grouped = codes.float().reshape(*codes.shape[:-1], -1, self.channels)
         half = torch.tensor([level // 2 for level in self.levels], device=codes.device)
-        basis = torch.tensor([math.prod(self.levels[:i]) for i in range(self.channels)], device=codes.device)
+        basis = torch.tensor(self.basis, device=codes.device)
         return (torch.round(grouped * half + half).long() * basis).sum(-1)
 
     def classify(self, x: Tensor, codebook: Tensor | None = None) -> Tensor:
@@ -90,13 +95,13 @@ class FSQ:
         """
         grouped = x.float().reshape(*x.shape[:-1], -1, self.channels)
         half = torch.tensor([float(level // 2) for level in self.levels], device=x.device)
-        basis = torch.tensor([float(math.prod(self.levels[:i])) for i in range(self.channels)], device=x.device)
+        basis = torch.tensor([float(b) for b in self.basis], device=x.device)
         return ((torch.round(self.bound(grouped)) + half) * basis).sum(-1).int()
 
     def codebook(self) -> Tensor:
         """Every code, row i being the one of index i: (codebook_size, channels)."""
         index = torch.arange(self.codebook_size)
-        digits = [index // math.prod(self.levels[:i]) % level - level // 2 for i, level in enumerate(self.levels)]
+        digits = [index // b % level - level // 2 for b, level in zip(self.basis, self.levels, strict=True)]
         return torch.stack([d / (level // 2) for d, level in zip(digits, self.levels, strict=True)], -1)
 
 
