@@ -1,7 +1,8 @@
 """Slurm's queue, read with its own commands.
 
 `squeue` comes first, because it knows best what is still to come: to sacct, a job whose node died is
-NODE_FAIL while its requeued self completes. `sacct`, where there is accounting, adds how jobs ended.
+NODE_FAIL while its requeued self completes. It also knows for some minutes how a job ended, which accounting
+may not have been told yet. `sacct`, where there is accounting, adds how the others ended.
 """
 
 from __future__ import annotations
@@ -17,6 +18,10 @@ from dataclasses import dataclass, field
 from iqrl.errors import InputError
 
 WAITING = ("PENDING", "REQUEUED", "REQUEUE_HOLD", "REQUEUE_FED", "SPECIAL_EXIT", "CONFIGURING", "SUSPENDED")
+ENDED = (
+    *("BOOT_FAIL", "CANCELLED", "COMPLETED", "DEADLINE", "FAILED", "LAUNCH_FAILED", "NODE_FAIL", "OUT_OF_MEMORY"),
+    *("PREEMPTED", "RECONFIG_FAIL", "REVOKED", "TIMEOUT"),
+)
 SECONDS = 30  # that a command may take
 
 
@@ -48,15 +53,17 @@ def look(jobs: Iterable[str]) -> Queue:
         return Queue(error="no Slurm on this machine")
     user = pwd.getpwuid(os.getuid()).pw_name
     # The whole queue of the user: asking for ids fails as soon as one of them is forgotten.
-    status, text = command("squeue", "--noheader", "--array", f"--user={user}", "--format=%i|%T")
+    status, text = command("squeue", "--noheader", "--array", "--states=all", f"--user={user}", "--format=%i|%T")
     if status:
         return Queue(error=text.splitlines()[0] if text else "squeue failed")
-    states = {}
+    states: dict[str, str] = {}
+    ended: dict[str, str] = {}
     for line in text.splitlines():
         job, _, state = line.strip().partition("|")
-        states[job] = state
+        if job in wanted:
+            (ended if state in ENDED else states)[job] = state
     gone = wanted - states.keys()
-    return Queue({k: v for k, v in states.items() if k in wanted}, _ended(gone) if gone else {})
+    return Queue(states, {**ended, **_ended(gone)} if gone else {})
 
 
 def _ended(jobs: set[str]) -> dict[str, str]:

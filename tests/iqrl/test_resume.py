@@ -42,10 +42,14 @@ def words(agent: str, runs: Path, *more: str) -> list[str]:
     return ["train", *usual, f"runs={runs}", *more]
 
 
+def decisions(directory: Path) -> list[int]:
+    """At which its checkpoints were made, in order."""
+    return sorted(int(p.name.split("-")[0]) for p in (directory / "checkpoint").glob("*.pt"))
+
+
 def env_step(directory: Path) -> int:
     """Of the newest checkpoint; -1 without one."""
-    names = [p.name for p in (directory / "checkpoint").glob("*.pt")]
-    return max((int(name.split("-")[0]) for name in names), default=-1)
+    return max(decisions(directory), default=-1)
 
 
 # --- kill -9
@@ -176,11 +180,10 @@ def test_a_finished_run_is_left_alone(tmp_path: Path, undisturbed: Any) -> None:
 
 @pytest.fixture
 def halfway(tmp_path: Path, undisturbed: Any) -> tuple[Path, Path, Path]:
-    """Runs, the directory of one that was killed about half way, with two checkpoints, and the undisturbed runs."""
+    """Runs; the directory of one, killed about half way, its two checkpoints with rows to replay; the undisturbed."""
     runs = tmp_path / "runs"
     process = fork(words("td3", runs), tmp_path / "first")
-    wait_for(lambda: any(len(list(p.glob("checkpoint/*.pt"))) == 2 and env_step(p) > 600 for p in runs.glob("iqrl*"))
-             or any(len(list(p.glob("checkpoint/*.pt"))) == 2 and env_step(p) > 600 for p in runs.glob("td3*")))
+    wait_for(lambda: any(len(d := decisions(p)) == 2 and d[0] > 0 and d[1] > 600 for p in runs.glob("td3*")))
     kill(process)
     (directory,) = run_directories(runs)
     for left in directory.glob("checkpoint/.*"):

@@ -140,6 +140,15 @@ def test_runs_of_other_hosts_are_seen_from_here(tmp_path, monkeypatch):
     assert fresh.split()[1:] == "500/2,000 starting 7_0".split()
 
 
+def test_how_a_job_ended_is_known_before_accounting_is_told(tmp_path, monkeypatch):
+    make_sweep(tmp_path, ["r0", "r1"])
+    submit_to(tmp_path, "slurm", [("7_0", ["r0"]), ("7_1", ["r1"])])
+    fake_slurm(tmp_path, monkeypatch, "echo '7_0|OUT_OF_MEMORY'; echo '7_1|FAILED'; echo '8|COMPLETED'", "exit 0")
+    assert [(s.state, s.reason) for s in reports.Report(tmp_path).states] == [
+        ("lost", "OUT_OF_MEMORY"), ("lost", "FAILED"),
+    ]  # fmt: skip
+
+
 def test_a_node_failure_is_not_final(tmp_path, monkeypatch):
     """sacct says NODE_FAIL for good while the requeued job goes on: squeue is asked first."""
     make_sweep(tmp_path, ["r0", "r1"])
