@@ -193,7 +193,7 @@ def compare(name: str, checkout: str, options: dict[str, str]) -> list[dict[str,
 
 def parse(words: Sequence[str]) -> dict[str, str]:
     options = speed.read_words(words, DEFAULTS)
-    speed.check_peer(options["peer"])
+    speed.check_peer(options["peer"], WORDS)
     speed.check_whole(options, "updates", "size", "seed")
     try:
         float(options["limit"])

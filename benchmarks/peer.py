@@ -10,6 +10,7 @@ Agents are built at walker-walk sizes with the checkout's own defaults, but for 
 drawn before, so that the checkout is not charged for its replay.
 """
 
+import ast
 import itertools
 import os
 import sys
@@ -18,8 +19,10 @@ import types
 from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from importlib.machinery import ModuleSpec
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -91,6 +94,14 @@ def stand_in(name: str, *names: str) -> None:
             parent, _, leaf = name.rpartition(".")
             stand_in(parent)
             setattr(sys.modules[parent], leaf, module)
+
+
+def replace(name: str, **content: Any) -> None:
+    """A module of this content in the place of one that is used, whether it is installed or not."""
+    module = types.ModuleType(name)
+    module.__spec__ = ModuleSpec(name, None)  # PyTorch looks for it
+    vars(module).update(content)
+    sys.modules[name] = module
 
 
 def repeat(update: Callable[[], Any]) -> Callable[[int], None]:
@@ -267,6 +278,57 @@ def td3(path: str, slices: Slices, size: int = 0) -> Peer:
     return Peer(repeat(lambda: agent.train(replay, size)), networks, smoothing, lambda o, noise: agent.actor(o))
 
 
+def leanrl(path: str, slices: Slices, size: int = 0) -> Peer:
+    """LeanRL's TD3, compiled and, on a GPU, captured. A script: it runs up to its loop, which is written anew here."""
+    file = os.path.join(path, "leanrl", "td3_continuous_action_torchcompile.py")
+    with open(file) as source:
+        script = ast.parse(source.read(), file)
+    main = next(s for s in script.body if isinstance(s, ast.If))
+    script.body[script.body.index(main) :] = itertools.takewhile(lambda s: not isinstance(s, ast.For), main.body)
+
+    def nothing(*_: Any, **__: Any) -> None: ...
+
+    class Box:
+        high, shape = np.ones(ACTION, np.float32), (ACTION,)
+        low = -high
+
+    environments = types.SimpleNamespace(
+        action_space=Box(),
+        single_action_space=Box(),
+        single_observation_space=types.SimpleNamespace(shape=(OBSERVATION,)),
+        reset=lambda seed: (np.zeros((1, OBSERVATION), np.float32), {}),
+    )
+    replace("tyro", cli=lambda arguments: arguments(compile=True, cudagraphs=DEVICE == "cuda"))
+    replace("wandb", init=nothing)
+    replace("tqdm", tqdm=nothing)
+    replace("torchrl")
+    replace("torchrl.data", LazyTensorStorage=nothing, ReplayBuffer=nothing)
+    vector = types.SimpleNamespace(SyncVectorEnv=lambda makers: environments)
+    replace("gymnasium", vector=vector, spaces=types.SimpleNamespace(Box=Box))
+    from tensordict import TensorDict
+
+    official: dict[str, Any] = {"__name__": "leanrl_td3", "__file__": file}
+    exec(compile(script, file, "exec"), official)
+
+    def convert(observation: Tensor, action: Tensor, reward: Tensor, ended: Tensor) -> Any:
+        names = ("observations", "actions", "next_observations", "rewards", "dones")
+        values = (observation[0], action[0], observation[1], reward[0], ended[0].bool())
+        return TensorDict(dict(zip(names, values, strict=True)), [len(action[0])])
+
+    batches = converted(slices(1, size or official["args"].batch_size), convert)
+    delayed = itertools.cycle([False, True])
+
+    def update() -> None:
+        batch = next(batches)
+        official["update_main"](batch)
+        if next(delayed):
+            official["update_pol"](batch)
+            for online, target in (("qnet_params", "qnet_target_params"), ("actor_params", "target_actor_params")):
+                official[target].lerp_(official[online].data, official["args"].tau)
+
+    return Peer(repeat(update), {}, smoothing, lambda o, noise: official["actor"](o))
+
+
 def td7(path: str, slices: Slices, size: int = 0) -> Peer:
     sys.path.insert(0, path)
     import TD7 as official
@@ -329,7 +391,7 @@ def mrq(path: str, slices: Slices, size: int = 0) -> Peer:
     return Peer(repeat(agent.train), networks, smoothing, act)
 
 
-PEERS = {"iqrl": iqrl, "td3": td3, "td7": td7, "tcrl": tcrl, "dcwm": dcwm, "mrq": mrq}
+PEERS = {"iqrl": iqrl, "td3": td3, "leanrl": leanrl, "td7": td7, "tcrl": tcrl, "dcwm": dcwm, "mrq": mrq}
 
 
 # --- doing as another did

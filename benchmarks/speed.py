@@ -8,7 +8,8 @@ given), in windows of a few seconds, A B A B ...; ratios are medians over pairs 
 whose speed drifts does not bend them. A window is whole periods of the agent's updates on every side (250 of TD7's and
 MR.Q's, however long they take). Our updates include drawing their batches, a checkout's do not.
 
-A peer is the official code of any of the six agents; PYTHON must have what it imports, PyTorch above all.
+A peer is the official code of any of the six agents, or leanrl, LeanRL's TD3, compiled and on a GPU captured; PYTHON
+must have what it imports, PyTorch above all (leanrl: tensordict no newer than 0.12, later ones do not compile there).
 `decisions_per_second` counts every seed of the pack and is that of acting, simulating and updating one after the other.
 The roofline is this machine's own: its matrix rate and memory bandwidth, measured in the same run.
 """
@@ -22,7 +23,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -67,15 +68,16 @@ DEFAULTS = {
     "out": "bench",
     "precision": "auto",
 }
-# What must be set for networks, critics, batch, horizon and N to equal a peer's at walker-walk sizes; the last four
-# agents' own defaults there are those of the official code.
-PEER_WORDS = {
-    "iqrl": ["agent.num_critics=5", "agent.q_sample=2", "agent.actor_q=avg", "agent.nstep=3"],
-    "td3": ["agent.profile=official"],
-    "td7": [],
-    "tcrl": [],
-    "dcwm": [],
-    "mrq": [],
+# Peers: our agent, and what must be set for networks, critics, batch, horizon and N to equal theirs at walker-walk
+# sizes; the last four agents' own defaults there are those of the official code.
+PEERS = {
+    "iqrl": ("iqrl", ["agent.num_critics=5", "agent.q_sample=2", "agent.actor_q=avg", "agent.nstep=3"]),
+    "td3": ("td3", ["agent.profile=official"]),
+    "leanrl": ("td3", ["agent.profile=official"]),
+    "td7": ("td7", []),
+    "tcrl": ("tcrl", []),
+    "dcwm": ("dcwm", []),
+    "mrq": ("mrq", []),
 }
 
 
@@ -226,23 +228,17 @@ def measure(options: dict[str, str]) -> list[dict[str, Any]]:
         flush=True,
     )
     peer_name, _, checkout = options["peer"].partition(":")
+    rival, setting = PEERS.get(peer_name, ("", []))
     rows = []
-    for agent in (options["agents"] or peer_name or ",".join(AGENTS)).split(","):
-        same = PEER_WORDS.get(agent, []) if agent == peer_name else []
+    for agent in (options["agents"] or rival or ",".join(AGENTS)).split(","):
+        same = setting if agent == rival else []
         baseline = ours(1, "float32", "off", options, [f"agent={agent}", *same])
         known = json.loads(baseline.about)
         peer = None
-        if agent == peer_name:
-            peer = Worker(
-                [
-                    options["peer_python"],
-                    str(Path(__file__).with_name("peer.py")),
-                    agent,
-                    checkout,
-                    str(known["threads"]),
-                ],
-                int(options["threads"]),
-            )
+        if agent == rival:
+            adapter = str(Path(__file__).with_name("peer.py"))
+            command = [options["peer_python"], adapter, peer_name, checkout, str(known["threads"])]
+            peer = Worker(command, int(options["threads"]))
         for pack in (int(p) for p in options["packs"].split(",")):
             row = time_agent(agent, pack, baseline, peer, options, same)
             # An update can be no faster than its products at the matrix rate, or than its state through memory.
@@ -252,7 +248,7 @@ def measure(options: dict[str, str]) -> list[dict[str, Any]]:
                 "preset": options["preset"],
                 "task": options["task"],
                 "pack": pack,
-                "peer": options["peer"].partition(":")[0] if peer else "",
+                "peer": peer_name if peer else "",
                 "roofline_fraction": row["seed_updates_per_second"] * bound / 1e9,
                 "matrix_gflops": machine[row["precision"]],
                 "bandwidth_gbs": machine["bandwidth"],
@@ -261,7 +257,7 @@ def measure(options: dict[str, str]) -> list[dict[str, Any]]:
                 "date": time.strftime("%Y-%m-%d"),
             }
             rows.append(row)
-            against = f"  {row['ratio_to_peer']:.2f}x official" if peer else ""
+            against = f"  {row['ratio_to_peer']:.2f}x {peer_name}'s checkout" if peer else ""
             print(
                 f"{agent:6s} S={pack:<3d} {row['precision']} {row['compile']}  "
                 f"{row['seed_updates_per_second']:8.1f} seed-updates/s  "
@@ -290,12 +286,11 @@ def read_words(words: Sequence[str], defaults: Mapping[str, str]) -> dict[str, s
     return options
 
 
-def check_peer(peer: str) -> None:
-    """Raises InputError unless it is NAME:CHECKOUT, of a name that has official code and a folder that exists."""
+def check_peer(peer: str, known: Iterable[str]) -> None:
+    """Raises InputError unless it is NAME:CHECKOUT, of a name that is known and a folder that exists."""
     name, _, path = peer.partition(":")
-    if name not in PEER_WORDS:
-        known = ", ".join(f"{k}:/path/to/checkout" for k in PEER_WORDS)
-        raise InputError(f"peer={peer}: expected one of {known}")
+    if name not in known:
+        raise InputError(f"peer={peer}: expected one of {', '.join(f'{k}:/path/to/checkout' for k in known)}")
     if not Path(path).is_dir():
         raise InputError(f"peer={peer}: no such folder")
 
@@ -311,12 +306,12 @@ def parse(words: Sequence[str]) -> dict[str, str]:
     options = read_words([w for w in words if not w.startswith("-")], DEFAULTS)
     name = options["peer"].partition(":")[0]
     if name:
-        check_peer(options["peer"])
+        check_peer(options["peer"], PEERS)
     for key in ("task", "preset") if name else ():
         if options[key] != DEFAULTS[key]:
             raise InputError(f"{key}={options[key]}: expected {DEFAULTS[key]}, whose sizes official code is built with")
-    if name and options["agents"] and name not in options["agents"].split(","):
-        raise InputError(f"agents={options['agents']}: expected {name} among them, to time its official code against")
+    if name and options["agents"] and PEERS[name][0] not in options["agents"].split(","):
+        raise InputError(f"agents={options['agents']}: expected {PEERS[name][0]} among them, to time {name} against")
     check_whole(options, "rounds", "threads")
     return options
 

@@ -14,14 +14,16 @@ from iqrl.errors import InputError
 
 
 def test_every_agent_has_a_peer():
-    assert set(peer.PEERS) == set(speed.PEER_WORDS) == set(config.AGENTS)
+    assert set(peer.PEERS) == set(speed.PEERS)
+    assert {agent for agent, _ in speed.PEERS.values()} == set(config.AGENTS)
 
 
 @pytest.mark.parametrize("words, expected", [
-    (["peer=sac:/"], "iqrl:/path/to/checkout, td3:/path/to/checkout, td7:/path/to/checkout, tcrl:/path/to/checkout, "
-                     "dcwm:/path/to/checkout, mrq:/path/to/checkout"),
+    (["peer=sac:/"], "iqrl:/path/to/checkout, td3:/path/to/checkout, leanrl:/path/to/checkout, td7:/path/to/checkout, "
+                     "tcrl:/path/to/checkout, dcwm:/path/to/checkout, mrq:/path/to/checkout"),
     (["peer=mrq:/nowhere"], "no such folder"),
     (["peer=mrq:/", "agents=td3,td7"], "expected mrq among them"),
+    (["peer=leanrl:/", "agents=td7"], "expected td3 among them"),
     (["peer=mrq:/", "preset=small"], "preset=small: expected default"),
     (["peer=mrq:/", "task=dog-run"], "task=dog-run: expected walker-walk"),
 ])  # fmt: skip
@@ -35,7 +37,7 @@ def test_the_adapters_name_themselves():
     done = subprocess.run(words, capture_output=True, text=True)
     assert done.returncode == 2
     assert done.stderr == (
-        "error: sac / 1: expected NAME PATH THREADS [FILE], NAME one of iqrl, td3, td7, tcrl, dcwm, mrq\n"
+        "error: sac / 1: expected NAME PATH THREADS [FILE], NAME one of iqrl, td3, leanrl, td7, tcrl, dcwm, mrq\n"
     )
 
 
@@ -47,7 +49,7 @@ def test_a_peer_that_does_not_start_is_one_line():
 @pytest.mark.parametrize("name, period", [("td7", 250), ("mrq", 250), ("tcrl", 1), ("dcwm", 2)])
 def test_a_window_counts_everything_in_its_share(name, period):
     """Whatever update a whole period begins with; the official code's bursts recur after as many."""
-    words = config.parse_words([f"agent={name}", "task=walker-walk", *speed.PEER_WORDS[name]])
+    words = config.parse_words([f"agent={name}", "task=walker-walk", *speed.PEERS[name][1]])
     run = config.resolve([("bench", words)])[0][0]
     agent = run.agent(run.settings, tasks.spec(run.task), torch.float32)
     assert update_period(agent) == period
