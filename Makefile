@@ -17,6 +17,8 @@ ARGS ?=
 
 python := $(VENV)/bin/python
 ready := $(VENV)/.ready
+# The sweep that was named, as it is called at that scale; all of them if none was.
+chosen = $(if $(filter command line,$(origin SWEEP)),$(SWEEP)$(if $(filter lite,$(SCALE)),-lite))
 
 .DEFAULT_GOAL := help
 .PHONY: help setup sweep status figures report watch test test-slow lint bench fidelity storm clean-runs
@@ -26,7 +28,7 @@ help: ## list the targets
 	@echo
 	@echo "make sweep SWEEP=fsq_levels SCALE=lite       one ablation, small, on this machine"
 	@echo "make sweep SWEEP=main CLUSTER=slurm PROFILE=mine"
-	@echo "make figures SWEEP=fsq_levels STYLE=icml"
+	@echo "make figures SWEEP=fsq_levels SCALE=lite STYLE=icml"
 
 setup: $(ready) ## make the environment in $(VENV)
 
@@ -45,17 +47,18 @@ $(ready): requirements.txt
 	@touch $@
 
 sweep: $(ready) ## run a sweep of ablations/ (SWEEP, SCALE=lite|full, CLUSTER=local|slurm, PROFILE, RUNS)
-	@if [ "$(CLUSTER)" = slurm ]; then \
-	    $(python) -m slurm submit $(SWEEP) --profile $(PROFILE) runs=$(RUNS) $(if $(SCALE),scale=$(SCALE)) $(ARGS); \
-	else \
-	    $(python) -m slurm run $(SWEEP) runs=$(RUNS) $(if $(SCALE),scale=$(SCALE)) $(ARGS); \
-	fi
+	@case "$(CLUSTER)$(if $(filter command line,$(origin PROFILE)),+profile)" in \
+	slurm*) $(python) -m slurm submit $(SWEEP) --profile $(PROFILE) runs=$(RUNS) $(if $(SCALE),scale=$(SCALE)) $(ARGS);; \
+	local) $(python) -m slurm run $(SWEEP) runs=$(RUNS) $(if $(SCALE),scale=$(SCALE)) $(ARGS);; \
+	local+profile) echo "error: PROFILE=$(PROFILE): is for CLUSTER=slurm" >&2; exit 2;; \
+	*) echo "error: CLUSTER=$(CLUSTER): expected local or slurm" >&2; exit 2;; \
+	esac
 
 status: $(ready) ## what is done, running, queued, failed or lost
-	@$(python) -m slurm status runs=$(RUNS) $(ARGS)
+	@$(python) -m slurm status $(chosen) runs=$(RUNS) $(ARGS)
 
 figures: $(ready) ## draw every figure from the files in RUNS (SWEEP, STYLE=neurips|icml|slides, PUBLISHED)
-	@$(python) -m analysis figures runs=$(RUNS) out=$(FIGURES) style=$(STYLE) $(if $(filter command line,$(origin SWEEP)),sweep=$(SWEEP)) $(if $(PUBLISHED),published=$(PUBLISHED)) $(ARGS)
+	@$(python) -m analysis figures runs=$(RUNS) out=$(FIGURES) style=$(STYLE) $(addprefix sweep=,$(chosen)) $(if $(PUBLISHED),published=$(PUBLISHED)) $(ARGS)
 
 report: $(ready) ## the same as one HTML page
 	@$(python) -m analysis report runs=$(RUNS) out=$(FIGURES) $(if $(PUBLISHED),published=$(PUBLISHED)) $(ARGS)

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 
 from ablations import check, hours
 from ablations.sweep import Sweep, find, load, names, read
+from iqrl.command_line import Parser
 from iqrl.errors import InputError
 
 EXAMPLES = """examples:
@@ -23,7 +24,7 @@ docs/ablations.md says what a sweep file holds."""
 
 def main(words: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit status: 0, or 2 for bad input and for sweeps that are not right."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="python -m ablations", description="Look at the sweeps of this folder, or at any sweep file.",
         formatter_class=argparse.RawDescriptionHelpFormatter, epilog=EXAMPLES,
     )
@@ -42,8 +43,8 @@ def main(words: Sequence[str] | None = None) -> int:
         epilog="examples:\n  python -m ablations check\n  python -m ablations check horizon my_sweep.yaml",
     )
     check_parser.add_argument("sweeps", nargs="*", metavar="NAME", help="sweeps or .yaml files; default: all")
-    arguments = parser.parse_args(words)
     try:
+        arguments = parser.parse_args(words)
         return {
             "list": show_list,
             "show": lambda: show(arguments.sweep, arguments.words),

@@ -27,6 +27,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from iqrl.config import AGENTS, agent_class
 from iqrl.errors import InputError
 from iqrl.run_directory import code_version
 
@@ -218,8 +219,6 @@ def measure(options: dict[str, str]) -> list[dict[str, Any]]:
     Raises:
         WorkerEnded: if a timed process dies.
     """
-    from iqrl.config import AGENTS
-
     threads = int(options["threads"])
     machine = measure_machine(threads)
     print(
@@ -313,6 +312,17 @@ def parse(words: Sequence[str]) -> dict[str, str]:
     if name and options["agents"] and PEERS[name][0] not in options["agents"].split(","):
         raise InputError(f"agents={options['agents']}: expected {PEERS[name][0]} among them, to time {name} against")
     check_whole(options, "rounds", "threads")
+    for pack in options["packs"].split(","):
+        if not pack.isdigit() or int(pack) < 1:
+            raise InputError(f"packs={options['packs']}: expected numbers of seeds, such as 1,10")
+    try:
+        wrong = not 0 < float(options["seconds"]) < 1e6
+    except ValueError:
+        wrong = True
+    if wrong:
+        raise InputError(f"seconds={options['seconds']}: expected a number above 0")
+    for agent in filter(None, options["agents"].split(",")):
+        agent_class(agent)
     return options
 
 

@@ -9,8 +9,8 @@ import sys
 import traceback
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NoReturn
 
+from iqrl.command_line import Parser
 from iqrl.errors import InputError
 
 INTERRUPTED = 75  # EX_TEMPFAIL: the same command goes on
@@ -25,13 +25,6 @@ TRAIN_EXAMPLES = """examples:
 keys: agent, task, seeds, preset, runs, config, agent.*, train.*, eval.*  (python -m iqrl config shows them all)
 The same command after an interruption goes on where it stopped; finished runs are left alone.
 exit status: 0 all runs are complete, 1 some failed, 2 bad input, 75 interrupted (checkpointed)"""
-
-
-class Parser(argparse.ArgumentParser):
-    """Answers what it does not understand with one line, as everything here does."""
-
-    def error(self, message: str) -> NoReturn:
-        raise InputError(f"{' '.join(message.split())}; {self.prog} --help tells more")
 
 
 def main(words: Sequence[str] | None = None) -> int:

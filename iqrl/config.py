@@ -141,6 +141,16 @@ def agent_class(name: str) -> tuple[type[Agent[Any]], str]:
     return REGISTRY[name], ""
 
 
+def _check_settings(agent: type[Agent[Any]], path: Path) -> None:
+    """Raises InputError unless an agent's Config is what everything here reads."""
+    fields = {f.name: f for f in dataclasses.fields(agent.Config)} if dataclasses.is_dataclass(agent.Config) else {}
+    if "buffer_size" not in fields:
+        raise InputError(f"agent={path}: its Config has no buffer_size; expected it, in transitions")
+    for name, entry in fields.items():
+        if "doc" not in entry.metadata:
+            raise InputError(f"agent={path}: {name}: expected setting(default, 'what it means')")
+
+
 def _agent_from_file(path: Path) -> tuple[type[Agent[Any]], str]:
     if not is_file(path):
         raise InputError(f"agent={_short(path)}: no such file")
@@ -163,6 +173,7 @@ def _agent_from_file(path: Path) -> tuple[type[Agent[Any]], str]:
         REGISTRY.update(before)
         what = f"registers {clash[0]!r}, which exists" if clash else f"registers {len(found)} agents"
         raise InputError(f"agent={path}: {what}; expected exactly one @register with a new name")
+    _check_settings(found[0], path)
     return found[0], str(path.resolve())
 
 

@@ -7,7 +7,9 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
+from iqrl.command_line import Parser
 from iqrl.errors import InputError
 
 EXAMPLES = {
@@ -51,7 +53,7 @@ Runs go where they were before, unless --profile says otherwise.""",
 
 def main(words: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit status."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="python -m slurm",
         description="Run sweeps, here or through Slurm, and say what became of every run.",
         epilog="python -m slurm COMMAND --help shows examples.",
@@ -77,7 +79,8 @@ def main(words: Sequence[str] | None = None) -> int:
         command.add_argument("words", nargs="*", metavar=f"scale=full|lite | runs=FOLDER{extra} | train.KEY=VALUE")
         if name == "submit":
             command.add_argument("--profile", help="name in slurm/profiles, or a .yaml file")
-            _consent(command, dry_run=True)
+            _consent(command)
+        command.add_argument("--dry-run", action="store_true", help="show the plan and stop")
     command = add("status", "What became of every run.")
     _chosen(command)
     command.add_argument("--watch", action="store_true", help="again every 5 seconds")
@@ -92,7 +95,8 @@ def main(words: Sequence[str] | None = None) -> int:
     for state in ("failed", "lost", "cancelled", "stopped"):
         command.add_argument(f"--{state}", action="store_true", help=f"{state} runs only")
     command.add_argument("--profile", help="submit with this profile, whatever was used before")
-    _consent(command, dry_run=True)
+    _consent(command)
+    command.add_argument("--dry-run", action="store_true", help="show the plan and stop")
     command = add("cancel", "Take a sweep's jobs out of the queue; running ones save first.")
     command.add_argument("sweep", metavar="SWEEP")
     command.add_argument("words", nargs="*", metavar="RUN | runs=FOLDER")
@@ -106,13 +110,13 @@ def main(words: Sequence[str] | None = None) -> int:
     command = add("profile", "Write a first profile from what Slurm says about this cluster.")
     command.add_argument("name", nargs="?", default="default", help="of the profile (default: default)")
 
-    # `submit main --profile gpu runs=here`: argparse alone takes no words after an option.
-    arguments, later = parser.parse_known_args(words)
-    if strange := [w for w in later if w.startswith("-") or not hasattr(arguments, "words")]:
-        parser.error(f"unrecognized arguments: {' '.join(strange)}")
-    if later:
-        arguments.words += later
     try:
+        # `submit main --profile gpu runs=here`: argparse alone takes no words after an option.
+        arguments, later = parser.parse_known_args(words)
+        if strange := [w for w in later if w.startswith("-") or not hasattr(arguments, "words")]:
+            parser.error(f"unrecognized arguments: {' '.join(strange)}")
+        if later:
+            arguments.words += later
         return _dispatch(arguments)
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
@@ -128,10 +132,8 @@ def _chosen(command: argparse.ArgumentParser) -> None:
     command.add_argument("words", nargs="*", metavar="SWEEP | runs=FOLDER")
 
 
-def _consent(command: argparse.ArgumentParser, dry_run: bool = False) -> None:
+def _consent(command: argparse.ArgumentParser) -> None:
     command.add_argument("--yes", action="store_true", help="do not ask")
-    if dry_run:
-        command.add_argument("--dry-run", action="store_true", help="show the plan and stop")
 
 
 def _dispatch(a: argparse.Namespace) -> int:
@@ -153,6 +155,8 @@ def _dispatch(a: argparse.Namespace) -> int:
 
     if a.command == "status":
         return _status(runs, rest, a.watch, a.json)
+    if not runs.is_dir():
+        raise InputError(f"runs={runs}: no such folder")
     if a.command == "why":
         return reports.why(runs, rest)
     if a.command == "logs":
@@ -168,11 +172,12 @@ def _dispatch(a: argparse.Namespace) -> int:
 
 
 def _options(words: Sequence[str], known: Sequence[str]) -> tuple[dict[str, str], list[str], list[str]]:
-    """Values of the known keys, other key=value words, and words without `=`."""
+    """Values of the known keys (in capitals, too: as make takes them), other key=value words, words without `=`."""
     options: dict[str, str] = {}
     others, rest = [], []
     for word in words:
         key, equals, value = word.partition("=")
+        key = key.lower() if key.lower() in known else key
         if equals and key in known:
             if key in options:
                 raise InputError(f"{word}: given twice")
@@ -209,7 +214,7 @@ def _start(a: argparse.Namespace, options: dict[str, str], words: list[str]) -> 
         return submit.submit(sweep, runs, a.profile, how, execution, dry_run=a.dry_run, yes=a.yes, source=a.sweep)
     from slurm import local
 
-    return local.run(sweep, runs, options.get("jobs", "auto"), how, execution, source=a.sweep)
+    return local.run(sweep, runs, options.get("jobs", "auto"), how, execution, dry_run=a.dry_run, source=a.sweep)
 
 
 def _status(runs: Path, sweeps: Sequence[str], watch: bool, machine: bool) -> int:
@@ -232,7 +237,8 @@ def _retry(
     from slurm import plan, reports
 
     report = reports.Report(runs, sweeps)
-    wanted = {s.run for s in report.states if s.state in (chosen or ("failed", "lost", "cancelled", "stopped"))}
+    states = chosen or ("failed", "lost", "cancelled", "stopped")
+    wanted = {s.run for s in report.states if s.state in states}
     outcome = 0
     for name, manifest in report.manifests.items():
         names = {row["run"] for row in manifest["runs"]} & wanted
@@ -241,44 +247,24 @@ def _retry(
         wanted -= names  # runs that several sweeps share go with the first
         last = report.last_submission(name)
         content = last.content if last else {}
-        sweep = ablations.load(content.get("source", name), manifest["scale"])
+        source = content.get("source", name.removesuffix(f"-{manifest['scale']}"))  # without: copied from elsewhere
+        sweep = ablations.load(source, manifest["scale"])
         how, execution = plan.execution_words(content.get("words", []))
+        same: dict[str, Any] = {"dry_run": dry_run, "only": names, "source": source}
         if profile or (last and last.kind == "slurm"):
             from slurm import queue, submit
 
             queue.require()
-            with_profile = profile or content["profile"]
-            status = submit.submit(
-                sweep,
-                runs,
-                with_profile,
-                how,
-                execution,
-                dry_run=dry_run,
-                yes=yes,
-                only=names,
-                source=content.get("source", name),
-            )
-        elif dry_run:
-            print(f"{name}: {len(names)} runs would be run here")
-            status = 0
+            status = submit.submit(sweep, runs, profile or content["profile"], how, execution, yes=yes, **same)
         else:
             from slurm import local
 
-            status = local.run(
-                sweep,
-                runs,
-                content.get("places", "auto"),
-                how,
-                execution,
-                only=names,
-                source=content.get("source", name),
-            )
+            status = local.run(sweep, runs, content.get("places", "auto"), how, execution, **same)
         outcome = outcome or status
-    if not report.manifests:
-        print("no sweeps here yet")
-    elif not any(s.state in (chosen or ("failed", "lost", "cancelled", "stopped")) for s in report.states):
-        print("nothing to retry")
+    if wanted:
+        print(f"{len(wanted)} runs of no sweep: python -m iqrl resume {runs / min(wanted)} goes on with one")
+    elif not any(s.state in states for s in report.states):
+        print("nothing to retry" if report.manifests else "no sweeps here yet")
     return outcome
 
 

@@ -36,6 +36,7 @@ def run(
     *,
     source: str,
     only: set[str] | None = None,
+    dry_run: bool = False,
     out: TextIO = sys.stdout,
 ) -> int:
     """Run what a sweep lacks, here.
@@ -45,8 +46,9 @@ def run(
         words: how to execute every run, from the user.
         source: the sweep's name or file, as `ablations.load` takes it.
         only: names of the runs to look at; all if None.
+        dry_run: say what would be run, and stop.
     Returns:
-        0 all runs are complete, 1 some are not, 75 interrupted: the same command goes on.
+        0 all runs are complete (or the plan was shown), 1 some are not, 75 interrupted: the same command goes on.
     """
     slots, defaults, size = places(jobs, asked)
     wanted = [run for run in sweep.unique_runs() if only is None or run.name in only]
@@ -57,13 +59,15 @@ def run(
     elsewhere = [run for run in wanted if by_name[run.name] in ("running", "queued", "unknown")]
     todo = [run for run in wanted if by_name[run.name] not in ("done", "running", "queued", "unknown")]
     packs = pack(todo, size, {**defaults, **words}, runs)
-    write_manifest(sweep, runs)
     done = len(wanted) - len(todo) - len(elsewhere)
     note = f" ({sweep.note})" if sweep.note else ""
     plan = f"{sweep.name}{note}: {len(wanted)} runs, {done} already done"
     if elsewhere:
         plan += f", {len(elsewhere)} running or queued elsewhere"
     print(f"{plan}; {len(packs)} packs, {len(slots)} at once", file=out, flush=True)
+    if dry_run:
+        return 0
+    write_manifest(sweep, runs)
     if not packs:
         return 1 if elsewhere else 0
     submission = Submission.create(runs, sweep.name, "local")

@@ -86,7 +86,8 @@ def status(runs: Path, sweeps: Sequence[str], machine: bool) -> str:
 
 def _next(report: Report) -> list[str]:
     """What needs the user, and the one command that helps."""
-    counts = Counter(state.state for state in report.states)
+    by_hand = set(report.unlisted)
+    counts = Counter(state.state for state in report.states if state.run not in by_hand)
     lines = []
     if report.queue.error:
         lines.append(f"Slurm cannot be asked: {report.queue.error}")
@@ -101,6 +102,10 @@ def _next(report: Report) -> list[str]:
         if "failed" in bad or "lost" in bad:
             lines.append(f"  why: {command.replace('retry', 'why')}")
         lines.append(f"  again: {command}")
+    alone = [s.run for s in report.states if s.run in by_hand and s.state in ("failed", "lost", "stopped")]
+    if alone:
+        lines.append(f"{len(alone)} of no sweep not complete")
+        lines.append(f"  again: python -m iqrl resume {report.runs / alone[0]}")
     if counts["planned"] and not counts["running"] and not counts["queued"]:
         lines.append(f"{counts['planned']} planned ({states.MEANING['planned']}); the sweep's own command starts them")
     return lines

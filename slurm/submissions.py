@@ -13,17 +13,20 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from iqrl.errors import one_line
 from slurm import run_files
 
 if TYPE_CHECKING:
     from ablations import Sweep
 
+ROW = ("run", "agent", "task", "arm", "env_steps")  # what is read of a manifest's rows
 
 @dataclass
 class Job:
@@ -112,15 +115,15 @@ def submissions(runs: Path, sweeps: Sequence[str]) -> list[Submission]:
 
 
 def manifests(runs: Path) -> dict[str, dict[str, Any]]:
-    """The sweeps that were planned in this folder, by name; a damaged one is left out."""
+    """The sweeps that were planned in this folder, by name; a damaged one is named on stderr and left out."""
     found = {}
     for path in sorted((runs / "sweeps").glob("*.json")):
         try:
             content = json.loads(path.read_text())
-            if isinstance(content, dict) and isinstance(content.get("runs"), list):
-                found[path.stem] = content
-        except (OSError, ValueError):
-            continue
+            _ = content["scale"], [[row[key] for key in ROW] for row in content["runs"]]
+            found[path.stem] = content
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            print(f"warning: {path}: not a sweep's manifest ({one_line(error)}); left out", file=sys.stderr)
     return found
 
 

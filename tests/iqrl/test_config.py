@@ -241,6 +241,8 @@ def test_an_agent_from_a_file(tmp_path: Path) -> None:
     "content, part",
     [
         (AGENT.format(name="iqrl", extra=""), "exists"),
+        (AGENT.format(name="undocumented", extra="lr: float = 0.1"), r"lr: expected setting\("),
+        (AGENT.format(name="unbuffered", extra="").replace("buffer_size", "buffer"), "has no buffer_size"),
         ("x = 1\n", "registers 0 agents"),
         ("def (", "SyntaxError"),
         ("raise ValueError('two\\nlines')", "two lines"),

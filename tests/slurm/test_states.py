@@ -209,6 +209,42 @@ def test_status_why_and_logs(tmp_path):
     assert "Traceback: x" in slurm("logs", "r0", f"runs={tmp_path}").stdout
 
 
+def test_what_helps_runs_of_no_sweep(tmp_path):
+    make_sweep(tmp_path, ["r0"])
+    make_run(tmp_path, "r0", done=True, lease=GONE)
+    make_run(tmp_path, "by-hand", failed="loss is nan", lease=GONE)
+    said = slurm("status", f"runs={tmp_path}").stdout
+    assert said.endswith(f"1 of no sweep not complete\n  again: python -m iqrl resume {tmp_path}/by-hand\n")
+    said = slurm("retry", f"runs={tmp_path}").stdout
+    assert said == f"1 runs of no sweep: python -m iqrl resume {tmp_path}/by-hand goes on with one\n"
+
+
+def test_a_sweep_that_was_copied_without_its_submissions_is_tried_again(tmp_path):
+    make_sweep(tmp_path, ["r0"], "horizon-lite")
+    file = tmp_path / "sweeps" / "horizon-lite.json"
+    file.write_text(file.read_text().replace('"full"', '"lite"'))
+    make_run(tmp_path, "r0", lease=GONE)
+    result = slurm("retry", "--dry-run", f"runs={tmp_path}")
+    assert result.returncode == 0 and result.stdout.startswith("horizon-lite (")
+
+
+@pytest.mark.parametrize(
+    "text", ["{", "[]", '{"scale": "full", "runs": 5}', '{"scale": "full", "runs": [{"run": "r0"}]}']
+)
+def test_a_damaged_manifest_is_named_and_left_out(tmp_path, text):
+    make_sweep(tmp_path, ["r0"])
+    (tmp_path / "sweeps" / "bad.json").write_text(text)
+    result = slurm("status", f"runs={tmp_path}")
+    assert result.returncode == 0 and "bad" not in result.stdout and result.stdout.startswith("s\n")
+    assert result.stderr.startswith(f"warning: {tmp_path}/sweeps/bad.json: not a sweep's manifest")
+    assert result.stderr.count("\n") == 1
+
+
+def test_a_plan_is_shown_and_nothing_written(tmp_path):
+    result = slurm("run", "quickstart", "SCALE=lite", "--dry-run", f"RUNS={tmp_path / 'runs'}")
+    assert result.returncode == 0 and "8 runs, 0 already done" in result.stdout and not (tmp_path / "runs").exists()
+
+
 def test_gc_and_clean_ask_first(tmp_path):
     runs = tmp_path / "runs"
     for name, done in (("r0", True), ("r1", False)):
