@@ -19,6 +19,7 @@ python := $(VENV)/bin/python
 ready := $(VENV)/.ready
 # The sweep that was named, as it is called at that scale; all of them if none was.
 chosen = $(if $(filter command line,$(origin SWEEP)),$(SWEEP)$(if $(filter lite,$(SCALE)),-lite))
+drawn = runs=$(RUNS) out=$(FIGURES) style=$(STYLE) $(addprefix sweep=,$(chosen)) $(addprefix published=,$(PUBLISHED))
 
 .DEFAULT_GOAL := help
 .PHONY: help setup sweep status figures report watch test test-slow lint bench fidelity storm clean-runs
@@ -58,13 +59,13 @@ status: $(ready) ## what is done, running, queued, failed or lost
 	@$(python) -m slurm status $(chosen) runs=$(RUNS) $(ARGS)
 
 figures: $(ready) ## draw every figure from the files in RUNS (SWEEP, STYLE=neurips|icml|slides, PUBLISHED)
-	@$(python) -m analysis figures runs=$(RUNS) out=$(FIGURES) style=$(STYLE) $(addprefix sweep=,$(chosen)) $(if $(PUBLISHED),published=$(PUBLISHED)) $(ARGS)
+	@$(python) -m analysis figures $(drawn) $(ARGS)
 
 report: $(ready) ## the same as one HTML page
-	@$(python) -m analysis report runs=$(RUNS) out=$(FIGURES) $(if $(PUBLISHED),published=$(PUBLISHED)) $(ARGS)
+	@$(python) -m analysis report $(drawn) $(ARGS)
 
 watch: $(ready) ## refresh the report while a sweep runs
-	@$(python) -m analysis watch runs=$(RUNS) out=$(FIGURES) $(ARGS)
+	@$(python) -m analysis watch $(drawn) $(ARGS)
 
 test: $(ready) ## lint, types and the test suite (under 12 minutes on 2 cores)
 	@$(python) -m ruff check .

@@ -72,7 +72,7 @@ class WorldModel:
     def codebook(self, state: State) -> Tensor | None:
         """K (|C|, b), or None without one."""
         if isinstance(self.quantise, FSQ):
-            return self.quantise.codebook().to(state["world"].device)
+            return self.quantise.codebook(state["world"].device)
         return state.get("codebook")
 
     def bind(self, flat: Tensor, codebook: Tensor | None) -> World:

@@ -8,7 +8,6 @@ target network or the scale that goes with it. Losses are those of one seed.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -342,10 +341,14 @@ def n_step_released(batch: Batch, n: int, discount: float) -> tuple[Tensor, Tens
     return total, discount**n * going.prod(0), batch.observation[n]
 
 
-def symexp_bins(count: int, limit: float) -> list[float]:
-    """symexp of `count` evenly spaced points from -limit to limit ("Reward coding")."""
-    points = [limit * (2 * i - (count - 1)) / (count - 1) for i in range(count)]
-    return [math.copysign(math.expm1(abs(x)), x) for x in points]
+def symexp_bins(count: int, limit: float, device: torch.device | str = "cpu") -> Tensor:
+    """symexp of `count` evenly spaced points from -limit to limit ("Reward coding"): (count,), float32.
+
+    Made on the device, since a copy from the host cannot be part of a CUDA graph.
+    """
+    steps = torch.arange(count, device=device, dtype=torch.float64)
+    points = limit * (2.0 * steps - (count - 1)) / (count - 1)
+    return (torch.sign(points) * torch.expm1(points.abs())).float()
 
 
 def two_hot(reward: Tensor, bins: Tensor) -> tuple[Tensor, Tensor]:
@@ -361,7 +364,7 @@ def two_hot(reward: Tensor, bins: Tensor) -> tuple[Tensor, Tensor]:
 
 def two_hot_cross_entropy(logits: Tensor, reward: Tensor, limit: float) -> Tensor:
     """Cross-entropy of logits (..., bins) against the two-hot code of rewards (...)."""
-    bins = torch.tensor(symexp_bins(logits.shape[-1], limit), device=logits.device)
+    bins = symexp_bins(logits.shape[-1], limit, logits.device)
     upper, weight = two_hot(reward, bins)
     log_p = torch.log_softmax(logits, -1)
     high = log_p.gather(-1, upper[..., None])[..., 0]

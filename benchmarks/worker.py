@@ -92,7 +92,7 @@ def main() -> None:
             what, _, count = line.strip().partition(" ")
             if what == "memory":
                 peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-                print(torch.cuda.max_memory_allocated() if plan.device.type == "cuda" else peak, flush=True)
+                print(torch.cuda.max_memory_reserved() if plan.device.type == "cuda" else peak, flush=True)
                 continue
             begin = time.perf_counter()
             {"updates": updates, "decisions": decisions}[what](int(count))

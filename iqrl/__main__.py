@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import gc
 import os
 import signal
 import sys
@@ -149,6 +150,8 @@ def _layers(words: Sequence[str]) -> list[tuple[str, dict[str, object]]]:
 
 def _train(runs: Sequence, folder_execution, folder: Path) -> int:  # type: ignore[no-untyped-def, type-arg]
     """Train runs of equal configuration in packs; see TRAIN_EXAMPLES for the exit status."""
+    import torch
+
     from iqrl import execution as executing
     from iqrl.environment_pool import WorkerError
     from iqrl.run_directory import RunDirectory
@@ -178,6 +181,9 @@ def _train(runs: Sequence, folder_execution, folder: Path) -> int:  # type: igno
             pack = todo[i : i + size]
             for _, directory in pack:
                 directory.claim()
+            trainer = None  # of the pack before: this one wants its memory
+            gc.collect()
+            torch.cuda.empty_cache()
             trainer = Trainer([r for r, _ in pack], [d for _, d in pack], plan, stop=stop, announce=_say)
             try:
                 outcome = trainer.run()

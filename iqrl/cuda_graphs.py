@@ -6,6 +6,7 @@ records the launches once and repeats them as one, on the addresses of the recor
 
 from __future__ import annotations
 
+import functools
 import sys
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -52,17 +53,18 @@ class Recorded:
         given = [{k: v.clone() for k, v in group.items()} for group in arguments[self.fixed :]]
         recorded = (*arguments[: self.fixed], *given)
         before = {k: v.clone() for k, v in arguments[0].items()}
+        fixed, function = self.fixed, self.function  # not `self`: in a circle, it would keep the device's memory
         try:
             repeat, result = self._capture(recorded)
         except Exception as error:  # whatever CUDA or the function raises; without a graph it is slower, not wrong
             print(f"warning: {self.name} runs without a CUDA graph: {one_line(error)}", file=sys.stderr)
-            return lambda now: self.function(*now)
+            return lambda now: function(*now)
         finally:  # the warm-up was no learning
             for k, v in arguments[0].items():
                 v.copy_(before[k])
 
         def call(now: Arguments) -> Any:
-            for group, new in zip(given, now[self.fixed :], strict=True):
+            for group, new in zip(given, now[fixed:], strict=True):
                 for k, v in group.items():
                     v.copy_(new[k])
             repeat()
@@ -72,13 +74,18 @@ class Recorded:
 
     def _capture(self, arguments: Arguments) -> tuple[Callable[[], None], Any]:
         """Something that repeats the function on these very tensors, and the result that it writes to."""
-        side = torch.cuda.Stream()
+        side, graph = _side_stream(torch.cuda.current_device()), torch.cuda.CUDAGraph()
         side.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(side):
+        with torch.cuda.stream(side):  # outside, too: a recording that fails would leave this process on it
             for _ in range(WARM_UP):
                 self.function(*arguments)
+            with torch.cuda.graph(graph, stream=side):
+                result = self.function(*arguments)
         torch.cuda.current_stream().wait_stream(side)
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
-            result = self.function(*arguments)
         return graph.replay, result
+
+
+@functools.cache
+def _side_stream(device: int) -> torch.cuda.Stream:
+    """One for all recordings: each stream keeps work space of its own for matrix products."""
+    return torch.cuda.Stream(device)

@@ -64,8 +64,8 @@ def diagnose(agent: Agent[Any], state: State, observation: Tensor, action: Tenso
     latent = agent.latent(state, observation)
     if latent is not None:
         row |= {"samples": latent.shape[0], "width": latent.shape[1]}
-        # In float64, so that small singular values are the latent's and not the arithmetic's.
-        values = torch.linalg.svdvals(latent.double())
+        # In float64, so that small singular values are the latent's and not the arithmetic's; for that, to the CPU.
+        values = torch.linalg.svdvals(latent.double().cpu())
         row |= {f"rank_{t:g}": matrix_rank(values, t) for t in TOLERANCES}
         row["condition_number"] = condition_number(values)
         codes = agent.codes(state, latent)

@@ -328,13 +328,15 @@ def lift(agent: Agent, stage: str, replay: Replay) -> Lifted:
     stay products of matrices.
     """
     method, wants, slices, spec, ring = getattr(agent, stage), agent.stage(stage), agent.slices, agent.spec, replay.ring
+    device = replay.rows.device
 
     def one(
         state: dict[str, Tensor], memory: dict[str, Tensor], noise: dict[str, Tensor], clock: dict[str, Tensor]
     ) -> tuple[dict[str, Tensor], dict[str, Tensor], Tensor]:
         if not wants.batch:
             changed, metrics = method(state, None, noise, clock)
-            return _unaliased(changed, state), metrics, torch.zeros((), dtype=torch.int64)
+            nowhere = torch.zeros((), dtype=torch.int64, device=device)
+            return _unaliased(changed, state), metrics, nowhere
         if slices.prioritised:
             places = Priorities.sample(memory["priority"], memory["block_sums"], noise["slices"])
         else:
@@ -374,21 +376,23 @@ def with_fallback(stage: str, function: Callable[..., Any]) -> Callable[..., Any
     # here stages share their code, and each is compiled once for every number of seeds that run together.
     counting: dict[str, Any] = {"isolate_recompiles": True, "recompile_limit": 64}
     known = inspect.signature(torch.compile).parameters  # since torch 2.13 or so
+    if "recompile_limit" not in known:
+        torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, 64)
     compiled = torch.compile(
         function, fullgraph=True, dynamic=False, **{k: v for k, v in counting.items() if k in known}
     )
-    chosen: list[Callable[..., Any]] = []
+    eager: set[Any] = set()  # shapes for which it could not be
 
     def call(*arguments: Any) -> Any:
-        if chosen:
-            return chosen[0](*arguments)
-        try:
-            result = compiled(*arguments)
-            chosen.append(compiled)
-        except Exception as error:  # whatever the compiler or the machine's tool chain raises
-            print(f"warning: {stage} runs eager, compiling it failed: {one_line(error)}", file=sys.stderr)
-            chosen.append(function)
-            result = function(*arguments)
-        return result
+        if not eager or shapes(arguments) not in eager:
+            try:
+                return compiled(*arguments)
+            except Exception as error:  # whatever the compiler or the machine's tool chain raises
+                print(f"warning: {stage} runs eager, compiling it failed: {one_line(error)}", file=sys.stderr)
+                eager.add(shapes(arguments))
+        return function(*arguments)
+
+    def shapes(arguments: Sequence[Mapping[str, Tensor]]) -> tuple[Any, ...]:
+        return tuple((k, v.shape) for group in arguments for k, v in group.items())
 
     return call

@@ -12,6 +12,15 @@ from torch import Tensor
 EPS = 1e-3  # widens the bound a little, so that the outermost symbols can be reached
 
 
+def per_channel(values: Sequence[float], dtype: torch.dtype, device: torch.device) -> Tensor:
+    """The values as a tensor, made on the device: a copy from the host cannot be part of a CUDA graph."""
+    place = torch.arange(len(values), device=device)
+    made = torch.full((len(values),), values[0], dtype=dtype, device=device)
+    for i, value in enumerate(values[1:], 1):
+        made = torch.where(place == i, torch.full((), value, dtype=dtype, device=device), made)
+    return made
+
+
 @dataclass(frozen=True)
 class FSQ:
     """Rounds each channel of a latent to one of a few levels; straight-through gradient, no parameters.
@@ -52,7 +61,7 @@ class FSQ:
 
     def _channelwise(self, values: Sequence[float], x: Tensor) -> Tensor | float:
         """A constant per channel, broadcast over (..., d, channels); a scalar where all levels are equal."""
-        return values[0] if len(set(values)) == 1 else torch.tensor(values, dtype=x.dtype, device=x.device)
+        return values[0] if len(set(values)) == 1 else per_channel(values, x.dtype, x.device)
 
     def half_levels(self, x: Tensor) -> Tensor | float:
         """floor(L / 2) of each channel: what a symbol is divided by to lie in [-1, 1]."""
@@ -83,8 +92,8 @@ class FSQ:
     def indices(self, codes: Tensor, codebook: Tensor | None = None) -> Tensor:
         """Normalised codes (..., Z) -> codebook index of each latent dimension (..., d), int64."""
         grouped = codes.float().reshape(*codes.shape[:-1], -1, self.channels)
-        half = torch.tensor([level // 2 for level in self.levels], device=codes.device)
-        basis = torch.tensor(self.basis, device=codes.device)
+        half = per_channel([level // 2 for level in self.levels], torch.int64, codes.device)
+        basis = per_channel(self.basis, torch.int64, codes.device)
         return (torch.round(grouped * half + half).long() * basis).sum(-1)
 
     def classify(self, x: Tensor, codebook: Tensor | None = None) -> Tensor:
@@ -94,13 +103,13 @@ class FSQ:
         once for every class that an index is compared with.
         """
         grouped = x.float().reshape(*x.shape[:-1], -1, self.channels)
-        half = torch.tensor([float(level // 2) for level in self.levels], device=x.device)
-        basis = torch.tensor([float(b) for b in self.basis], device=x.device)
+        half = per_channel([level // 2 for level in self.levels], torch.float32, x.device)
+        basis = per_channel(self.basis, torch.float32, x.device)
         return ((torch.round(self.bound(grouped)) + half) * basis).sum(-1).int()
 
-    def codebook(self) -> Tensor:
+    def codebook(self, device: torch.device | str = "cpu") -> Tensor:
         """Every code, row i being the one of index i: (codebook_size, channels)."""
-        index = torch.arange(self.codebook_size)
+        index = torch.arange(self.codebook_size, device=device)
         digits = [index // b % level - level // 2 for b, level in zip(self.basis, self.levels, strict=True)]
         return torch.stack([d / (level // 2) for d, level in zip(digits, self.levels, strict=True)], -1)
 

@@ -81,30 +81,30 @@ def places(jobs: str, asked: Execution) -> tuple[list[dict[str, str]], dict[str,
     On CPUs, one process a core with one thread each beats one process with more threads, and packing seeds
     gains nothing. On GPUs, a pack of seeds costs little more than one seed.
     """
-    gpus = 0 if asked.device == "cpu" else _gpus()
-    count = gpus or _by_memory(execution.cores())
+    gpus = [] if asked.device == "cpu" else _gpus()
+    count = len(gpus) or _by_memory(execution.cores())
     if jobs != "auto":
         if not jobs.isdigit() or not 1 <= int(jobs) <= 1024:
             raise InputError(f"jobs={jobs}: expected auto, or how many processes to run at once, 1 to 1024")
         count = int(jobs)
     if gpus:
         size = AUTOMATIC_PACK if asked.pack == "auto" else int(asked.pack)
-        return [{"CUDA_VISIBLE_DEVICES": str(i % gpus)} for i in range(count)], {}, size
+        return [{"CUDA_VISIBLE_DEVICES": gpus[i % len(gpus)]} for i in range(count)], {}, size
     size = 1 if asked.pack == "auto" else int(asked.pack)
     threads = str(asked.threads or 1)
     environment = {k: threads for k in _ONE_THREAD}
     return [dict(environment) for _ in range(count)], {"train.threads": threads, "train.workers": "0"}, size
 
 
-def _gpus() -> int:
-    """GPUs of this machine that may be used."""
+def _gpus() -> list[str]:
+    """GPUs of this machine that may be used, as CUDA_VISIBLE_DEVICES names them."""
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     if visible is not None:
-        return len([v for v in visible.split(",") if v.strip() and v.strip() != "-1"])
+        return [v.strip() for v in visible.split(",") if v.strip() and v.strip() != "-1"]
     if not shutil.which("nvidia-smi"):
-        return 0
+        return []
     listed = subprocess.run(["nvidia-smi", "--list-gpus"], capture_output=True, text=True)
-    return len([line for line in listed.stdout.splitlines() if line.startswith("GPU ")])
+    return [str(i) for i, _ in enumerate(line for line in listed.stdout.splitlines() if line.startswith("GPU "))]
 
 
 def _by_memory(count: int) -> int:

@@ -29,6 +29,31 @@ def test_entries_handed_over_keep_their_old_value(capfd: pytest.CaptureFixture[s
     assert capfd.readouterr().err == ""
 
 
+def test_a_size_that_cannot_be_compiled_runs_eager_alone(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """A later one, too: the compiler is asked again whenever another number of seeds runs together."""
+    compiled: list[int] = []
+
+    def compiler(function: Callable[..., Tensor], **_: object) -> Callable[..., Tensor]:
+        def call(given: dict[str, Tensor]) -> Tensor:
+            compiled.append(len(given["x"]))
+            if len(given["x"]) == 3:
+                raise RuntimeError("out of registers")
+            return function(given)
+
+        return call
+
+    monkeypatch.setattr(torch, "compile", compiler)
+    stage = with_fallback("critic", lambda given: given["x"] + 1.0)
+    for size in (1, 3, 3, 2, 1):
+        assert stage({"x": torch.zeros(size)}).tolist() == [1.0] * size
+    assert compiled == [1, 3, 2, 1]
+    assert capfd.readouterr().err == (
+        "warning: critic runs eager, compiling it failed: RuntimeError: out of registers\n"
+    )
+
+
 def test_many_stages_and_sizes_are_compiled(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend="eager"))
 

@@ -344,7 +344,7 @@ def test_a_place_drawn_twice_gets_its_largest_priority_in_any_order() -> None:
         priorities = prioritised(np.ones(300))
         priorities.update(slice(0, 1), places[:, order], new[:, order])
         assert priorities.values[0, [5, 9, 200, 6]].tolist() == [7.0, 4.0, 6.0, 1.0]
-        assert priorities.block_sums[0].tolist() == [128 + 6 + 3, 128 + 5, 44]
+        assert priorities.block_sums[0].tolist() == [128 + 6 + 3, 128 + 5, 44, 0]
         assert float(priorities.highest) == 7.0
 
 

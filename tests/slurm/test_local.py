@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 from sweep_files import BROKEN_AGENT, ROOT, TINY, slurm
 
-from slurm import crew, run_files
+from iqrl.config import Execution
+from slurm import crew, local, run_files
 from slurm.packs import Pack
 
 
@@ -144,3 +145,11 @@ def test_a_stopped_crew_starts_nothing(make_crew, tmp_path):
     made, _ = make_crew(f"touch {tmp_path / 'started'}")
     made.run(lambda: True)
     assert made.members[0].state == "stopped" and not (tmp_path / "started").exists()
+
+
+@pytest.mark.parametrize("visible", ["2,3", "GPU-8f,GPU-a0"])
+def test_only_gpus_that_were_given_are_used(monkeypatch, visible):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    slots, _, size = local.places("3", Execution())
+    first, second = visible.split(",")
+    assert [slot["CUDA_VISIBLE_DEVICES"] for slot in slots] == [first, second, first] and size > 1
