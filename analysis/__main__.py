@@ -62,7 +62,7 @@ KEYS = {
         "cut", _one_of("cut", "drop"), "cut (an arm ends where its shortest run does) or drop (short runs)"
     ),
     "at": Key(
-        None, _count, "the env step at which arms are compared (default: the last that all have reached)"
+        None, _count, "the env step at which arms are compared (default, and at most: the last that all have reached)"
     ),
     "caption": Key(
         True, _switch, "on or off: print captions on the figures (they are in captions.md as well)"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 import time
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from analysis.published import Published
 from analysis.render import render
 from analysis.study import Problem, Study, build, read_manifests
 
-MOST_PROBLEMS = 12  # printed on the terminal; the rest is in problems.csv
+MOST_PROBLEMS = 12  # of a study, printed on the terminal; all are in its problems.csv
 
 
 def _studies(options: dict[str, Any]) -> tuple[list[Study], list[Problem], runs.RunTables]:
@@ -53,7 +54,7 @@ def figures(options: dict[str, Any]) -> None:
     for study in studies:
         own = [figure for figure in rendered if figure.study == study.name]
         _write_captions(options["out"] / study.name, own)
-        _print_study(study)
+        _print_study(study, _listing(options))
         print(
             f"  {options['out'] / study.name}/: {', '.join(f.name for f in own if not f.skipped)} (.pdf, "
             f".png)"
@@ -61,9 +62,8 @@ def figures(options: dict[str, Any]) -> None:
         for figure in own:
             if figure.skipped:
                 print(f"  no {figure.name}: {figure.skipped}")
-    _write_problems(options["out"], studies, problems)
     page = _write_report(options, studies, problems, tables, rendered, made)
-    _print_problems("other", problems)
+    _print_problems("other", problems, _listing(options))
     print(f"{page} and tables/ beside the figures; {time.monotonic() - started:.0f} s")
 
 
@@ -76,18 +76,19 @@ def tables(options: dict[str, Any]) -> None:
         for table in made:
             print(markdown(table))
         print(f"{options['out'] / name / 'tables'}/: {', '.join(t.name for t in made)} (.tex, .md, .csv)\n")
+    _write_problems(options["out"], studies, problems)
     for study in studies:
-        _print_problems(study.name, study.problems)
-    _print_problems("other", problems)
+        _print_problems(study.name, study.problems, _listing(options))
+    _print_problems("other", problems, _listing(options))
 
 
 def report(options: dict[str, Any]) -> None:
     studies, problems, tables = _studies(options)
     rendered = render(_contexts(studies, options), None, svg=True)
     for study in studies:
-        _print_study(study)
+        _print_study(study, _listing(options))
     page = _write_report(options, studies, problems, tables, rendered, _tables(studies, options, write=False))
-    _print_problems("other", problems)
+    _print_problems("other", problems, _listing(options))
     print(page)
 
 
@@ -128,6 +129,11 @@ def _not_started(folders: list[Path], loaded: runs.RunTables) -> int:
 
 
 def compare(options: dict[str, Any]) -> None:
+    """Own means beside published ones.
+
+    Raises:
+        InputError: nothing is published for any task and env step that own runs have.
+    """
     from analysis import compare as comparison
     from analysis.tables import markdown, write
 
@@ -136,33 +142,43 @@ def compare(options: dict[str, Any]) -> None:
         raise InputError(
             "published=: expected the path of published results (a checkout, a file, a tidy Parquet file)"
         )
-    studies, _, _ = _studies(options)
+    studies, problems, _ = _studies(options | {"at": None})  # here `at` is a mark, not where arms are compared
     marks = comparison.MARKS if options["at"] is None else (options["at"],)
+    nothing = []
     for study in studies:
         frame = comparison.compare(study, overlay, marks)
         if frame.empty:
             steps = ", ".join(style.steps(mark) for mark in marks)
-            print(
-                f"{study.name}: nothing to compare at {steps} env steps (own runs reach "
-                f"{style.steps(study.mark)})"
+            reached = study.members["env_step"]
+            ends = " to ".join(style.steps(step) for step in sorted({reached.min(), reached.max()}))
+            nothing.append(
+                f"{study.name}: no task with own and published results at {steps} env steps (own runs end at {ends})"
             )
             continue
         table = comparison.table(study, overlay, frame)
+        _make(options["out"] / study.name / "tables")
         write([table], options["out"] / study.name / "tables")
         print(f"## {study.name}\n\n{markdown(table)}")
         own = frame[frame["same"]]
         for arm, verdicts in own.groupby("arm")["verdict"]:
             counts = ", ".join(f"{count} {verdict}" for verdict, count in verdicts.value_counts().items())
             print(f"{arm} against its own algorithm's published seeds: {counts}")
+    if len(nothing) == len(studies):
+        raise InputError(f"published={options['published']}: nothing to compare; {'; '.join(nothing)}")
+    for line in nothing:
+        print(line)
+    for study in studies:
+        _print_problems(study.name, study.problems, _listing(options))
+    _print_problems("other", problems, _listing(options))
 
 
 def status(options: dict[str, Any]) -> None:
     studies, problems, tables = _studies(options)
     counts = ", ".join(f"{count} {status}" for status, count in tables.runs["status"].value_counts().items())
-    print(f"{len(tables.runs)} runs: {counts}")
+    print(f"{style.counted(len(tables.runs), 'run')}: {counts}")
     for study in studies:
-        _print_study(study, limit=None)
-    _print_problems("other", problems, limit=None)
+        _print_study(study)
+    _print_problems("other", problems)
 
 
 def export(options: dict[str, Any]) -> None:
@@ -173,7 +189,7 @@ def export(options: dict[str, Any]) -> None:
         path = out / f"{name}.{options['format']}"
         frame = getattr(tables, name)
         frame.to_csv(path, index=False) if options["format"] == "csv" else frame.to_parquet(path, index=False)
-        print(f"{path}: {len(frame)} rows")
+        print(f"{path}: {style.counted(len(frame), 'row')}")
     damaged = tables.runs[
         tables.runs["status"].isin(["unreadable", "torn", "failed"]) | (tables.runs["remarks"] != "")
     ]
@@ -195,7 +211,8 @@ def wandb(options: dict[str, Any]) -> None:
 
 def _print_export(written: dict[str, int], out: Path) -> None:
     new = sum(1 for rows in written.values() if rows)
-    print(f"{out}: {sum(written.values())} new rows of {new} runs; {len(written) - new} runs had nothing new")
+    rows, others = style.counted(sum(written.values()), "new row"), style.counted(len(written) - new, "run")
+    print(f"{out}: {rows} of {style.counted(new, 'run')}; {others} had nothing new")
 
 
 def _tables(studies: list[Study], options: dict[str, Any], write: bool = True) -> dict[str, list[Any]]:
@@ -213,31 +230,42 @@ def _write_report(
     options: dict[str, Any], studies: list[Study], problems: list[Problem], tables: runs.RunTables,
     rendered: list[Any], made: dict[str, list[Any]], refresh: int | None = None,
 ) -> Path:  # fmt: skip
+    """`<out>/report.html`, and the problems.csv that its captions name."""
     from analysis import report as page
 
     path = options["out"] / "report.html"
     _make(options["out"])
-    command = " ".join(["python -m analysis report", *_given(options)])
+    _write_problems(options["out"], studies, problems)
+    keys = ("runs", "sweep", "style", "published", "algorithms", "at", "short", "replicates")
+    command = " ".join(["python -m analysis report", *_typed(options, keys)])
     page.write(path, studies, rendered, made, problems, tables.runs, command, refresh)
     return path
 
 
-def _given(options: dict[str, Any]) -> list[str]:
-    """The options that a report depends on, as one types them."""
-    texts = {"runs": ",".join(map(str, options["runs"]))}
-    for key in ("sweep", "style", "published", "algorithms", "at"):
-        if options.get(key) is not None:
-            texts[key] = str(options[key])
-    texts |= {key: str(options[key]) for key in ("short", "replicates")}
+def _typed(options: dict[str, Any], keys: Iterable[str]) -> list[str]:
+    """Those of the options that have a value, as one types them."""
+    texts = {key: str(options[key]) for key in keys if options.get(key) is not None}
+    if "runs" in texts:
+        texts["runs"] = ",".join(map(str, options["runs"]))
     return [f"{key}={shlex.quote(text)}" for key, text in texts.items()]
 
 
+def _listing(options: dict[str, Any]) -> str:
+    """The command that lists every problem of these runs, without the keys that are at their defaults."""
+    defaults: dict[str, Any] = {"runs": [Path("runs")], "sweep": None, "short": "cut"}
+    given = [key for key, default in defaults.items() if options[key] != default]
+    return " ".join(["python -m analysis status", *_typed(options, given)])
+
+
 def _write_problems(out: Path, studies: list[Study], problems: list[Problem]) -> None:
+    """`<out>/<study>/problems.csv`: all problems of a study and those of none; no file where there are none."""
     for study in studies:
         path = out / study.name / "problems.csv"
         rows = [(p.run, p.kind, p.detail, p.effect) for p in [*study.problems, *problems]]
-        path.unlink(missing_ok=True)
-        if rows:
+        if not rows:
+            path.unlink(missing_ok=True)  # of an earlier call
+        else:
+            _make(path.parent)
             pd.DataFrame(rows, columns=["run", "kind", "detail", "effect"]).to_csv(path, index=False)
 
 
@@ -263,20 +291,23 @@ def _write_captions(folder: Path, rendered: list[Any]) -> None:
     (folder / "captions.md").write_text("\n".join(lines))
 
 
-def _print_study(study: Study, limit: int | None = MOST_PROBLEMS) -> None:
+def _print_study(study: Study, listing: str = "") -> None:
     low, high = study.seeds
-    seeds = f"{high}" if low == high else f"{low} to {high}"
+    seeds = style.counted(high, "seed") if low == high else f"{low} to {high} seeds"
     arms = ", ".join(style.label(arm) for arm in study.arms)
-    print(f"{study.name}: {len(study.members)} runs of {arms}; {len(study.tasks)} tasks, {seeds} seeds each")
+    runs, tasks = style.counted(len(study.members), "run"), style.counted(len(study.tasks), "task")
+    print(f"{study.name}: {runs} of {arms}; {tasks}, {seeds} each")
     if study.note:
         print(f"  note: {study.note}")
-    _print_problems("", study.problems, limit)
+    _print_problems("", study.problems, listing)
 
 
-def _print_problems(title: str, problems: list[Problem], limit: int | None = MOST_PROBLEMS) -> None:
+def _print_problems(title: str, problems: list[Problem], listing: str = "") -> None:
+    """The first few, and the command `listing` for the others; without one, all."""
     if title and problems:
         print(f"{title}:")
-    for problem in problems[:limit]:
+    shown = problems[:MOST_PROBLEMS] if listing else problems
+    for problem in shown:
         print(f"  {problem}")
-    if limit is not None and len(problems) > limit:
-        print(f"  ... and {len(problems) - limit} more: python -m analysis status lists them all")
+    if len(problems) > len(shown):
+        print(f"  ... and {len(problems) - len(shown)} more: {listing} lists them all")

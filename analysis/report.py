@@ -111,7 +111,7 @@ def _study(study: Study, rendered: list[Rendered], tables: list[Table]) -> str:
     if study.problems:
         word = f"{len(counted)} incomplete or left out" if counted else ""
         remarks = len(study.problems) - len(counted)
-        words = ", ".join(filter(None, [word, f"{remarks} remarks" if remarks else ""]))
+        words = ", ".join(filter(None, [word, style.counted(remarks, "remark") if remarks else ""]))
         opened = " open" if len(study.problems) <= 10 else ""
         parts.append(
             f"<details{opened}><summary>Runs: {words}</summary>{_problems(study.problems)}</details>"
@@ -162,7 +162,7 @@ def _several(values: Any, limit: int = 4) -> str:
     shown = counts.most_common(limit)
     if len(counts) == 1:
         return shown[0][0]
-    text = ", ".join(f"{value} ({count} runs)" for value, count in shown)
+    text = ", ".join(f"{value} ({style.counted(count, 'run')})" for value, count in shown)
     return text + (f" and {len(counts) - limit} more" if len(counts) > limit else "")
 
 
@@ -229,7 +229,8 @@ def _run_list(runs: pd.DataFrame) -> str:
     ]  # fmt: skip
     more = f"<p>The first {MOST_RUNS} of {len(runs)} runs.</p>" if len(runs) > MOST_RUNS else ""
     columns = ["Run", "Status", "Env step", "Budget", "Hours", "Device", "Reason"]
+    count = style.counted(len(runs), "run")
     return (
-        f'<section><h2 id="runs-list">All runs</h2>{more}<details><summary>{len(runs)} runs</summary>'
+        f'<section><h2 id="runs-list">All runs</h2>{more}<details><summary>{count}</summary>'
         f"{_plain_table(columns, rows)}</details></section>"
     )

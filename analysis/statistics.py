@@ -18,6 +18,7 @@ from scipy import stats
 
 REPLICATES = 2000
 CONFIDENCE = 0.95
+FEWEST_RUNS = 3  # for Student's t: with two runs it reaches 12.7 standard errors to each side and says nothing
 Statistic = Callable[[np.ndarray, np.ndarray], np.ndarray]  # (pooled (R, F), task means (T, F)) -> (F,)
 
 
@@ -145,10 +146,13 @@ def _bootstrap(scores: list[np.ndarray], statistic: Statistic, replicates: int, 
 
 
 def student_t(values: np.ndarray) -> Estimate:
-    """Mean over runs with Student's t 95% interval: (runs, steps) -> (steps,). NaN interval for one run."""
+    """Mean over runs with Student's t 95% interval: (runs, steps) -> (steps,).
+
+    The interval is NaN for fewer than FEWEST_RUNS runs.
+    """
     runs = len(values)
     centre = values.mean(axis=0)
-    if runs < 2:
+    if runs < FEWEST_RUNS:
         return Estimate(centre, np.full_like(centre, np.nan), np.full_like(centre, np.nan))
     half = stats.t.ppf(0.5 + CONFIDENCE / 2, runs - 1) * values.std(axis=0, ddof=1) / np.sqrt(runs)
     return Estimate(centre, centre - half, centre + half)

@@ -41,7 +41,7 @@ class Problem:
     """One thing that is not as it should be, and what was done about it."""
 
     kind: str  # missing, failed, torn, short, nan, duplicate, configuration, action repeat, unreadable, ...
-    run: str  # run directory, or agent-task-seed where there is none
+    run: str  # run directory; where there is none, the arm, the sweep or the key that it is about
     detail: str
     effect: str  # "left out", "cuts its arm", "counted"
 
@@ -98,7 +98,7 @@ class Study:
 
     @cached_property
     def mark(self) -> int:
-        """The env step at which arms are compared: the last one that all of them have reached, or `at`."""
+        """The env step at which arms are compared: the last one that all of them have reached, or `at` before it."""
         last = min(self.common_step(arm.name) for arm in self.arms)
         return last if self.at is None else min(self.at, last)
 
@@ -170,18 +170,49 @@ class Study:
 # ------------------------------------------------------------------------------------------- building studies
 
 
+MANIFEST: dict[str, type] = {"name": str, "arms": list, "runs": list}
+MANIFEST_ARM: dict[str, type] = {"name": str, "agent": str}
+MANIFEST_RUN: dict[str, type] = {"run": str, "arm": str, "task": str, "seed": int, "env_steps": int}
+
+
+def _read_manifest(path: Path) -> dict[str, Any]:
+    """One sweep manifest with all that `_from_manifest` asks of it.
+
+    Raises:
+        ValueError: it is not JSON, lacks a key or has one of another type, or a run is of an arm that it has not.
+        OSError: it cannot be read.
+    """
+    manifest = json.loads(path.read_text())
+    _require(manifest, MANIFEST, "the manifest")
+    for i, arm in enumerate(manifest["arms"]):
+        _require(arm, MANIFEST_ARM, f"arms[{i}]")
+    arms = [arm["name"] for arm in manifest["arms"]]
+    if len(set(arms)) < len(arms):
+        raise ValueError(f"two arms of one name among {', '.join(arms)}")
+    for i, run in enumerate(manifest["runs"]):
+        _require(run, MANIFEST_RUN, f"runs[{i}]")
+        if run["arm"] not in arms:
+            raise ValueError(f"runs[{i}]: arm {run['arm']!r} is not among its arms")
+    return manifest
+
+
+def _require(entry: Any, types: dict[str, type], where: str) -> None:
+    if not isinstance(entry, dict):
+        raise ValueError(f"{where} is not a mapping")
+    for key, kind in types.items():
+        if not isinstance(entry.get(key), kind):
+            wrong = f"{key!r} is not of type {kind.__name__}" if key in entry else f"no key {key!r}"
+            raise ValueError(f"{where}: {wrong}")
+
+
 def read_manifests(folders: list[Path]) -> tuple[list[dict[str, Any]], list[Problem]]:
     """All sweep manifests below `folders`; one that cannot be read is a problem, not an end."""
     manifests, problems = [], []
     for folder in folders:
         for path in sorted((folder / "sweeps").glob("*.json")):
             try:
-                manifest = json.loads(path.read_text())
-                required = {"name", "arms", "runs"}
-                if lacking := required - manifest.keys():
-                    raise ValueError(f"no key {sorted(lacking)[0]!r}")
-                manifests.append(manifest)
-            except (ValueError, AttributeError, OSError) as error:
+                manifests.append(_read_manifest(path))
+            except (ValueError, OSError) as error:
                 detail = str(error).splitlines()[0]
                 problems.append(Problem("unreadable", f"sweeps/{path.name}", detail, "left out"))
     return manifests, problems
@@ -206,7 +237,8 @@ def build(
     unlisted = runs[~runs["run"].isin(listed)]
     if sweep is not None and sweep not in [*names, UNLISTED]:
         known = ", ".join(sorted(names)) or "none"
-        raise InputError(f"sweep={sweep}: no such sweep in the given runs; there are: {known}")
+        unreadable = "".join(f"; {problem}" for problem in problems)
+        raise InputError(f"sweep={sweep}: no such sweep in the given runs; there are: {known}{unreadable}")
     studies = []
     for manifest in manifests:
         if sweep in (None, manifest["name"]):
@@ -253,7 +285,7 @@ def _from_manifest(
     at: int | None,
     own: list[Problem],
 ) -> Study:
-    arms = [Arm(arm["name"], arm.get("label") or arm["name"], arm["agent"]) for arm in manifest["arms"]]
+    arms = [Arm(arm["name"], str(arm.get("label") or arm["name"]), arm["agent"]) for arm in manifest["arms"]]
     listed = pd.DataFrame(manifest["runs"], columns=["run", "arm", "task", "seed", "env_steps"])
     members = listed.merge(runs.drop(columns=["task", "seed"]), on="run", how="left")
     problems = list(own)
@@ -262,13 +294,13 @@ def _from_manifest(
         problems.append(Problem("missing", row.run, detail, "not there"))
     members = members[members["key"].notna()].assign(budget=lambda frame: frame["env_steps"])
     scale = "scale: lite" if manifest.get("scale") == "lite" else ""
-    note = "; ".join(text for text in (str(manifest.get("note") or ""), scale) if text)
+    texts = {key: str(manifest.get(key) or "") for key in ("title", "question", "finding", "figure", "note")}
+    note = "; ".join(filter(None, (texts["note"], scale)))
     return _checked(
         Study(
             name=manifest["name"], arms=arms, members=members, tables=tables, problems=problems,
-            title=manifest.get("title") or manifest["name"], question=manifest.get("question") or "",
-            finding=manifest.get("finding") or "", figure=manifest.get("figure") or "curves",
-            note=note, at=at,
+            title=texts["title"] or manifest["name"], question=texts["question"], finding=texts["finding"],
+            figure=texts["figure"] or "curves", note=note, at=at,
         ),
         short,
     )  # fmt: skip
@@ -387,6 +419,11 @@ def _checked(study: Study, short: str) -> Study:
         if arm.name not in present:
             problems.append(Problem("missing", arm.label, "no run of this arm can be shown", "not drawn"))
     study.arms = [arm for arm in study.arms if arm.name in present]
+    if study.arms and study.at is not None and study.at > study.mark:
+        ended = ", ".join(arm.label for arm in study.arms if study.common_step(arm.name) == study.mark)
+        detail = f"the last common env step of {ended} is {study.mark}"
+        beyond = Problem("not reached", f"at={study.at}", detail, f"compared at {study.mark}")
+        problems.insert(0, beyond)  # it concerns every number: no shortened list may lack it
     return study
 
 

@@ -106,6 +106,11 @@ def label(arm: Arm) -> str:
     return LABELS.get(arm.label, arm.label)
 
 
+def counted(number: int, noun: str) -> str:
+    """1, "task" -> "1 task"; 3, "task" -> "3 tasks"."""
+    return f"{number} {noun}{'' if number == 1 else 's'}"
+
+
 def steps(env_steps: float) -> str:
     """1500000 -> "1.5M", 20000 -> "20k"."""
     for size, letter in ((1e6, "M"), (1e3, "k")):

@@ -69,12 +69,12 @@ def scores(study: Study, replicates: int = REPLICATES) -> Table:
             bold |= {(len(rows), 1 + i) for i in _best(estimates, sign=-1 if name == "Optimality gap" else 1)}
             rows.append([f"{name} (normalised)", *(_bounds(estimate, 3) for estimate in estimates)])
             numbers += [_number(name, arm, estimate) for arm, estimate in zip(study.arms, estimates, strict=True)]
+    few = " (none where an arm has one or two seeds on a task)" if study.seeds[0] < statistics.FEWEST_RUNS else ""
     caption = (
         f"Mean return at {style.steps(study.mark)} environment steps, with Student's t 95% intervals over "
-        f"seeds; below, "
-        f"aggregates of return / 1000 over {len(shared)} shared tasks with 95% stratified bootstrap "
-        f"intervals "
-        f"({replicates} replicates). {_what(study)} Bold: the best mean, and every mean within its interval."
+        f"seeds{few}; below, aggregates of return / 1000 over {style.counted(len(shared), 'shared task')} with "
+        f"95% stratified bootstrap intervals ({style.counted(replicates, 'replicate')}). {_what(study)} Bold: "
+        f"the best mean, and every mean within its interval."
     )
     columns = ["Task", *map(style.label, study.arms)]
     return Table("scores", caption, columns, rows, pd.DataFrame(numbers), bold, (first_aggregate,))
@@ -114,7 +114,7 @@ def differences(study: Study, replicates: int = REPLICATES) -> Table:
     caption = (
         f"Mean return minus that of {style.label(reference)} at {style.steps(study.mark)} environment "
         f"steps, with "
-        f"Welch's t 95% intervals over seeds; for the IQM, bootstrap ({replicates} replicates). "
+        f"Welch's t 95% intervals over seeds; for the IQM, bootstrap ({style.counted(replicates, 'replicate')}). "
         f"{_what(study)} "
         "Bold: intervals without zero (each taken alone: not corrected for the number of comparisons)."
     )

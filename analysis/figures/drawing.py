@@ -135,11 +135,10 @@ def describe(study: Study, tasks: list[str] | None = None) -> str:
     tasks = study.tasks if tasks is None else tasks
     names = ", ".join(tasks) if len(tasks) <= 4 else f"{tasks[0]} to {tasks[-1]}"
     low, high = study.seeds
-    seeds = f"{high} seed{'s' * (high > 1)}" if low == high else f"{low} to {high} seeds"
+    seeds = style.counted(high, "seed") if low == high else f"{low} to {high} seeds"
     budgets = sorted(set(study.members["budget"]))
     budget = " or ".join(style.steps(value) for value in budgets)
-    tasks_text = f"{len(tasks)} task{'s' * (len(tasks) != 1)} ({names})"
-    text = f"{tasks_text}, {seeds} each, budget {budget} environment steps"
+    text = f"{style.counted(len(tasks), 'task')} ({names}), {seeds} each, budget {budget} environment steps"
     cut = [
         f"{style.label(arm)} to {style.steps(study.common_step(arm.name))}"
         for arm in study.arms
@@ -151,7 +150,7 @@ def describe(study: Study, tasks: list[str] | None = None) -> str:
 def bootstrap_text(context: Context) -> str:
     """How the intervals were made; and how far they can be trusted."""
     low, _ = context.study.seeds
-    text = f"95% stratified bootstrap intervals over seeds ({context.replicates} replicates)"
+    text = f"95% stratified bootstrap intervals over seeds ({style.counted(context.replicates, 'replicate')})"
     if low < 2:
         return text + "; none where a task has one seed"
     return text + ("; with fewer than 5 seeds such intervals are too narrow" if low < 5 else "")

@@ -25,11 +25,10 @@ from analysis.figures.drawing import (
     step_axis,
 )  # fmt: skip
 from analysis.published import agent_of
-from analysis.statistics import student_t
+from analysis.statistics import FEWEST_RUNS, student_t
 
 TITLE = "Return by task"
 FEW_SEEDS = 5  # up to here each run is drawn as well
-BAND_SEEDS = 3  # below, Student's t spans the whole panel (12.7 standard errors with two seeds): the runs say more
 
 
 def data(context: Context) -> pd.DataFrame:
@@ -71,12 +70,12 @@ def published_data(context: Context) -> pd.DataFrame:
 def student_half_width(deviation: float, count: int) -> float:
     from scipy import stats
 
-    return stats.t.ppf(0.975, count - 1) * deviation / math.sqrt(count) if count > 1 else float("nan")
+    known = count >= FEWEST_RUNS
+    return stats.t.ppf(0.975, count - 1) * deviation / math.sqrt(count) if known else float("nan")
 
 
 def draw(context: Context) -> Drawing:
     frame, published = data(context), published_data(context)
-    frame.loc[frame["runs"] < BAND_SEEDS, ["low", "high"]] = float("nan")
     study = context.study
     wanted = 4 if context.style.page > 5 else 3
     columns = min(wanted, len(study.tasks))
@@ -117,14 +116,14 @@ def draw(context: Context) -> Drawing:
     seeds = published.groupby("arm")["seeds"].max()
     legend_above(context, figure, [
         Line2D([], [], linestyle="--", color=published_colour(str(name)),
-               label=f"{name}, published ({count} seeds)")
+               label=f"{name}, published ({style.counted(count, 'seed')})")
         for name, count in seeds.items()
     ], small=columns > 2)  # fmt: skip
     caption = (
         f"{TITLE}: mean over seeds of the mean return of an evaluation, {describe(study)}. Bands: Student's "
-        f"t 95% "
-        "intervals over seeds" + (", thin lines: single runs" if study.seeds[1] <= FEW_SEEDS else "")
-        + ("; none where a task has one or two" if study.seeds[0] < BAND_SEEDS else "") + "."
+        "t 95% intervals over seeds"
+        + ("; no band is drawn where an arm has one or two seeds on a task" if study.seeds[0] < FEWEST_RUNS else "")
+        + (". Thin lines: single runs." if study.seeds[1] <= FEW_SEEDS else ".")
         + (" Dashed: published results, never pooled with own runs; "
            + "; ".join(context.published.remarks) + "."
            if context.published and len(published) else "")
@@ -142,7 +141,7 @@ def _draw_runs(context: Context, axes: Axes, task: str) -> None:
 
 
 def _limits(frame: pd.DataFrame, published: pd.DataFrame) -> tuple[float, float]:
-    """A return is within 0 and 1000, whatever Student's t makes of two seeds; Gymnasium tasks have other
+    """A return is within 0 and 1000, whatever Student's t makes of few seeds; Gymnasium tasks have other
     scales.
     """
     points = np.array([*frame["point"], *published["point"]], dtype=float)

@@ -50,6 +50,38 @@ def test_figures_end_to_end(runs: Path, tmp_path: Path) -> None:
     assert "environment steps" in (out / "quickstart" / "captions.md").read_text()
 
 
+@pytest.mark.parametrize("command", ["tables", "report", "watch"])
+def test_problems_are_written_where_there_are_any(
+    runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, command: str
+) -> None:
+    """More of them than a caption or the terminal names; the file goes when they do."""
+    monkeypatch.setattr("analysis.commands.render", lambda *_, **__: [])
+    made = write_study(runs, agents=("td3",), tasks=("walker-walk",), seeds=17)
+    for run in made[1:]:
+        (run / "DONE").rename(run / "kept")
+        (run / "FAILED").write_text('{"reason": "NaN"}')
+    arguments = [command, f"runs={runs}", f"out={tmp_path / 'out'}", "replicates=20", "short=drop"]
+    assert main(arguments) == 0
+    shown = capsys.readouterr().out
+    problems = tmp_path / "out" / "quickstart" / "problems.csv"
+    assert pd.read_csv(problems)["run"].tolist() == [run.name for run in made[1:]]
+    if command == "tables":
+        assert "and 13 more, see problems.csv" in shown
+    if command != "watch":
+        assert f"... and 4 more: python -m analysis status runs={runs} short=drop lists them all" in shown
+    for run in made[1:]:
+        (run / "FAILED").unlink()
+        (run / "kept").rename(run / "DONE")
+    assert main(arguments) == 0
+    assert not problems.exists()
+
+
+def test_status_counts_one_as_one(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_study(runs, agents=("td3",), tasks=("walker-walk",), seeds=1)
+    assert main(["status", f"runs={runs}"]) == 0
+    assert capsys.readouterr().out == "1 run: 1 done\nquickstart: 1 run of TD3; 1 task, 1 seed each\n"
+
+
 def test_export_writes_tidy_tables(runs: Path, tmp_path: Path) -> None:
     write_study(runs)
     assert main(["export", f"runs={runs}", f"out={tmp_path}"]) == 0

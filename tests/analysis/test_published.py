@@ -6,9 +6,10 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-from synthetic_runs import write_run
+from synthetic_runs import write_run, write_study
 
 from analysis import compare, published
+from analysis.__main__ import main
 from analysis.errors import InputError
 from analysis.runs import load
 from analysis.study import build
@@ -99,6 +100,22 @@ def test_an_unknown_algorithm_is_refused(tmp_path: Path) -> None:
     found = published.load(write(tmp_path / "dmc.csv", text))
     with pytest.raises(InputError, match="algorithms=TD9: not in the published results"):
         published.select(found, "TD9")
+
+
+def test_nothing_to_compare_is_an_error(tmp_path: Path, runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_run(runs, "td7", "walker-walk", env_steps=40_000)
+    write_run(runs, "td7", "dog-run", env_steps=80_000)
+    text = "agent,env,env_step,episode_reward,seed\nDCWM,walker-walk,100000,1.0,1\n"
+    path = write(tmp_path / "dmc.csv", text)
+    arguments = [f"runs={runs}", f"published={path}", f"out={tmp_path / 'out'}"]
+    assert main(["compare", *arguments]) == 2
+    assert capsys.readouterr().err == (
+        f"error: published={path}: nothing to compare; runs: no task with own and published results at "
+        "100k, 500k, 1M env steps (own runs end at 40k to 80k)\n"
+    )
+    write_study(runs)  # of two studies one can be compared
+    assert main(["compare", *arguments]) == 0
+    assert "runs: no task with own and published results" in capsys.readouterr().out
 
 
 def test_compare_says_inside_above_or_below(tmp_path: Path, runs: Path) -> None:

@@ -138,6 +138,11 @@ def test_student_and_welch_are_those_of_scipy() -> None:
     assert (difference.low[0], difference.high[0]) == pytest.approx((theirs.low, theirs.high))
 
 
+def test_student_says_nothing_of_two_runs() -> None:
+    own = statistics.student_t(np.array([[1.0], [3.0]]))
+    assert own.point[0] == 2.0 and np.isnan([own.low[0], own.high[0]]).all()
+
+
 def test_the_difference_of_iqms_is_antisymmetric() -> None:
     x, y = scores(8, 4, seed=1), scores(8, 4, seed=2)
     one, two = statistics.aggregate_difference(x, y), statistics.aggregate_difference(y, x)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 
@@ -11,7 +12,7 @@ from synthetic_runs import write_manifest, write_run, write_study
 
 from analysis.errors import InputError
 from analysis.runs import load
-from analysis.study import Study, build
+from analysis.study import Problem, Study, build
 
 
 def studies(runs: Path, **options) -> dict[str, Study]:
@@ -133,12 +134,46 @@ def test_nothing_to_show(runs: Path) -> None:
         studies(runs)
 
 
-def test_a_damaged_manifest_is_named(runs: Path) -> None:
-    write_study(runs)
-    (runs / "sweeps" / "broken.json").write_text('{"name": "broken"')
-    built, problems = build(load([runs]), [runs])
-    assert [study.name for study in built] == ["quickstart"]
-    assert [(problem.kind, problem.run) for problem in problems] == [("unreadable", "sweeps/broken.json")]
+ROW = {"run": "r", "arm": "a", "task": "walker-walk", "seed": 0, "env_steps": 1000}
+
+
+@pytest.mark.parametrize(
+    ("fields", "detail"),
+    [
+        ('{"name": "broken"', "Expecting ',' delimiter: line 1 column 18 (char 17)"),
+        ("[]", "the manifest is not a mapping"),
+        ({"arms": None}, "the manifest: 'arms' is not of type list"),
+        ({"runs": 5}, "the manifest: 'runs' is not of type list"),
+        ({"arms": ["a"]}, "arms[0] is not a mapping"),
+        ({"arms": [{"name": "a"}]}, "arms[0]: no key 'agent'"),
+        ({"arms": 2 * [{"name": "a", "agent": "iqrl"}]}, "two arms of one name among a, a"),
+        ({"runs": [ROW, {"run": "r", "task": "walker-walk", "env_steps": 1000}]}, "runs[1]: no key 'arm'"),
+        ({"runs": [ROW | {"seed": None}]}, "runs[0]: 'seed' is not of type int"),
+        ({"runs": [ROW | {"arm": "b"}]}, "runs[0]: arm 'b' is not among its arms"),
+    ],
+)
+def test_a_damaged_manifest_is_named(runs: Path, fields: str | dict, detail: str) -> None:
+    whole = {"name": "broken", "arms": [{"name": "a", "agent": "iqrl"}], "runs": [ROW]}
+    text = fields if isinstance(fields, str) else json.dumps(whole | fields)
+    (runs / "sweeps").mkdir()
+    (runs / "sweeps" / "broken.json").write_text(text)
+    run = write_run(runs)
+    (study,), problems = build(load([runs]), [runs])
+    assert study.members["run"].tolist() == [run.name]
+    assert problems == [Problem("unreadable", "sweeps/broken.json", detail, "left out")]
+    with pytest.raises(InputError, match="sweep=broken: no such sweep.*; sweeps/broken.json: unreadable: "):
+        studies(runs, sweep="broken")
+
+
+def test_arms_are_not_compared_beyond_what_all_have_reached(runs: Path) -> None:
+    write_run(runs, "iqrl", env_steps=100_000)
+    write_run(runs, "td3", env_steps=40_000)
+    assert studies(runs, at=20_000)["runs"].problems == []
+    study = studies(runs, at=100_000)["runs"]
+    assert study.mark == 40_000
+    assert list(map(str, study.problems)) == [
+        "at=100000: not reached: the last common env step of td3 is 40000 (compared at 40000)"
+    ]
 
 
 def test_lite_scale_and_note_are_carried(runs: Path) -> None:

@@ -36,6 +36,21 @@ def test_scores(study: Study) -> None:
     assert (4, 1) in table.bold and (4, 3) not in table.bold
 
 
+def test_two_seeds_have_no_half_interval(runs: Path, tmp_path: Path) -> None:
+    for seed, final in enumerate((300.0, 390.0)):
+        write_run(runs, "td3", "walker-walk", seed, returns=[0.0, 1.0, 2.0, 3.0, 4.0, final])
+    (built,), _ = build(load([runs]), [runs])
+    table = tables.scores(built, 100)
+    assert table.rows[0] == ["walker-walk", "345"]
+    assert "over seeds (none where an arm has one or two seeds on a task)" in table.caption
+    assert "over 1 shared task with" in table.caption
+    tables.write([table], tmp_path)
+    assert "walker-walk,td3,345.0,,\n" in (tmp_path / "scores.csv").read_text()
+    for suffix in ("md", "tex"):
+        text = (tmp_path / f"scores.{suffix}").read_text()
+        assert "345" in text and "±" not in text and r"\pm" not in text
+
+
 def test_differences(study: Study) -> None:
     table = tables.differences(study, 100)
     assert table.columns == ["Task", "TCRL", "TD3"]
