@@ -18,7 +18,7 @@ ARGS ?=
 python := $(VENV)/bin/python
 ready := $(VENV)/.ready
 # The sweep that was named, as it is called at that scale; all of them if none was.
-chosen = $(if $(filter command line,$(origin SWEEP)),$(SWEEP)$(if $(filter lite,$(SCALE)),-lite))
+chosen = $(if $(filter command line,$(origin SWEEP)),$(SWEEP)$(if $(filter lite,$(SCALE)),$(if $(filter quickstart,$(SWEEP)),,-lite)))
 drawn = runs=$(RUNS) out=$(FIGURES) style=$(STYLE) $(addprefix sweep=,$(chosen)) $(addprefix published=,$(PUBLISHED))
 
 .DEFAULT_GOAL := help

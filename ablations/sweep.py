@@ -16,7 +16,7 @@ A sweep is a YAML file of this folder (or anywhere):
     env_steps: 1000000                 # or by task group or task: {easy: 500000, hard: 3000000}
     scale: full                        # what is run unless SCALE says otherwise; default: full
     lite:                              # what differs with scale=lite, and the note that figures then bear
-      note: narrow networks (preset=small)
+      note: preset=small (narrow networks, batches of 128)
       preset: small
       tasks: [walker-walk]
       seeds: 0..2
@@ -204,7 +204,7 @@ def read(path: Path) -> dict[str, Any]:
             lite = content["lite"] or {}
             _delta("lite", lite, *_LITE_KEYS)
             if not isinstance(lite.get("note"), str) or not lite["note"].strip():
-                raise InputError("lite.note: missing; expected what figures say: `narrow networks`")
+                raise InputError("lite.note: missing; expected what figures say: `preset=small (narrow networks)`")
             for name, arm in _mapping("lite.arms", lite.get("arms", {})).items():
                 if name not in content["arms"]:
                     raise InputError(f"lite.arms.{name}: no such arm{_suggest(name, content['arms'])}")

@@ -245,7 +245,7 @@ def test_show(capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     status, out, _ = run(["show", "horizon", "scale=lite"], capsys)
     assert status == 0
-    assert "horizon-lite: Horizon (lite: narrow networks" in out
+    assert "horizon-lite: Horizon (lite: preset=small (narrow networks" in out
     assert "5 arms x 1 task x 3 seeds: 15 runs, 0.8M env steps" in out
     assert "agent.horizon=8" in out and "no benchmark yet: make bench" in out
     assert run(["show", "horizon"], capsys)[1] == run(["show", "horizon", "SCALE="], capsys)[1]
