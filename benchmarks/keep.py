@@ -63,6 +63,9 @@ def keep_sweep(manifest: Path, out: Path) -> list[Path]:
 def main(words: Sequence[str]) -> int:
     given = [Path(word) for word in words if not word.startswith("out=")]
     outs = [word.removeprefix("out=") for word in words if word.startswith("out=")]
+    if "--help" in words or "-h" in words:
+        print(__doc__)
+        return 0
     try:
         if not given or len(outs) != 1:
             raise InputError("expected run directories or sweeps' manifests, and one out=FOLDER")

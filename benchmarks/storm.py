@@ -331,6 +331,9 @@ class SmallDisk:
 
 
 def main(words: Sequence[str]) -> int:
+    if "--help" in words or "-h" in words:
+        print(__doc__)
+        return 0
     options = {"faults": "30", "seed": "0", "env_steps": "6000", "updates": "300", "keep": ""}
     for word in words:
         key, equals, value = word.partition("=")

@@ -63,10 +63,12 @@ class Recorded:
             for k, v in arguments[0].items():
                 v.copy_(before[k])
 
+        kept = [(i, k) for i, group in enumerate(given, fixed) for k in group]
+        places = [recorded[i][k] for i, k in kept]
+
         def call(now: Arguments) -> Any:
-            for group, new in zip(given, now[fixed:], strict=True):
-                for k, v in group.items():
-                    v.copy_(new[k])
+            if places:
+                torch._foreach_copy_(places, [now[i][k] for i, k in kept])  # few launches for all of them
             repeat()
             return result
 

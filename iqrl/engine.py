@@ -126,8 +126,11 @@ class Engine:
                 self.replay.priority.update(rows, places, priority)
             if wants.reset_priority:
                 self.replay.priority.reset_highest(rows)
-        for k in [k for k in metrics if k != "priority"]:  # in order: it is that of the columns of training.csv
-            self._metric_sum(k, metrics[k].dtype)[rows] += metrics[k]
+        names = [k for k in metrics if k != "priority"]  # in order: it is that of the columns of training.csv
+        if names:
+            sums = [self._metric_sum(k, metrics[k].dtype)[rows] for k in names]
+            torch._foreach_add_(sums, [metrics[k] for k in names])  # one launch for all of them
+        for k in names:
             for s in lane:
                 self.metric_counts[s][k] = self.metric_counts[s].get(k, 0) + 1
 

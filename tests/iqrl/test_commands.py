@@ -349,6 +349,7 @@ def test_a_thousand_bad_inputs(
         (["train.env_steps=0"], ["train.env_steps=0", "at least 1"]),
         (["train.env_stepss=5"], ["train.env_stepss=5", "train.env_steps"]),
         (["runs=/dev/null/x"], ["runs=/dev/null/x", "cannot be written"]),
+        (["runs=/proc/x"], ["runs=/proc/x", "No such file"]),
     ],
 )
 def test_messages_name_the_key_the_value_and_what_was_expected(
