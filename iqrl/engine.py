@@ -11,6 +11,7 @@ bitwise the same in any pack.
 from __future__ import annotations
 
 import inspect
+import itertools
 import math
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -84,7 +85,8 @@ class Engine:
         self._acting: Callable[..., Any] = act_all(agent)
         if compiled and agent.compile_act:
             self._acting = with_fallback("act", self._acting)
-        self._repeated_acting = Recorded("act", self._acting, fixed=1) if self.recorded else self._acting
+        if self.recorded:
+            self._acting = Recorded("act", self._acting, fixed=1)
         self._chunks: dict[tuple[str, tuple[int, ...]], tuple[int, dict[str, Tensor]]] = {}
         self._exploration: dict[int, tuple[int, dict[str, Tensor]]] = {}
         self._clock: tuple[list[dict[str, float]], dict[str, Tensor]] = ([], {})
@@ -208,23 +210,20 @@ class Engine:
             (n, N, A) in [-1, 1], and the new carry.
         """
         lane = list(lane)
-        if not self.packed and len(lane) > 1:
-            alone = [
-                self.act([s], observation[i : i + 1], {k: v[i : i + 1] for k, v in carry.items()}, [noise[i]], progress)
-                for i, s in enumerate(lane)
+        cuts = [i for i in range(1, len(lane)) if not self.packed or lane[i] != lane[i - 1] + 1]
+        if cuts:  # by seed, or by neighbours where another seed of the pack has failed
+            parts = [slice(i, j) for i, j in itertools.pairwise([0, *cuts, len(lane)])]
+            acted = [
+                self.act(lane[p], observation[p], {k: v[p] for k, v in carry.items()}, noise[p], progress)
+                for p in parts
             ]
-            after = {k: torch.cat([c[k] for _, c in alone]) for k in carry}
-            return np.concatenate([action for action, _ in alone]), after
+            after = {k: torch.cat([c[k] for _, c in acted]) for k in carry}
+            return np.concatenate([action for action, _ in acted]), after
         seen = {"observation": torch.from_numpy(np.ascontiguousarray(observation)).to(self.device)}
         clock = self.clock([progress[s] for s in lane])
         numbers = {k: torch.stack([n[k] for n in noise]) for k in noise[0]}
-        if self._contiguous(lane):
-            state = {k: v[lane[0] : lane[-1] + 1] for k, v in self.state.items()}
-            action, after = self._repeated_acting(state, carry, seen, numbers, clock)
-        else:
-            rows = torch.tensor(lane, device=self.device)
-            state = {k: v.index_select(0, rows) for k, v in self.state.items()}
-            action, after = self._acting(state, carry, seen, numbers, clock)
+        state = {k: v[lane[0] : lane[-1] + 1] for k, v in self.state.items()}
+        action, after = self._acting(state, carry, seen, numbers, clock)
         return action.cpu().numpy(), {k: v.clone() for k, v in after.items()}
 
     def explore(

@@ -110,6 +110,16 @@ def test_recording_changes_no_number(cls: type[Agent[Any]], recordings: list[str
     assert all(recordings.count(stage) <= 2 for stage in learning)
 
 
+@pytest.mark.parametrize("cls", [TD3, DCWM])
+def test_seeds_that_are_not_neighbours_act_as_they_do_together(cls: type[Agent[Any]], recordings: list[str]) -> None:
+    e = engine(cls, [4, 0, 7, 2], True)
+    progress = [Progress() for _ in e.seeds]
+    together = act(e, progress, [0, 1, 2, 3]).reshape(2, 4, 3, -1)
+    apart = act(e, progress, [0, 2, 3]).reshape(2, 3, 3, -1)
+    np.testing.assert_allclose(apart, together[:, [0, 2, 3]], atol=1e-6)
+    assert recordings == ["act", "act", "act"]  # for four, for the first, for the last two
+
+
 def test_new_addresses_and_shapes_are_recorded_anew(recordings: list[str]) -> None:
     def add(state: dict[str, Tensor], given: dict[str, Tensor]) -> dict[str, Tensor]:
         state["sum"] += given["x"].sum()
