@@ -78,12 +78,14 @@ class Recorded:
         """Something that repeats the function on these very tensors, and the result that it writes to."""
         side, graph = _side_stream(torch.cuda.current_device()), torch.cuda.CUDAGraph()
         side.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(side):  # outside, too: a recording that fails would leave this process on it
-            for _ in range(WARM_UP):
-                self.function(*arguments)
-            with torch.cuda.graph(graph, stream=side):
-                result = self.function(*arguments)
-        torch.cuda.current_stream().wait_stream(side)
+        try:
+            with torch.cuda.stream(side):  # outside, too: a recording that fails would leave this process on it
+                for _ in range(WARM_UP):
+                    self.function(*arguments)
+                with torch.cuda.graph(graph, stream=side):
+                    result = self.function(*arguments)
+        finally:
+            torch.cuda.current_stream().wait_stream(side)
         return graph.replay, result
 
 

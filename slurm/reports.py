@@ -104,7 +104,7 @@ def _next(report: Report) -> list[str]:
         lines.append(f"  again: {command}")
     alone = [s.run for s in report.states if s.run in by_hand and s.state in ("failed", "lost", "stopped")]
     if alone:
-        lines.append(f"{len(alone)} of no sweep not complete")
+        lines.append(f"of no sweep, and not complete: {len(alone)}")
         lines.append(f"  again: python -m iqrl resume {report.runs / alone[0]}")
     if counts["planned"] and not counts["running"] and not counts["queued"]:
         lines.append(f"{counts['planned']} planned ({states.MEANING['planned']}); the sweep's own command starts them")

@@ -214,7 +214,7 @@ def test_what_helps_runs_of_no_sweep(tmp_path):
     make_run(tmp_path, "r0", done=True, lease=GONE)
     make_run(tmp_path, "by-hand", failed="loss is nan", lease=GONE)
     said = slurm("status", f"runs={tmp_path}").stdout
-    assert said.endswith(f"1 of no sweep not complete\n  again: python -m iqrl resume {tmp_path}/by-hand\n")
+    assert said.endswith(f"of no sweep, and not complete: 1\n  again: python -m iqrl resume {tmp_path}/by-hand\n")
     said = slurm("retry", f"runs={tmp_path}").stdout
     assert said == f"1 runs of no sweep: python -m iqrl resume {tmp_path}/by-hand goes on with one\n"
 
