@@ -49,7 +49,7 @@ $(ready): requirements.txt
 
 sweep: $(ready) ## run a sweep of ablations/ (SWEEP, SCALE=lite|full, CLUSTER=local|slurm, PROFILE, RUNS)
 	@case "$(CLUSTER)$(if $(filter command line,$(origin PROFILE)),+profile)" in \
-	slurm*) $(python) -m slurm submit $(SWEEP) --profile $(PROFILE) runs=$(RUNS) $(if $(SCALE),scale=$(SCALE)) $(ARGS);; \
+	slurm|slurm+profile) $(python) -m slurm submit $(SWEEP) --profile $(PROFILE) runs=$(RUNS) $(if $(SCALE),scale=$(SCALE)) $(ARGS);; \
 	local) $(python) -m slurm run $(SWEEP) runs=$(RUNS) $(if $(SCALE),scale=$(SCALE)) $(ARGS);; \
 	local+profile) echo "error: PROFILE=$(PROFILE): is for CLUSTER=slurm" >&2; exit 2;; \
 	*) echo "error: CLUSTER=$(CLUSTER): expected local or slurm" >&2; exit 2;; \

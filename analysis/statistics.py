@@ -152,10 +152,17 @@ def student_t(values: np.ndarray) -> Estimate:
     """
     runs = len(values)
     centre = values.mean(axis=0)
-    if runs < FEWEST_RUNS:
-        return Estimate(centre, np.full_like(centre, np.nan), np.full_like(centre, np.nan))
-    half = stats.t.ppf(0.5 + CONFIDENCE / 2, runs - 1) * values.std(axis=0, ddof=1) / np.sqrt(runs)
+    half = student_half_width(values.std(axis=0, ddof=min(1, runs - 1)), runs)
     return Estimate(centre, centre - half, centre + half)
+
+
+def student_half_width(deviation: np.ndarray | float, runs: int) -> np.ndarray | float:
+    """How far Student's t 95% interval of a mean reaches to each side, from the standard deviation over runs.
+
+    NaN for fewer than FEWEST_RUNS runs.
+    """
+    quantile = stats.t.ppf(0.5 + CONFIDENCE / 2, runs - 1) if runs >= FEWEST_RUNS else np.nan
+    return quantile * deviation / np.sqrt(runs)
 
 
 def welch(first: np.ndarray, second: np.ndarray) -> Estimate:

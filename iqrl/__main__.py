@@ -168,10 +168,6 @@ def _train(runs: Sequence, folder_execution, folder: Path) -> int:  # type: igno
         for run in new:  # a run that cannot start leaves no directory
             if not (folder / run.directory_name).exists():
                 inherited(run, folder)
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-        except (FileNotFoundError, NotADirectoryError, PermissionError) as error:  # /proc lets one try
-            raise InputError(f"runs={folder}: {error.strerror}") from error
         todo = []
         for run, done in zip(runs, complete, strict=True):
             directory = RunDirectory.create(run, folder)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import collections
 import dataclasses
 import difflib
+import errno
 import hashlib
 import importlib
 import importlib.util
@@ -18,6 +19,7 @@ import math
 import os
 import re
 import sys
+import tempfile
 import typing
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -517,7 +519,7 @@ def runs_folder_writable(folder: Path) -> None:
         parent = folder
         while not parent.exists():
             parent = parent.parent
-    except OSError as error:  # a name that is too long
-        raise InputError(f"runs={_short(folder)}: {error.strerror}") from error
-    if not parent.is_dir() or not os.access(parent, os.W_OK | os.X_OK):
-        raise InputError(f"runs={folder}: cannot be written to")
+        os.rmdir(tempfile.mkdtemp(prefix=".writable-", dir=parent))  # /proc, say, tells only when one tries
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):  # a full disk is for the trainer to tell: runs may be there
+            raise InputError(f"runs={_short(folder)}: cannot be written to: {error.strerror}") from error

@@ -80,7 +80,7 @@ def main(words: Sequence[str] | None = None) -> int:
         if name == "submit":
             command.add_argument("--profile", help="name in slurm/profiles, or a .yaml file")
             _consent(command)
-        command.add_argument("--dry-run", action="store_true", help="show the plan and stop")
+        _dry_run(command)
     command = add("status", "What became of every run.")
     _chosen(command)
     command.add_argument("--watch", action="store_true", help="again every 5 seconds")
@@ -96,7 +96,7 @@ def main(words: Sequence[str] | None = None) -> int:
         command.add_argument(f"--{state}", action="store_true", help=f"{state} runs only")
     command.add_argument("--profile", help="submit with this profile, whatever was used before")
     _consent(command)
-    command.add_argument("--dry-run", action="store_true", help="show the plan and stop")
+    _dry_run(command)
     command = add("cancel", "Take a sweep's jobs out of the queue; running ones save first.")
     command.add_argument("sweep", metavar="SWEEP")
     command.add_argument("words", nargs="*", metavar="RUN | runs=FOLDER")
@@ -134,6 +134,10 @@ def _chosen(command: argparse.ArgumentParser) -> None:
 
 def _consent(command: argparse.ArgumentParser) -> None:
     command.add_argument("--yes", action="store_true", help="do not ask")
+
+
+def _dry_run(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--dry-run", action="store_true", help="show the plan and stop")
 
 
 def _dispatch(a: argparse.Namespace) -> int:

@@ -104,7 +104,7 @@ def _gpus() -> list[str]:
     if not shutil.which("nvidia-smi"):
         return []
     listed = subprocess.run(["nvidia-smi", "--list-gpus"], capture_output=True, text=True)
-    return [str(i) for i, _ in enumerate(line for line in listed.stdout.splitlines() if line.startswith("GPU "))]
+    return [str(i) for i in range(sum(line.startswith("GPU ") for line in listed.stdout.splitlines()))]
 
 
 def _by_memory(count: int) -> int:

@@ -25,7 +25,7 @@ from analysis.figures.drawing import (
     step_axis,
 )  # fmt: skip
 from analysis.published import agent_of
-from analysis.statistics import FEWEST_RUNS, student_t
+from analysis.statistics import FEWEST_RUNS, student_half_width, student_t
 
 TITLE = "Return by task"
 FEW_SEEDS = 5  # up to here each run is drawn as well
@@ -65,13 +65,6 @@ def published_data(context: Context) -> pd.DataFrame:
         "task": rows["task"], "arm": rows["algorithm"], "env_step": rows["env_step"], "point": rows["mean"],
         "low": rows["mean"] - half, "high": rows["mean"] + half, "seeds": rows["count"],
     })  # fmt: skip
-
-
-def student_half_width(deviation: float, count: int) -> float:
-    from scipy import stats
-
-    known = count >= FEWEST_RUNS
-    return stats.t.ppf(0.975, count - 1) * deviation / math.sqrt(count) if known else float("nan")
 
 
 def draw(context: Context) -> Drawing:

@@ -42,7 +42,7 @@ def test_parameter_counts() -> None:
 def test_bins() -> None:
     bins = symexp_bins(65, 10.0).tolist()
     assert bins[30:36] == pytest.approx([-0.868246, -0.366838, 0, 0.366838, 0.868246, 1.553589], abs=1e-6)
-    assert bins[64] == -bins[0] == pytest.approx(22025.466, rel=1e-6)
+    assert bins[64] == -bins[0] == pytest.approx(22025.465795, abs=1e-3)
 
 
 @pytest.mark.parametrize(

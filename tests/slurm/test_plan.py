@@ -181,6 +181,7 @@ def test_a_snapshot_is_the_code_and_its_commit(tmp_path):
         (["run", "quickstat"], "did you mean quickstart"),
         (["run", "quickstart", "scale=huge"], "scale=huge"),
         (["run", "quickstart", "jobs=0"], "jobs=0"),
+        (["run", "quickstart", "runs=/proc/x"], "runs=/proc/x: cannot be written to"),
         (["run", "quickstart", "seeds=3"], "seeds=3"),
         (["run", "quickstart", "lite"], "'lite'"),
         (["run", "quickstart", "runs=a", "runs=b"], "given twice"),
