@@ -26,6 +26,7 @@ from iqrl.diagnostics import diagnose
 from iqrl.engine import DIAGNOSTICS, Engine, generator
 from iqrl.environment_pool import EnvironmentPool, WorkerError
 from iqrl.execution import Plan
+from iqrl.packing import together
 from iqrl.replay import Replay, gather, sample_uniform
 from iqrl.run_directory import LeaseLost, ReplayLog, RunDirectory, warn
 from iqrl.transfer import inherited
@@ -430,7 +431,7 @@ class Trainer:
     # --- resuming
 
     def _resume(self) -> None:
-        """Put every run where its newest usable checkpoint left it, all of them at the same point if there is one."""
+        """Put every run where its newest usable checkpoint left it; runs that have one in common go on in step."""
         found: list[dict[tuple[int, int], dict[str, Any]]] = []
         for lane in self.lanes:
             usable = {}
@@ -442,14 +443,15 @@ class Trainer:
             if not usable and lane.directory.checkpoints():
                 warn(f"{lane.directory.path}: no checkpoint is usable; starts over")
             found.append(usable)
-        common = set.intersection(*(set(usable) for usable in found)) if found else set()
-        newest = max(common, default=None)
-        for i, lane in enumerate(self.lanes):
-            try:
-                self._restore(i, lane, found[i][newest] if newest is not None else None)
-            except LeaseLost as error:
-                lane.alive = False
-                warn(str(error))
+        for group in together([set(usable) for usable in found], len(found)):
+            newest = max(set.intersection(*(set(found[i]) for i in group)), default=None)
+            for i in group:
+                lane = self.lanes[i]
+                try:
+                    self._restore(i, lane, None if newest is None else found[i][newest])
+                except LeaseLost as error:
+                    lane.alive = False
+                    warn(str(error))
         self._restore_episodes()
         for lane in self._living():
             lane.directory.begin_session({**self.plan.provenance(), "pack": len(self.lanes)})

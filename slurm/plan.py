@@ -11,6 +11,7 @@ from ablations import PlannedRun
 from iqrl import config
 from iqrl.config import Execution
 from iqrl.errors import InputError
+from iqrl.packing import together
 from slurm import run_files
 from slurm.packs import Pack
 
@@ -20,7 +21,7 @@ AUTOMATIC_PACK = 16  # seeds; the trainer itself splits a pack that does not fit
 def pack(planned: Iterable[PlannedRun], size: int, words: Mapping[str, str], runs: Path) -> list[Pack]:
     """Packs of at most `size` seeds.
 
-    Runs that were begun are packed with such as have a checkpoint in common: a pack goes on from one point.
+    Runs that were begun are packed with such as have a checkpoint in common, and go on in step.
 
     Args:
         runs: folder of the run directories.
@@ -40,7 +41,10 @@ def pack(planned: Iterable[PlannedRun], size: int, words: Mapping[str, str], run
         del content["seed"]
         how = {**words, **dict(w.split("=", 1) for w in same[0].words), "train.pack": str(size)}
         label = re.sub(r"[^A-Za-z0-9+=._-]", "_", f"{first.agent.name}-{first.task}-{config.pack_key(first)[:8]}")
-        for part in _together(same, size, runs):
+        # Checkpoints by their decisions and updates, as their names say them.
+        points = [{name[:21] for name in run_files.checkpoints(runs / run.name)} for run in same]
+        for group in together(points, size):
+            part = [same[i] for i in group]
             packs.append(
                 Pack(
                     name=f"{label}-s{part[0].config.seed}" + (f"x{len(part)}" if len(part) > 1 else ""),
@@ -53,21 +57,6 @@ def pack(planned: Iterable[PlannedRun], size: int, words: Mapping[str, str], run
                 )
             )
     return packs
-
-
-def _together(same: Sequence[PlannedRun], size: int, runs: Path) -> list[list[PlannedRun]]:
-    """Runs of equal configuration in groups that can go on together."""
-    groups: list[tuple[set[str], list[PlannedRun]]] = []
-    for run in same:
-        points = {name[:21] for name in run_files.checkpoints(runs / run.name)}  # decisions and updates
-        for common, group in groups:
-            if len(group) < size and (common & points or common == points):
-                common &= points
-                group.append(run)
-                break
-        else:
-            groups.append((points, [run]))
-    return [group for _, group in groups]
 
 
 def execution_words(words: Sequence[str]) -> tuple[dict[str, str], Execution]:

@@ -378,18 +378,29 @@ def test_a_done_that_says_nothing_is_not_done(content: str, halfway: tuple[Path,
 
 
 def test_runs_go_on_in_another_pack(tmp_path: Path, undisturbed: Any) -> None:
-    """Killed at different steps, and then resumed together; and begun together, then resumed alone."""
+    """Begun alone, then named with one that is new: each goes on from where it was."""
     expected, runs = undisturbed("iqrl"), tmp_path / "runs"
     alone = [w for w in words("iqrl", runs) if not w.startswith("seeds")]
-    process = fork([*alone, "seeds=1"], tmp_path / "said")
+    process = fork([*alone, "seeds=1"], tmp_path / "first")
     wait_for(lambda: any(env_step(p) > 700 for p in runs.glob("iqrl*")))
     kill(process)
-    process = fork(words("iqrl", runs), tmp_path / "said")  # both; seed 1 waits at no checkpoint that seed 0 has
-    time.sleep(3)
-    kill(process)
-    finish([*alone, "seeds=0"], tmp_path / "said")
-    finish(words("iqrl", runs), tmp_path / "said")
+    said = finish(words("iqrl", runs), tmp_path / "said")
+    assert re.findall(r"s(\d)  resumed", said) == ["1"]
     assert_same_runs(runs, expected)
+
+
+def test_a_run_that_starts_over_costs_its_pack_nothing(tmp_path: Path, undisturbed: Any) -> None:
+    """Begun together; one of them has lost both its checkpoints, which costs the other nothing."""
+    expected, runs = undisturbed("iqrl"), tmp_path / "runs"
+    process = fork(words("iqrl", runs), tmp_path / "first")
+    wait_for(lambda: sum(len(decisions(p)) == 2 and env_step(p) > 700 for p in runs.glob("iqrl*")) == 2)
+    kill(process)
+    for file in checkpoints(run_directories(runs)[0]):
+        file.write_bytes(file.read_bytes()[:-1])
+    said = finish(words("iqrl", runs), tmp_path / "said")
+    assert "starts over" in said
+    assert re.findall(r"s(\d)  resumed", said) == ["1"]
+    assert_same_runs_but_temporary_files(runs, expected)
 
 
 # --- one writer
