@@ -55,7 +55,7 @@ def main(words: Sequence[str] | None = None) -> int:
     resume.add_argument("words", nargs="+", metavar="RUN | train.key=value")
     evaluate = add(
         "evaluate",
-        "Evaluate the newest checkpoint of a run.",
+        "Evaluate the newest checkpoint of a run, in float32.",
         "examples:\n  python -m iqrl evaluate runs/iqrl-walker-walk-s0-3f2a91bc --episodes 20\n"
         "  python -m iqrl evaluate runs/iqrl-walker-walk-s0-3f2a91bc --episodes 1 --video walk.mp4",
     )
@@ -166,6 +166,7 @@ def _train(runs: Sequence, folder_execution, folder: Path) -> int:  # type: igno
         new = [run for run, done in zip(runs, complete, strict=True) if not done]
         size = executing.pack_size(folder_execution, runs[0], plan, len(new)) if new else 1
         for run in new:  # a run that cannot start leaves no directory
+            executing.check(run)
             if not (folder / run.directory_name).exists():
                 inherited(run, folder)
         todo = []
@@ -184,16 +185,21 @@ def _train(runs: Sequence, folder_execution, folder: Path) -> int:  # type: igno
             trainer = None  # of the pack before: this one wants its memory
             gc.collect()
             torch.cuda.empty_cache()
-            trainer = Trainer([r for r, _ in pack], [d for _, d in pack], plan, stop=stop, announce=_say)
             try:
+                trainer = Trainer([r for r, _ in pack], [d for _, d in pack], plan, stop=stop, announce=_say)
                 outcome = trainer.run()
-            except WorkerError as error:
-                trainer.fail_all(f"environment workers: {error}")
-                outcome = "done"
             except (OSError, InputError):
                 raise
             except Exception as error:  # of the whole pack, in an update say; to start again would repeat it
-                trainer.fail_all(f"{type(error).__name__}: {error}", traceback.format_exc())
+                kind = "environment workers" if isinstance(error, WorkerError) else type(error).__name__
+                reason, trace = f"{kind}: {error}", "" if isinstance(error, WorkerError) else traceback.format_exc()
+                if trainer is not None:
+                    trainer.fail_all(reason, trace)
+                else:
+                    for _, directory in pack:
+                        directory.fail(0, reason, trace)
+                        directory.release()
+                    print(f"{pack[0][0].agent.name} {pack[0][0].task}  FAILED: {reason}", flush=True)
                 outcome = "done"
             failed += sum(not d.done() for _, d in pack) if outcome == "done" else 0
             if outcome == "interrupted":
@@ -231,8 +237,10 @@ def evaluate_run(path: Path, episodes: int, video: Path | None) -> int:
     if episodes < 1:
         raise InputError(f"--episodes {episodes}: expected at least 1")
     if video is not None:
-        if video.suffix not in (".mp4", ".gif", ".webm"):
-            raise InputError(f"--video {video}: expected a name ending in .mp4, .webm or .gif")
+        if video.suffix not in (".mp4", ".gif"):
+            raise InputError(f"--video {video}: expected a name ending in .mp4 or .gif")
+        if not video.parent.is_dir():
+            raise InputError(f"--video {video}: there is no folder {video.parent}")
         os.environ.setdefault("MUJOCO_GL", "egl")
     from iqrl import config, evaluation
 

@@ -55,7 +55,7 @@ class Train:
 class Evaluate:
     """`eval.*`: protocol.md section 3."""
 
-    every: int = setting(20_000, "environment steps between evaluations", low=1, high=10**9)
+    every: int = setting(20_000, "environment steps between evaluations, in whole decisions", low=1, high=10**9)
     episodes: int = setting(10, "episodes in an evaluation", low=1, high=1000)
 
 

@@ -41,8 +41,8 @@ def active_codebook(indices: Tensor, codebook_size: int) -> tuple[float, float, 
     return float(share.mean()), float(share.min()), float(share.max())
 
 
-def dormant_units(layers: Sequence[Tensor], threshold: float = DORMANT_SHARE) -> tuple[float, int]:
-    """Per cent and number of hidden units whose activity is at most `threshold` of their layer's mean.
+def dormant_units(layers: Sequence[Tensor]) -> tuple[float, int]:
+    """Per cent and number of hidden units whose activity is at most DORMANT_SHARE of their layer's mean.
 
     A unit's activity is the batch mean of its positive part. Layers are (M, n), or (K, M, n) for an ensemble, whose
     members count as layers of their own.
@@ -51,7 +51,7 @@ def dormant_units(layers: Sequence[Tensor], threshold: float = DORMANT_SHARE) ->
     for layer in layers:
         activity = torch.relu(layer.float()).mean(-2)
         score = activity / (activity.mean(-1, keepdim=True) + 1e-9)
-        asleep = score <= threshold if threshold > 0 else score.abs() <= 1e-8
+        asleep = score <= DORMANT_SHARE
         dormant += int(asleep.sum())
         total += asleep.numel()
     return (100.0 * dormant / total if total else 0.0), dormant

@@ -51,6 +51,7 @@ class Environment:
             episode_decisions=-(-self._task.episode_steps // action_repeat),
             discrete=self._task.discrete,
             group=ref.group,
+            terminates=ref.domain in ("gym", "lqr"),
         )
         self._action_shape = (self.spec.action_dim,)
         # Affine to native bounds. Bounds of -1 and 1 leave an action as it is, to the last bit.

@@ -84,7 +84,6 @@ class EnvironmentPool:
         self.errors: dict[int, str] = {}
         self._reply_timeout_s = reply_timeout_s
         self._keys: list[Key | None] = [None] * count  # of running episodes
-        self._asked: np.ndarray | None = None  # the environments of a step under way, (N,)
         self._crew: list[_Worker] = []
         self._environments: dict[int, Environment] = {}
         if self.workers == 0:
@@ -144,13 +143,6 @@ class EnvironmentPool:
             RuntimeError: an active environment's episode has ended.
             WorkerError: a worker died too often.
         """
-        self.begin_step(actions, active)
-        return self.end_step()
-
-    def begin_step(self, actions: np.ndarray, active: np.ndarray | None = None) -> None:
-        """Send the workers off and return; `end_step` has the results. Without workers, take the step."""
-        if self._asked is not None:
-            raise RuntimeError("a step is under way: end_step comes first")
         if actions.shape != (self.count, self.spec.action_dim):
             raise ValueError(
                 f"actions of shape {actions.shape}: expected {(self.count, self.spec.action_dim)}"
@@ -168,19 +160,10 @@ class EnvironmentPool:
         slots.terminated[:] = slots.truncated[:] = False
         rows = np.flatnonzero(asked)
         slots.actions[rows, slots.decisions[rows]] = actions[rows]
-        self._asked = asked
-        self._send(_STEP)
-
-    def end_step(self) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-        """The results of the step begun, as `step` returns them."""
-        if self._asked is None:
-            raise RuntimeError("no step is under way")
-        self._collect(_STEP)
-        slots = self._slots
-        slots.decisions += self._asked
-        for i in np.flatnonzero(self._asked & (slots.terminated | slots.truncated)):
+        self._perform(_STEP)
+        slots.decisions += asked
+        for i in np.flatnonzero(asked & (slots.terminated | slots.truncated)):
             self._keys[i] = None
-        self._asked = None
         observations = self._observed()
         rewards = slots.rewards.copy()
         rewards[list(self.errors)] = np.nan
@@ -461,8 +444,11 @@ class _Worker:
         """Clear a dead process away; how it ended."""
         self.connection.close()
         assert self._process is not None
-        self._process.kill()  # closing its connection does not prove that it has ended
-        code = self._process.wait()
+        try:  # it may be ending by itself, with a reason
+            code = self._process.wait(timeout=1)
+        except subprocess.TimeoutExpired:
+            self._process.kill()  # closing its connection does not prove that it has ended
+            code = self._process.wait()
         return self._killed or (f"signal {-code}" if code < 0 else f"exit status {code}")
 
     def stop(self) -> None:

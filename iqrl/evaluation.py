@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
-import torch
 
 from iqrl import tasks
 from iqrl.agent import Progress
@@ -24,7 +23,7 @@ def evaluate_checkpoint(run: RunConfig, path: Path, episodes: int, video: Path |
     """Returns (episodes,) of greedy episodes, seeded by the run's seed and apart from every episode of training.
 
     Raises:
-        InputError: without a usable checkpoint, or if a film cannot be made here.
+        InputError: without a usable checkpoint, if an episode cannot be played, or a film not be made here.
     """
     spec = tasks.spec(run.task)
     agent = run.agent(run.settings, spec)
@@ -48,7 +47,11 @@ def evaluate_checkpoint(run: RunConfig, path: Path, episodes: int, video: Path |
                 frames.append(environment.render(*FRAME_SIZE))
             noise = [engine.evaluation_noise(0, progress[0].decisions + episode + 1, step, 1)]
             action, carry = engine.act([0], observation[None, None], carry, noise, progress)
-            observation, reward, terminated, truncated = environment.step(action[0, 0])
+            try:
+                observation, reward, terminated, truncated = environment.step(action[0, 0])
+            except Exception as error:  # of the simulator: it diverged, or an action is NaN
+                reason = " ".join(f"{type(error).__name__}: {error}".split())
+                raise InputError(f"{path}: episode {episode}, decision {step}: {reason}") from error
             total, step, ended = total + reward, step + 1, terminated or truncated
         returns.append(total)
     if video is not None:
@@ -60,11 +63,13 @@ def write_video(path: Path, frames: list[np.ndarray], fps: int) -> None:
     """Frames (height, width, 3) uint8 as a film.
 
     Raises:
-        InputError: if the optional packages for it are missing.
+        InputError: if the optional packages for it are missing, or the file cannot be written.
     """
     try:
         import imageio.v3 as imageio
     except ImportError as error:
         raise InputError(f"--video {path}: needs the extra packages of `pip install iqrl[video]`") from error
-    torch.set_num_threads(1)
-    imageio.imwrite(path, np.stack(frames), fps=fps)
+    try:
+        imageio.imwrite(path, np.stack(frames), fps=fps)
+    except OSError as error:
+        raise InputError(f"--video {path}: {error}") from error

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.metadata
+import math
 import os
 import platform
 import shlex
@@ -143,6 +144,17 @@ def pack_size(execution: Execution, run: RunConfig, plan: Plan, seeds: int) -> i
     return max(1, min(wanted, fits, seeds))
 
 
+def check(run: RunConfig) -> None:
+    """Raises InputError if the agent cannot learn from episodes of this task."""
+    spec = tasks.spec(run.task)
+    slices = run.agent(run.settings, spec).slices
+    if slices.horizon > spec.episode_decisions and not slices.cross_episodes:
+        raise InputError(
+            f"{run.agent.name} {run.task}: learns from slices of {slices.horizon} decisions, longer than an episode of "
+            f"{spec.episode_decisions}; expected a shorter agent.horizon or agent.nstep"
+        )
+
+
 def memory_estimate(run: RunConfig) -> int:
     """Bytes that one seed takes on its device, about: replay, parameters with their optimiser, and work space."""
     spec = tasks.spec(run.task)
@@ -164,4 +176,21 @@ def free_memory(device: torch.device) -> int:
         available = next(int(x.split()[1]) * 1024 for x in lines if x.startswith("MemAvailable"))
     except (OSError, StopIteration):
         available = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    return int(available * 0.9)
+    return int(min(available, free_in_group()) * 0.9)
+
+
+def free_in_group() -> float:
+    """Bytes left under the memory limits of this process's control groups (container, job); infinite without any."""
+    left = [math.inf]
+    try:
+        lines = Path("/proc/self/cgroup").read_text().splitlines()
+        group = Path("/sys/fs/cgroup") / next(line[4:] for line in lines if line.startswith("0::/"))
+        for folder in (group, *group.parents):
+            limit = folder / "memory.max"  # the root has none
+            if limit.exists() and limit.read_text().strip() != "max":
+                usage = dict(line.split() for line in (folder / "memory.stat").read_text().splitlines())
+                used = int((folder / "memory.current").read_text()) - int(usage["inactive_file"])  # a cache gives way
+                left.append(int(limit.read_text()) - used)
+    except (OSError, StopIteration, ValueError, KeyError):
+        pass
+    return min(left)

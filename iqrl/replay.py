@@ -62,12 +62,16 @@ class Replay:
 
     @staticmethod
     def _ring(spec: TaskSpec, slices: Slices, capacity: int) -> int:
-        """Rows kept: a margin for final rows, at the task's usual episode length, and for the slice being written over.
+        """Rows kept: a margin for final rows and for the slice being written over.
 
+        Final rows are as many as episodes, and an episode that terminates may be of one decision. No smaller than an
+        episode, which a resume reads to play it again.
         A multiple of 4, so that every seed's tables begin at a multiple of 16 bytes: compiled code copies inputs that
         do not, all of them, at every call.
         """
-        return -(-(capacity + capacity // spec.episode_decisions + slices.horizon + 2) // 4) * 4
+        finals = capacity if spec.terminates else capacity // spec.episode_decisions
+        rows = max(capacity, spec.episode_decisions) + finals + slices.horizon + 2
+        return -(-rows // 4) * 4
 
     @staticmethod
     def bytes_needed(spec: TaskSpec, slices: Slices, capacity: int) -> int:
@@ -184,12 +188,12 @@ class Replay:
         self._first[seed], self._next[seed] = first, following + len(new)
         self.window[seed] = torch.tensor([first % self.ring, self._available(seed)])
 
-    def newest_actions(self, seed: int, count: int) -> np.ndarray:
-        """The last `count` actions (count, A) of the episode that is running, oldest first."""
+    def newest(self, seed: int, count: int) -> tuple[np.ndarray, np.ndarray]:
+        """The last `count` observations (count, O) and actions (count, A) of the running episode, oldest first."""
         self._write_waiting(seed)
         index = torch.arange(self.written[seed] - count, self.written[seed]) % self.ring
-        split = self.spec.observation_dim
-        return self.rows[seed, index.to(self.rows.device), split:-2].cpu().numpy()
+        rows, split = self.rows[seed, index.to(self.rows.device)].cpu().numpy(), self.spec.observation_dim
+        return rows[:, :split], rows[:, split:-2]
 
     def statistics(self, seed: int) -> dict[str, Tensor]:
         """Of the transitions kept: `mean_absolute_reward`, and the number of `terminations`. Scalars."""

@@ -83,7 +83,11 @@ class RunDirectory:
 
     @classmethod
     def create(cls, config: RunConfig, runs: Path) -> RunDirectory:
-        """The directory of a run below `runs`, made at once with its configuration if it is new."""
+        """The directory of a run below `runs`, made at once with its configuration if it is new.
+
+        Raises:
+            InputError: if something else has its name.
+        """
         path = runs / config.directory_name
         if not (path / "config.yaml").is_file():
             runs.mkdir(parents=True, exist_ok=True)
@@ -98,6 +102,8 @@ class RunDirectory:
                     fresh.rename(path)
             finally:
                 shutil.rmtree(fresh, ignore_errors=True)
+            if not (path / "config.yaml").is_file():
+                raise InputError(f"{path}: is there, but is no run directory; move it away")
         return cls(path)
 
     # --- what became of it
@@ -128,7 +134,7 @@ class RunDirectory:
         record = self.writer()
         if record is None or record.get("host") != socket.gethostname() or record.get("released"):
             return False
-        return process_started(int(record["pid"])) == record.get("started")
+        return lives(int(record["pid"]), record.get("started"))
 
     def claim(self) -> None:
         """Become the run's only writer.
@@ -293,7 +299,8 @@ class RunDirectory:
         for table in self.tables.values():
             table.sync()
         for stale in [p for folder in (".", "checkpoint", "lease") for p in (self.path / folder).glob(".*")]:
-            stale.unlink(missing_ok=True)  # half-written by processes that were killed
+            with contextlib.suppress(OSError):  # a folder, such as Jupyter's, is not ours
+                stale.unlink()  # half-written by processes that were killed
         sizes = {name: _size(self.path / name) for name in TABLES}
         replace_text(self.path / "DONE", json.dumps({"env_step": env_step, "files": sizes}), durable=True)
 
@@ -481,6 +488,19 @@ def process_started(pid: int) -> int | None:
         return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19])
     except (OSError, IndexError, ValueError):
         return None
+
+
+def lives(pid: int, started: int | None) -> bool:
+    """Whether a process that started then still lives; without /proc (None), whether one of its number does."""
+    if started is not None:
+        return process_started(pid) == started
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        pass
+    return True
 
 
 def code_version() -> dict[str, Any]:

@@ -130,6 +130,7 @@ class TaskSpec:
     episode_decisions: int  # decisions of a full-length episode
     discrete: bool
     group: str
+    terminates: bool = False  # episodes may be of any length
 
 
 def names() -> list[str]:

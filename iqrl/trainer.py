@@ -153,6 +153,9 @@ class Trainer:
         progress = [lane.progress for lane in self.lanes]
         while True:
             due = [i for i in self._places(self._living()) if progress[i].pending > 0]
+            for i in [i for i in due if not self.replay.available(i)]:  # there is nothing to learn from yet
+                progress[i].pending = 0
+                due.remove(i)
             if not due:
                 return True
             if self.stop():
@@ -295,7 +298,8 @@ class Trainer:
             active &= ~(terminated | truncated)
             step += 1
             for i in [i for i in pool.errors if active[i]]:
-                self._fail(lanes[i // count], f"environment, while evaluating: {pool.errors[i]}")
+                if lanes[i // count].alive:  # the first reason is the one to tell
+                    self._fail(lanes[i // count], f"environment, while evaluating: {pool.errors[i]}")
                 active[i] = False
             self._tick()
         shape = (n, count)
@@ -370,7 +374,7 @@ class Trainer:
             if p.decisions >= self.budget and p.evaluated == p.decisions and p.pending == 0:
                 with self._isolated(lane):
                     self._save_lane(lane)
-                    self._report(lane, force=True)
+                    self._report(lane)
                     lane.directory.finish(p.decisions * self.spec.action_repeat)
                     lane.directory.end_session("done")
                     lane.alive = False
@@ -388,7 +392,7 @@ class Trainer:
                 with self._isolated(lane):
                     self._report(lane)
 
-    def _report(self, lane: Lane, force: bool = False) -> None:
+    def _report(self, lane: Lane) -> None:
         p, repeat = lane.progress, self.spec.action_repeat
         (t0, d0, u0), (t1, d1, u1) = (self.rate_marks or [(0.0, 0, 0)])[0], (self.rate_marks or [(0.0, 0, 0)])[-1]
         elapsed = max(t1 - t0, 1e-9)
@@ -478,28 +482,33 @@ class Trainer:
 
     def _restore_episodes(self) -> None:
         """Bring environments back into their episodes by taking the same actions again."""
-        actions = {
-            i: self.replay.newest_actions(i, lane.progress.episode_decisions)
+        episodes = {
+            i: self.replay.newest(i, lane.progress.episode_decisions)
             for i, lane in enumerate(self.lanes)
             if lane.progress.episode_decisions
         }
-        if not actions:
+        if not episodes:
             return
         keys = [
-            (lane.config.seed, TRAINING, lane.progress.episodes) if i in actions else None
+            (lane.config.seed, TRAINING, lane.progress.episodes) if i in episodes else None
             for i, lane in enumerate(self.lanes)
         ]
         observation = self.environments.reset(keys)
-        for step in range(max(map(len, actions.values()))):
+        elsewhere = set()
+        for step in range(max(len(taken) for _, taken in episodes.values())):
             chosen = np.zeros((len(self.lanes), self.spec.action_dim), np.float32)
             active = np.zeros(len(self.lanes), bool)
-            for i, taken in actions.items():
+            for i, (seen, taken) in episodes.items():
                 if step < len(taken):
                     chosen[i], active[i] = taken[step], True
+                    elsewhere |= {i} if (seen[step] != observation[i]).any() else set()
             after = self.environments.step(chosen, active)[0]
             observation = np.where(active[:, None], after, observation)
-        for i in actions:
+        for i in episodes:
             self.lanes[i].observation = observation[i].copy()
+        for i in sorted(elsewhere):  # another processor or simulator, or a task that is no function of its seed
+            path = self.lanes[i].directory.path
+            warn(f"{path}: its episode, played again, was not the same to the last bit; it goes on from where that led")
 
     # --- one run's trouble is its own
 

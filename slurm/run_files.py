@@ -89,7 +89,8 @@ def newest_writer(base: Path | str) -> tuple[int, dict[str, Any]]:
 
 def alive(writer: dict[str, Any]) -> bool:
     """Whether a recorded process lives. False on another host: unknown."""
-    return writer.get("host") == HERE and process_started(int(writer.get("pid", -1))) == writer.get("started")
+    pid, started = int(writer.get("pid", -1)), writer.get("started")
+    return writer.get("host") == HERE and started is not None and process_started(pid) == started
 
 
 def process_started(pid: int) -> int | None:

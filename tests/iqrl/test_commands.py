@@ -16,6 +16,7 @@ import pytest
 from iqrl import __main__ as command_line
 from iqrl import config, tasks, trainer
 from iqrl.config import Evaluate, Execution, RunConfig, Train
+from iqrl.environment_pool import WorkerError
 from iqrl.run_directory import RunDirectory
 
 Words = list[str]
@@ -350,6 +351,7 @@ def test_a_thousand_bad_inputs(
         (["train.env_stepss=5"], ["train.env_stepss=5", "train.env_steps"]),
         (["runs=/dev/null/x"], ["runs=/dev/null/x", "cannot be written"]),
         (["runs=/proc/x"], ["runs=/proc/x", "No such file"]),
+        (["task=gym:Reacher-v5", "agent.horizon=30"], ["slices of 30 decisions", "an episode of 25", "agent.horizon"]),
     ],
 )
 def test_messages_name_the_key_the_value_and_what_was_expected(
@@ -386,6 +388,26 @@ def test_bad_input_of_real_processes(tmp_path: Path) -> None:
         assert done.returncode == 2, done.stderr
         assert len(done.stderr.splitlines()) == 1 and done.stderr.startswith("error: "), done.stderr
     assert contents(tmp_path) == [str(taken)]
+
+
+def test_environments_that_cannot_start_fail_the_run(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def start(*_: Any) -> None:
+        raise WorkerError("environment worker 0 died (exit status 1), 3 times in a row")
+
+    monkeypatch.setattr(trainer, "EnvironmentPool", start)
+    assert command_line.main(["train", "agent=td3", "preset=tiny", f"runs={tmp_path}"]) == 1
+    said = capsys.readouterr()
+    assert "FAILED: environment workers: environment worker 0" in said.out and not said.err
+    (run,) = tmp_path.iterdir()
+    assert "3 times" in (RunDirectory(run).failure() or "") and not RunDirectory(run).writer_alive()
+
+
+def test_films_are_refused_before_anything_is_played(intact: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for name, part in (("x.webm", ".mp4 or .gif"), ("nowhere/x.mp4", "no folder")):
+        assert command_line.main(["evaluate", str(intact), "--video", str(intact / name)]) == 2
+        assert part in capsys.readouterr().err
 
 
 def test_help_of_everything(capsys: pytest.CaptureFixture[str]) -> None:

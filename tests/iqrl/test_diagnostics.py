@@ -47,7 +47,6 @@ def test_dormant_units() -> None:
     activity = torch.relu(layer).mean(0)
     assert (activity / activity.mean()).tolist() == pytest.approx([3.791469, 0, 0.018957, 0.189573], abs=1e-5)
     assert dormant_units([layer]) == (50.0, 2)
-    assert dormant_units([layer], threshold=0.0) == (25.0, 1)
     assert dormant_units([layer, torch.ones(2, 6)]) == (20.0, 2)  # pooled over layers
     assert dormant_units([]) == (0.0, 0)
 

@@ -229,17 +229,6 @@ def test_gymnasium_discrete_actions_and_terminations():
     assert_equal(played[1], played[0])
 
 
-def test_begin_and_end_step(undisturbed):
-    with EnvironmentPool(TASK, COUNT, workers=2) as pool:
-        with pytest.raises(RuntimeError, match="no step"):
-            pool.end_step()
-        pool.reset([(1, 0, i) for i in range(COUNT)])
-        pool.begin_step(actions(1)[0])
-        with pytest.raises(RuntimeError, match="under way"):
-            pool.begin_step(actions(1)[0])
-        assert_equal(pool.end_step(), undisturbed[1:5])
-
-
 def test_wrong_shapes_and_keys():
     with EnvironmentPool("pendulum-swingup", 2, workers=0) as pool:
         with pytest.raises(ValueError, match="1 keys for 2"):

@@ -139,6 +139,16 @@ def test_full_episodes_fill_the_capacity_exactly() -> None:
     assert starts(every_slice(replay))[0] == (7, 0)
 
 
+def test_episodes_of_any_length_fill_the_capacity() -> None:
+    """A task whose episodes terminate: every transition is kept, however many final rows there are."""
+    replay = Replay(dataclasses.replace(SPEC, terminates=True), 1, Slices(1, 4), 100)
+    play(replay, 0, [(1, TERMINATION)] * 99)
+    assert starts(every_slice(replay))[0] == (0, 0)
+    play(replay, 0, [(1, TERMINATION)] * 51, start=99)
+    assert replay.available(0) == 100
+    assert starts(every_slice(replay))[0] == (50, 0)
+
+
 def test_cross_episode_slices_are_successive_transitions() -> None:
     replay = Replay(SPEC, 1, Slices(4, 4, cross_episodes=True), 1000)
     lengths = [6, 2, 5]
@@ -212,12 +222,22 @@ def test_foreign_priorities_are_refused() -> None:
             other.load(0, first.save(0))
 
 
-def test_newest_actions() -> None:
+def test_newest_of_the_running_episode() -> None:
     replay = Replay(SPEC, 1, Slices(1, 4), 25)
     play(replay, 0, [(20, TIME_LIMIT)])
     for t in range(15):
         replay.add(0, np.array([1, t]), np.array([t / 1000]), 0.0, False, False, np.array([1, t + 1]))
-    np.testing.assert_allclose(replay.newest_actions(0, 15)[:, 0], np.arange(15) / 1000, rtol=1e-6)
+    observations, actions = replay.newest(0, 15)
+    assert observations.tolist() == [[1, t] for t in range(15)]
+    np.testing.assert_allclose(actions[:, 0], np.arange(15) / 1000, rtol=1e-6)
+
+
+def test_a_buffer_smaller_than_an_episode_still_has_its_rows() -> None:
+    replay = Replay(SPEC, 1, Slices(1, 4), 5)
+    for t in range(19):
+        replay.add(0, np.array([1, t]), np.array([t / 1000]), 0.0, False, False, np.array([1, t + 1]))
+    assert replay.newest(0, 19)[0].tolist() == [[1, t] for t in range(19)]
+    assert replay.available(0) == 5
 
 
 def test_statistics_are_of_the_transitions_kept() -> None:
@@ -237,7 +257,7 @@ def test_rows_that_wait_are_there_when_they_are_read(slices: Slices) -> None:
     looks = [
         lambda r: memory(r, 1),
         lambda r: {"available": torch.tensor(r.available(1))},
-        lambda r: {"actions": torch.from_numpy(r.newest_actions(1, 3))},
+        lambda r: {"actions": torch.from_numpy(r.newest(1, 3)[1])},
         lambda r: r.statistics(1),
         lambda r: r.save(1),
     ]

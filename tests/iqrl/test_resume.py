@@ -8,17 +8,29 @@ import os
 import random
 import re
 import signal
-import time
 import zlib
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import training
-from training import IQRL, TD3_DECISION, assert_same_runs, finish, fork, kill, run, run_directories, start, wait_for
+from training import (
+    IQRL,
+    TD3_DECISION,
+    assert_same_runs,
+    finish,
+    fork,
+    forks,
+    kill,
+    run,
+    run_directories,
+    start,
+    wait_for,
+)
 
-from iqrl.run_directory import RunDirectory
+from iqrl.run_directory import RunDirectory, lives, process_started
 
 AGENTS = {"iqrl": [*IQRL, "seeds=0,1"], "td3": TD3_DECISION}
 
@@ -351,6 +363,38 @@ def test_nothing_half_written_is_left_in_the_end(halfway: tuple[Path, Path, Path
     assert_same_runs(runs, expected)
 
 
+def test_what_others_put_into_a_run_directory_does_no_harm(tmp_path: Path, undisturbed: Any) -> None:
+    """A folder of Jupyter's, and one where a run would be."""
+    expected, runs = undisturbed("td3"), tmp_path / "runs"
+    (name,) = [p.name for p in run_directories(expected)]
+    (runs / name).mkdir(parents=True)
+    (runs / name / "notes.txt").write_text("")
+    said = finish(words("td3", runs), tmp_path / "said", status=2)
+    assert "no run directory" in said and len(said.splitlines()) == 1
+    (runs / name).rename(tmp_path / "away")
+    process = fork(words("td3", runs), tmp_path / "first")
+    wait_for(lambda: (runs / name).is_dir())
+    (runs / name / ".ipynb_checkpoints").mkdir()
+    process.join(300)
+    assert process.exitcode == 0, (tmp_path / "first").read_text()
+    (runs / name / ".ipynb_checkpoints").rmdir()
+    assert_same_runs(runs, expected)
+
+
+def test_an_episode_that_cannot_be_played_again_is_told(halfway: tuple[Path, Path, Path], tmp_path: Path) -> None:
+    """As on another processor: the first observation of what is logged differs in its last bit."""
+    runs, directory, _ = halfway
+    older, newest = checkpoints(directory)
+    within = decisions(directory)[-1] % 500
+    listed = torch.load(newest, weights_only=True)["replay"]
+    segment, width = directory / "replay" / listed[-1][0], 5 + 1 + 2
+    log = np.fromfile(segment, "<f4").reshape(-1, width)
+    log[listed[-1][1] - within :, 0] += 1e-3
+    log.tofile(segment)
+    said = finish(words("td3", runs), tmp_path / "said")
+    assert ("played again" in said) == (within > 0)
+
+
 def test_done_with_shorter_files_is_not_done(tmp_path: Path, undisturbed: Any) -> None:
     expected, runs = undisturbed("td3"), tmp_path / "runs"
     finish(words("td3", runs), tmp_path / "said")
@@ -416,6 +460,15 @@ def test_a_second_process_on_this_machine_is_refused(tmp_path: Path) -> None:
     assert line.startswith("error: ") and str(process.pid) in line
     process.join(300)
     assert process.exitcode == 0
+
+
+def test_a_process_is_known_by_its_start_or_without_proc_by_its_number() -> None:
+    started = process_started(os.getpid())
+    assert lives(os.getpid(), started) and not lives(os.getpid(), (started or 0) + 1)
+    process = forks.Process()
+    process.start()
+    process.join()
+    assert lives(os.getpid(), None) and not lives(process.pid, None)
 
 
 def test_a_process_whose_run_was_taken_over_leaves_it(tmp_path: Path, undisturbed: Any) -> None:
