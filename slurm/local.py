@@ -20,7 +20,7 @@ from slurm import queue, run_files, states, tables
 from slurm.crew import Crew
 from slurm.packs import Pack
 from slurm.plan import AUTOMATIC_PACK, pack
-from slurm.submissions import Job, Submission, manifests, submissions, write_manifest
+from slurm.submissions import Job, Submission, submissions, write_manifest
 
 INTERRUPTED = 75
 PROCESS_BYTES = 1.2 * 2**30  # that a small run takes with its libraries, about
@@ -52,9 +52,9 @@ def run(
     """
     slots, defaults, size = places(jobs, asked)
     wanted = [run for run in sweep.unique_runs() if only is None or run.name in only]
-    handed_out = submissions(runs, list(manifests(runs)))
-    ids = [job.id for s in handed_out for job in s.jobs]
-    found = states.look(runs, [run.name for run in wanted], handed_out, queue.look(ids))
+    handed_out = submissions(runs)
+    in_queue = queue.look((job.id for s in handed_out for job in s.jobs), {s.user for s in handed_out})
+    found = states.look(runs, [run.name for run in wanted], handed_out, in_queue)
     by_name = {state.run: state.state for state in found}
     elsewhere = [run for run in wanted if by_name[run.name] in ("running", "queued", "unknown")]
     todo = [run for run in wanted if by_name[run.name] not in ("done", "running", "queued", "unknown")]

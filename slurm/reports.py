@@ -30,20 +30,31 @@ class Report:
                 raise InputError(f"sweep={name}: not in {runs}/sweeps; {expected}")
         self.runs = runs
         self.manifests = {name: known[name] for name in sweeps} if sweeps else known
-        self.handed_out = submissions(runs, list(known))
+        self.handed_out = submissions(runs)
         names = list(dict.fromkeys(row["run"] for m in self.manifests.values() for row in m["runs"]))
         self.unlisted: list[str] = []
         if not sweeps:
             listed = set(names)
             self.unlisted = [name for name in run_directories(runs) if name not in listed]
         looked_for = set(names)
-        jobs = [j.id for s in self.handed_out for j in s.jobs if j.id and not looked_for.isdisjoint(j.runs)]
-        self.queue = queue.look(jobs)
+        jobs = [
+            job.id
+            for s in self.handed_out
+            for job in s.jobs
+            if s.sweep in self.manifests or not sweeps or not looked_for.isdisjoint(job.runs)
+        ]
+        self.queue = queue.look(jobs, {s.user for s in self.handed_out})
         self.states = states.look(runs, [*names, *self.unlisted], self.handed_out, self.queue)
         self.by_run = {state.run: state for state in self.states}
 
     def last_submission(self, sweep: str) -> Submission | None:
         return next((s for s in reversed(self.handed_out) if s.sweep == sweep), None)
+
+    def of_earlier_versions(self, sweep: str) -> list[str]:
+        """Ids of a sweep's jobs in the queue that hold none of the runs of which it consists by now."""
+        names = {row["run"] for row in self.manifests[sweep]["runs"]}
+        jobs = [job for s in self.handed_out if s.sweep == sweep for job in s.jobs]
+        return [job.id for job in jobs if job.id in self.queue.states and names.isdisjoint(job.runs)]
 
 
 def run_directories(runs: Path) -> list[str]:
@@ -69,6 +80,11 @@ def status(runs: Path, sweeps: Sequence[str], machine: bool) -> str:
             budgets[row["run"]] = row["env_steps"]
         note = f"  ({manifest['note']})" if manifest.get("note") else ""
         lines += tables.overview(f"{name}{note}", groups)
+        if old := report.of_earlier_versions(name):
+            lines.append(
+                f"  {len(old)} jobs of an earlier version of its file are in the queue, too, such as {old[0]}; "
+                f"python -m slurm cancel {name} takes out all of them"
+            )
     if report.unlisted:
         groups = {}
         for run in report.unlisted:

@@ -23,7 +23,7 @@ from slurm.housekeeping import agreed
 from slurm.packs import Pack
 from slurm.plan import pack
 from slurm.profile import Profile
-from slurm.submissions import Job, Submission, manifests, replace_text, submissions, write_manifest
+from slurm.submissions import Job, Submission, replace_text, submissions, write_manifest
 
 ROOT = Path(__file__).resolve().parent.parent
 ROOMS = ("iqrl", "baselines", "ablations", "slurm")  # that a job needs
@@ -56,8 +56,8 @@ def submit(
     wants = profile.load(profile_name)
     runs = runs.resolve()
     planned = [run for run in sweep.unique_runs() if only is None or run.name in only]
-    handed_out = submissions(runs, list(manifests(runs)))
-    in_queue = queue.look(j.id for s in handed_out for j in s.jobs)
+    handed_out = submissions(runs)
+    in_queue = queue.look((j.id for s in handed_out for j in s.jobs), {s.user for s in handed_out})
     if in_queue.error:
         raise InputError(f"Slurm cannot be asked what is queued: {in_queue.error}")
     found = {s.run: s.state for s in states.look(runs, [run.name for run in planned], handed_out, in_queue)}
