@@ -176,7 +176,7 @@ def _log_files(state: State, report: Report) -> list[Path]:
     found = [state.log] if state.log else []
     for submission in report.handed_out:
         if state.job and any(job.id == state.job for job in submission.jobs):
-            found += sorted((submission.folder / "submitit").glob(f"{state.job}_*_log.*"))
+            found += states.job_logs(submission.folder, state.job)
     return found
 
 

@@ -239,6 +239,20 @@ def test_without_accounting(tmp_path, monkeypatch):
     assert "1 lost  error: the disk is full" in result.stdout and str(submission.log("pack-0")) in result.stdout
 
 
+def test_why_says_what_a_job_died_of_before_it_trained(tmp_path, monkeypatch):
+    make_sweep(tmp_path, ["r0", "r1"])
+    submission = submit_to(tmp_path, "slurm", [("7_0", ["r0"]), ("7_1", ["r1"])])
+    said = submission.folder / "submitit"
+    said.mkdir()
+    (said / "7_0_0_log.out").touch()
+    (said / "7_0_0_log.err").write_text("execve(): /x/python: No such file\nsrun: error: n2: task 0: Exited with 2\n")
+    (said / "7_1_0_log.out").write_text("12:00:00  pack-1  given up: needs r9, which is not complete\n")
+    fake_slurm(tmp_path, monkeypatch, "true", "echo '7_0|FAILED'")
+    result = slurm("why", f"runs={tmp_path}").stdout
+    assert f"1 lost  FAILED: execve(): /x/python: No such file\n      such as r0  log: {said}/7_0_0_log.err" in result
+    assert "needs r9, which is not complete" in result and f"log: {said}/7_1_0_log.out" in result
+
+
 def test_without_the_controller_nothing_is_called_lost(tmp_path, monkeypatch):
     make_sweep(tmp_path, ["r0", "r1"])
     make_run(tmp_path, "r0", done=True)
