@@ -34,7 +34,7 @@ class Profile:
     memory_gb: float = setting(64.0, "memory a job, GB", low=0.1, high=16384.0)
     time: str = setting("24:00:00", "time limit, [days-]hours:minutes:seconds")
     grace_seconds: int = setting(300, "from the signal to the time limit, seconds", low=5, high=7200)
-    throttle: int = setting(0, "jobs at once; 0: as many as the cluster gives", low=0, high=100_000)
+    throttle: int = setting(0, "jobs of an array at once; 0: as many as the cluster gives", low=0, high=100_000)
     packs_per_job: int = setting(1, "training processes that share a job's GPUs", low=1, high=64)
     pack: int = setting(0, "seeds a training process; 0: automatic", low=0, high=32)
     setup: list[str] = _texts("shell lines before the job")
@@ -58,7 +58,7 @@ class Profile:
         found: dict[str, Any] = {"requeue": True}
         for text in self.options:
             key, equals, value = text.lstrip("-").partition("=")
-            found[key] = value if equals else True
+            found[key.strip().replace("-", "_")] = value if equals else True  # as submitit's own parameters are called
         return found
 
 
