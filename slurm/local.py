@@ -57,6 +57,7 @@ def run(
     found = states.look(runs, [run.name for run in wanted], handed_out, in_queue)
     by_name = {state.run: state.state for state in found}
     elsewhere = [run for run in wanted if by_name[run.name] in ("running", "queued", "unknown")]
+    unknown = [run for run in elsewhere if by_name[run.name] == "unknown"]
     todo = [run for run in wanted if by_name[run.name] not in ("done", "running", "queued", "unknown")]
     packs = pack(todo, size, {**defaults, **words}, runs)
     done = len(wanted) - len(todo) - len(elsewhere)
@@ -64,6 +65,8 @@ def run(
     plan = f"{sweep.name}{note}: {len(wanted)} runs, {done} already done"
     if elsewhere:
         plan += f", {len(elsewhere)} running or queued elsewhere"
+    if unknown:
+        plan += f" (perhaps: {len(unknown)} are unknown, since Slurm cannot be asked: {in_queue.error})"
     print(f"{plan}; {len(packs)} packs, {len(slots)} at once", file=out, flush=True)
     if dry_run:
         return 0

@@ -1,7 +1,7 @@
 """What was handed to whom: one folder for every time that a sweep was started or submitted.
 
 runs/sweeps/<sweep>.json              the sweep's manifest: which runs belong to which arm
-runs/sweeps/<sweep>/<stamp>/
+runs/sweeps/<sweep>/<stamp>/           by UTC
     submission.json                   kind, user, profile, jobs: their packs, runs and logs
     packs/*.yaml                      the packs' configurations
     logs/*.log                        what the training processes said
@@ -17,6 +17,7 @@ import sys
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -57,7 +58,7 @@ class Submission:
     def create(cls, runs: Path, sweep: str, kind: str) -> Submission:
         """An empty folder of its own, named by the time."""
         parent = runs / "sweeps" / sweep
-        stamp = time.strftime("%Y%m%d-%H%M%S")
+        stamp = time.strftime("%Y%m%d-%H%M%S", time.gmtime())
         for suffix in ["", *(f"-{i}" for i in range(2, 1000))]:
             folder = parent / f"{stamp}{suffix}"
             try:
@@ -84,6 +85,14 @@ class Submission:
             return cls(folder, content.pop("sweep"), content.pop("kind"), jobs, content)
         except (OSError, ValueError, KeyError, TypeError):
             return None
+
+    @property
+    def created(self) -> float:
+        """When, in seconds; older folders are named by local time, so names do not say which came first."""
+        try:
+            return datetime.fromisoformat(self.content["created"]).timestamp()
+        except (KeyError, TypeError, ValueError):
+            return 0.0
 
     @property
     def user(self) -> int:
@@ -114,7 +123,7 @@ def submissions(runs: Path) -> list[Submission]:
     """Those of all sweeps, oldest first."""
     loaded = [Submission.load(path.parent) for path in (runs / "sweeps").glob("*/*/submission.json")]
     found = [s for s in loaded if s is not None]
-    return sorted(found, key=lambda s: (s.folder.name, s.sweep))
+    return sorted(found, key=lambda s: (s.created, s.folder.name, s.sweep))
 
 
 def manifests(runs: Path) -> dict[str, dict[str, Any]]:

@@ -117,12 +117,37 @@ def test_a_time_limit_is_whole_minutes(tmp_path):
         ({"setup": "module load cuda"}, "setup"),
         ({"options": [1]}, "options"),
         ({"memory_gb": -1}, "profile.memory_gb=-1"),
+        ({"partition": ["a", "b"]}, "profile.partition="),
     ],
 )
 def test_a_wrong_profile_is_one_line(tmp_path, values, named):
     with pytest.raises(InputError) as error:
         profile.load(write(tmp_path, **values))
     assert named in str(error.value) and "p.yaml" in str(error.value) and "\n" not in str(error.value)
+
+
+def test_a_profiles_text_is_as_it_was_written(tmp_path):
+    file = tmp_path / "p.yaml"
+    file.write_text("{account: 0042, partition: yes, qos: 1_000, constraint: 010, time: 24:00:00, cpus: 08, gpus: 010}")
+    made = profile.load(str(file))
+    assert (made.account, made.partition, made.qos, made.constraint) == ("0042", "yes", "1_000", "010")
+    assert (made.minutes, made.cpus, made.gpus) == (1440, 8, 10)
+
+
+@pytest.mark.parametrize("text", ["cpus: 1\ncpus: 2", "cpus: !!int eight"])
+def test_a_profile_that_cannot_be_read_is_one_line(tmp_path, text):
+    file = tmp_path / "p.yaml"
+    file.write_text(text)
+    with pytest.raises(InputError, match="p.yaml: ") as error:
+        profile.load(str(file))
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("limit", ["infinite", "UNLIMITED", "n/a"])
+def test_a_partition_without_a_limit_gives_a_day(tmp_path, limit):
+    file = tmp_path / "first.yaml"
+    file.write_text(profile.describe(f"main*|up|{limit}|8|16000|(null)|3\n"))
+    assert profile.load(str(file)).minutes == 1440
 
 
 def test_a_first_profile_from_what_sinfo_says(tmp_path):

@@ -1,15 +1,19 @@
 """What became of a run, from its files, from who was given it, and from Slurm's queue."""
 
+import calendar
 import json
 import os
 import pwd
+import shutil
 import socket
+import time
 
 import pytest
-from sweep_files import fake_command, slurm
+from sweep_files import TINY, fake_command, slurm
 
+import ablations
 from slurm import queue, reports, run_files
-from slurm.submissions import Job, Submission
+from slurm.submissions import Job, Submission, submissions
 
 TABLES = ("evaluations.csv", "training.csv")
 
@@ -317,6 +321,16 @@ def test_a_plan_is_shown_and_nothing_written(tmp_path):
     assert result.returncode == 0 and "8 runs, 0 already done" in result.stdout and not (tmp_path / "runs").exists()
 
 
+def test_a_local_plan_says_that_slurm_cannot_be_asked(tmp_path, monkeypatch):
+    (tmp_path / "tiny.yaml").write_text(TINY)
+    names = [run.name for run in ablations.load(str(tmp_path / "tiny.yaml")).unique_runs()]
+    submit_to(tmp_path / "runs", "slurm", [("7_0", names)], "tiny")
+    fake_slurm(tmp_path, monkeypatch, "echo 'no controller' >&2; exit 1")
+    result = slurm("run", str(tmp_path / "tiny.yaml"), f"runs={tmp_path / 'runs'}")
+    assert result.returncode == 1 and "0 packs" in result.stdout
+    assert "(perhaps: 2 are unknown, since Slurm cannot be asked: no controller)" in result.stdout
+
+
 def test_gc_and_clean_ask_first(tmp_path):
     runs = tmp_path / "runs"
     for name, done in (("r0", True), ("r1", False)):
@@ -360,6 +374,19 @@ def test_nothing_is_cleaned_under_jobs(tmp_path, monkeypatch, squeue):
     assert slurm("clean", "--yes", f"runs={tmp_path}").returncode == 2 and (tmp_path / "sweeps").is_dir()
     fake_slurm(tmp_path, monkeypatch, "true")
     assert slurm("clean", "--yes", f"runs={tmp_path}").returncode == 0 and not (tmp_path / "sweeps").exists()
+
+
+def test_submissions_are_in_the_order_in_which_they_were_made(tmp_path):
+    """Whatever the time zone: folders of old are named by local time, those of now by UTC."""
+    made = submit_to(tmp_path, "slurm", [])
+    assert abs(calendar.timegm(time.strptime(made.folder.name, "%Y%m%d-%H%M%S")) - time.time()) < 60
+    old = made.folder.with_name("99991231-235959")
+    shutil.copytree(made.folder, old)
+    file = old / "submission.json"
+    content = json.loads(file.read_text())
+    content["created"] = time.strftime("%Y-%m-%dT%H:%M:%S+0000", time.gmtime(time.time() - 3600))
+    file.write_text(json.dumps(content))
+    assert [s.folder for s in submissions(tmp_path)] == [old, made.folder]
 
 
 def test_submissions_get_folders_of_their_own(tmp_path):
