@@ -61,7 +61,7 @@ def cancel(runs: Path, sweep: str, names: Sequence[str], pending: bool) -> int:
         if ids and not refused:
             print(f"{len(ids)} jobs cancelled")
     for name, count in others.items():
-        print(f"{count} jobs of {name} hold runs of {sweep}, too, and stay: python -m slurm cancel {name}")
+        print(f"{count} jobs of {name} hold runs of {sweep}, and stay: python -m slurm cancel {name}{report.where}")
     if refused:
         raise InputError(f"cancel {sweep}: of {stopped} jobs some stay, or had ended: scancel: {refused}")
     if not stopped:

@@ -29,6 +29,7 @@ class Report:
                 expected = f"expected one of {', '.join(known)}" if known else "none was started yet"
                 raise InputError(f"sweep={name}: not in {runs}/sweeps; {expected}")
         self.runs = runs
+        self.where = "" if str(runs) == "runs" else f" runs={runs}"  # for commands that are shown
         self.manifests = {name: known[name] for name in sweeps} if sweeps else known
         self.handed_out = submissions(runs)
         names = list(dict.fromkeys(row["run"] for m in self.manifests.values() for row in m["runs"]))
@@ -83,7 +84,7 @@ def status(runs: Path, sweeps: Sequence[str], machine: bool) -> str:
         if old := report.of_earlier_versions(name):
             lines.append(
                 f"  {len(old)} jobs of an earlier version of its file are in the queue, too, such as {old[0]}; "
-                f"python -m slurm cancel {name} takes out all of them"
+                f"python -m slurm cancel {name}{report.where} takes out all of them"
             )
     if report.unlisted:
         groups = {}
@@ -108,9 +109,7 @@ def _next(report: Report) -> list[str]:
     if report.queue.error:
         lines.append(f"Slurm cannot be asked: {report.queue.error}")
     name = next(iter(report.manifests)) if len(report.manifests) == 1 else ""
-    command = " ".join(
-        filter(None, ["python -m slurm retry", name, "" if str(report.runs) == "runs" else f"runs={report.runs}"])
-    )
+    command = " ".join(filter(None, ["python -m slurm retry", name])) + report.where
     bad = {state: counts[state] for state in ("failed", "lost", "cancelled", "stopped") if counts[state]}
     if bad:
         said = ", ".join(f"{n} {state} ({states.MEANING[state]})" for state, n in bad.items())

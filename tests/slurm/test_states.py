@@ -190,7 +190,7 @@ def test_jobs_of_an_earlier_version_of_a_sweep_are_shown_and_cancelled(tmp_path,
     fake_slurm(tmp_path, monkeypatch, "echo '7_0|PENDING'; echo '8_0|RUNNING'")
     asked = fake_scancel(tmp_path)
     said = slurm("status", "s", f"runs={tmp_path}").stdout
-    assert "1 jobs of an earlier version of its file are in the queue, too, such as 7_0" in said
+    assert "1 jobs of an earlier version of its file are in the queue, too, such as 7_0; python -m slurm cancel" in said
     assert slurm("cancel", "s", "old", f"runs={tmp_path}").returncode == 0 and asked.read_text() == "7_0\n"
     assert slurm("cancel", "s", f"runs={tmp_path}").returncode == 0
     assert asked.read_text().split() == ["7_0", "7_0", "8_0"]
@@ -203,7 +203,7 @@ def test_jobs_of_another_sweep_stay_unless_their_run_is_named(tmp_path, monkeypa
     fake_slurm(tmp_path, monkeypatch, "echo '7_0|PENDING'")
     asked = fake_scancel(tmp_path)
     said = slurm("cancel", "s", f"runs={tmp_path}").stdout
-    assert "1 jobs of other hold runs of s, too, and stay: python -m slurm cancel other" in said
+    assert f"1 jobs of other hold runs of s, and stay: python -m slurm cancel other runs={tmp_path}\n" in said
     assert "nothing to cancel" in said and not asked.exists()
     assert slurm("cancel", "s", "r0", f"runs={tmp_path}").returncode == 0 and asked.read_text() == "7_0\n"
 
