@@ -224,7 +224,7 @@ def _hand_over(
     where = "" if runs == Path("runs").resolve() else f" runs={shlex.quote(str(runs))}"
     print(
         f"submitted {len(submission.jobs)} jobs: {', '.join(arrays)}\n"
-        f"  python -m slurm status {submission.sweep}{where} --watch"
+        f"  python -m slurm status {submission.sweep} --watch{where}"
     )
     return 0
 

@@ -248,7 +248,7 @@ env_steps: 2000
 def test_a_retried_second_stage_waits_for_a_first_that_is_queued(submitting, tmp_path):
     (tmp_path / "t.yaml").write_text(TRANSFER)
     said = submitting("submit", "t.yaml")
-    assert "submitted 3 jobs: 101, 102\n" in said and f"status t runs={tmp_path}/r --watch" in said
+    assert "submitted 3 jobs: 101, 102\n" in said and f"status t --watch runs={tmp_path}/r\n" in said
     (submission,) = (tmp_path / "r" / "sweeps" / "t").iterdir()
     jobs = [(job["id"], name) for job in json.loads((submission / "submission.json").read_text())["jobs"]
             for pack in job["packs"] for name in pack["runs"]]  # fmt: skip
