@@ -227,9 +227,9 @@ class Storm:
 
 
 def _runs_of(runs: Path, job: str) -> list[str]:
-    from slurm.submissions import manifests, submissions
+    from slurm.submissions import submissions
 
-    return [n for s in submissions(runs, list(manifests(runs))) for j in s.jobs if j.id == job for n in j.runs]
+    return [n for s in submissions(runs) for j in s.jobs if j.id == job for n in j.runs]
 
 
 def processes(words: Sequence[str], folder: Path) -> list[int]:

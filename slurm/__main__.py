@@ -170,6 +170,8 @@ def _dispatch(a: argparse.Namespace) -> int:
     if a.command == "gc":
         return housekeeping.collect(runs, rest, a.yes)
     if a.command == "clean":
+        if rest:
+            raise InputError(f"clean {rest[0]}: it removes all runs of a folder; expected runs=FOLDER and nothing else")
         return housekeeping.clean(runs, a.yes)
     chosen = [s for s in ("failed", "lost", "cancelled", "stopped") if getattr(a, s)]
     return _retry(runs, rest, chosen, a.profile, a.yes, a.dry_run)

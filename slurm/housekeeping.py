@@ -18,16 +18,21 @@ KEPT_CHECKPOINTS = 1  # of a finished run: what `evaluate` and transfer need
 
 
 def cancel(runs: Path, sweep: str, names: Sequence[str], pending: bool) -> int:
-    """Take a sweep's jobs (those that hold the named runs) out of the queue, and stop its local queue.
+    """Take a sweep's jobs out of the queue, and stop its local queue; with names, whatever job holds those runs.
 
-    Cancels are recorded: Slurm forgets an array element that was cancelled before it began.
+    Sweeps share runs, so jobs that another sweep submitted stay unless a run of theirs is named. Cancels are
+    recorded: Slurm forgets an array element that was cancelled before it began.
+
+    Raises:
+        InputError: for a name that is no run of the sweep, and with scancel's words once all jobs were tried.
     """
     report = Report(runs, [sweep])
-    strange = [name for name in names if name not in report.by_run]
+    own = {name for s in report.handed_out if s.sweep == sweep for job in s.jobs for name in job.runs}
+    strange = [name for name in names if name not in report.by_run and name not in own]
     if strange:
         raise InputError(f"cancel {sweep}: {strange[0]}: no run of this sweep")
     wanted = set(names) or set(report.by_run)
-    stopped = 0
+    stopped, refused, others = 0, "", dict[str, int]()
     for submission in report.handed_out:
         if submission.queue_alive() and not pending and submission.sweep == sweep:
             if names:
@@ -35,22 +40,30 @@ def cancel(runs: Path, sweep: str, names: Sequence[str], pending: bool) -> int:
             os.kill(submission.content["queue"]["pid"], signal.SIGTERM)
             print("the local queue saves and stops")
             stopped += 1
+        whole = submission.sweep == sweep and not names  # an earlier version of its file had other runs
         ids = [
             job.id
             for job in submission.jobs
             if job.id in report.queue.states
-            and not wanted.isdisjoint(job.runs)
+            and (whole or not wanted.isdisjoint(job.runs))
             and (not pending or report.queue.states[job.id] in queue.WAITING)
         ]
+        if submission.sweep != sweep and not names:
+            if ids:
+                others[submission.sweep] = others.get(submission.sweep, 0) + len(ids)
+            continue
+        submission.record_cancelled(ids)  # first: scancel fails as soon as one job has ended meanwhile
         for i in range(0, len(ids), 500):
-            part = ids[i : i + 500]
-            status, text = queue.command("scancel", *part)
+            status, text = queue.command("scancel", *ids[i : i + 500])
             if status:
-                raise InputError(f"cancel {sweep}: scancel: {text.splitlines()[0] if text else status}")
-            submission.record_cancelled(part)
+                refused = text.splitlines()[0] if text else f"exit status {status}"
         stopped += len(ids)
-        if ids:
+        if ids and not refused:
             print(f"{len(ids)} jobs cancelled")
+    for name, count in others.items():
+        print(f"{count} jobs of {name} hold runs of {sweep}, and stay: python -m slurm cancel {name}{report.where}")
+    if refused:
+        raise InputError(f"cancel {sweep}: of {stopped} jobs some stay, or had ended: scancel: {refused}")
     if not stopped:
         print(
             f"{sweep}: nothing to cancel"
@@ -84,8 +97,12 @@ def clean(runs: Path, yes: bool) -> int:
     """Remove all run directories and sweeps of a folder, and nothing else that lies there."""
     report = Report(runs)
     busy = [state.run for state in report.states if state.state in ("running", "queued")]
+    # Jobs of an earlier version of a sweep's file hold runs that no manifest lists.
+    busy += [s.sweep for s in report.handed_out if s.queue_alive() or any(j.id in report.queue.states for j in s.jobs)]
     if busy:
         raise InputError(f"clean runs={runs}: {busy[0]} is being trained or queued; python -m slurm cancel first")
+    if report.queue.error:
+        raise InputError(f"clean runs={runs}: Slurm cannot be asked whether jobs are queued: {report.queue.error}")
     doomed = [runs / state.run for state in report.states if (runs / state.run).is_dir()]
     doomed += [path for path in (runs / "sweeps", runs / ".analysis") if path.is_dir()]
     if not doomed:

@@ -61,7 +61,7 @@ def work(task: dict[str, Any]) -> str:
     crew = Crew(packs, _slots(task["slots"]), Path(task["runs"]), folder / "packs", folder / "logs", told=_say)
     crew.run(signals)
     if any(member.state == "stopped" for member in crew.members):
-        if signal.SIGUSR2 in signals.caught or _preempted():
+        if _goes_on(signal.SIGUSR2 in signals.caught):
             _requeue()
         raise JobFailed("asked to stop; the runs are saved")
     left = [f"{member.pack.name}: {member.reason}" for member in crew.members if member.state == "left"]
@@ -97,14 +97,19 @@ def job_id() -> str:
     return f"{array}_{os.environ['SLURM_ARRAY_TASK_ID']}" if array else os.environ.get("SLURM_JOB_ID", "")
 
 
-def _preempted() -> bool:
-    """Whether this job is being preempted, so that it should go on later; not when it was cancelled."""
+def _goes_on(warned: bool) -> bool:
+    """Whether this job should go on later: it was warned of its limit, or is being preempted; not when cancelled.
+
+    A job that is cancelled while it saves is COMPLETING without a reason, and requeueing would bring it back. One
+    that reaches its limit meanwhile is COMPLETING because of that.
+    """
     _, text = queue.command("scontrol", "--oneliner", "show", "job", job_id())
-    state = re.search(r"\bJobState=(\w+)", text)
-    when = re.search(r"\bPreemptTime=(\S+)", text)
-    return state is not None and (
-        state[1] == "PREEMPTED" or (state[1] == "RUNNING" and when is not None and when[1] != "None")
-    )
+    said = dict(re.findall(r"\b(JobState|Reason|PreemptTime)=(\S+)", text))
+    state, preempted = said.get("JobState"), said.get("PreemptTime", "None") != "None"
+    if warned:  # also if Slurm does not say
+        ending = state == "COMPLETING" and said.get("Reason") == "None" and not preempted
+        return state != "CANCELLED" and not ending
+    return state == "PREEMPTED" or (state == "RUNNING" and preempted)
 
 
 def _requeue() -> None:

@@ -20,7 +20,7 @@ from slurm import queue, run_files, states, tables
 from slurm.crew import Crew
 from slurm.packs import Pack
 from slurm.plan import AUTOMATIC_PACK, pack
-from slurm.submissions import Job, Submission, manifests, submissions, write_manifest
+from slurm.submissions import Job, Submission, submissions, write_manifest
 
 INTERRUPTED = 75
 PROCESS_BYTES = 1.2 * 2**30  # that a small run takes with its libraries, about
@@ -52,11 +52,12 @@ def run(
     """
     slots, defaults, size = places(jobs, asked)
     wanted = [run for run in sweep.unique_runs() if only is None or run.name in only]
-    handed_out = submissions(runs, list(manifests(runs)))
-    ids = [job.id for s in handed_out for job in s.jobs]
-    found = states.look(runs, [run.name for run in wanted], handed_out, queue.look(ids))
+    handed_out = submissions(runs)
+    in_queue = queue.look((job.id for s in handed_out for job in s.jobs), {s.user for s in handed_out})
+    found = states.look(runs, [run.name for run in wanted], handed_out, in_queue)
     by_name = {state.run: state.state for state in found}
     elsewhere = [run for run in wanted if by_name[run.name] in ("running", "queued", "unknown")]
+    unknown = [run for run in elsewhere if by_name[run.name] == "unknown"]
     todo = [run for run in wanted if by_name[run.name] not in ("done", "running", "queued", "unknown")]
     packs = pack(todo, size, {**defaults, **words}, runs)
     done = len(wanted) - len(todo) - len(elsewhere)
@@ -64,6 +65,8 @@ def run(
     plan = f"{sweep.name}{note}: {len(wanted)} runs, {done} already done"
     if elsewhere:
         plan += f", {len(elsewhere)} running or queued elsewhere"
+    if unknown:
+        plan += f" (perhaps: {len(unknown)} are unknown, since Slurm cannot be asked: {in_queue.error})"
     print(f"{plan}; {len(packs)} packs, {len(slots)} at once", file=out, flush=True)
     if dry_run:
         return 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -34,7 +35,7 @@ class Profile:
     memory_gb: float = setting(64.0, "memory a job, GB", low=0.1, high=16384.0)
     time: str = setting("24:00:00", "time limit, [days-]hours:minutes:seconds")
     grace_seconds: int = setting(300, "from the signal to the time limit, seconds", low=5, high=7200)
-    throttle: int = setting(0, "jobs at once; 0: as many as the cluster gives", low=0, high=100_000)
+    throttle: int = setting(0, "jobs of an array at once; 0: as many as the cluster gives", low=0, high=100_000)
     packs_per_job: int = setting(1, "training processes that share a job's GPUs", low=1, high=64)
     pack: int = setting(0, "seeds a training process; 0: automatic", low=0, high=32)
     setup: list[str] = _texts("shell lines before the job")
@@ -58,7 +59,7 @@ class Profile:
         found: dict[str, Any] = {"requeue": True}
         for text in self.options:
             key, equals, value = text.lstrip("-").partition("=")
-            found[key] = value if equals else True
+            found[key.strip().replace("-", "_")] = value if equals else True  # as submitit's own parameters are called
         return found
 
 
@@ -74,12 +75,17 @@ def load(name: str) -> Profile:
         first = "; python -m slurm profile writes one from what this cluster says" if name == "default" else ""
         raise InputError(f"profile={name}: no such profile; expected one of {known}, or a .yaml file{first}")
     try:
-        content = yaml.load(path.read_text(), _Loader)
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        text = path.read_text()
+        content = yaml.load(text, _Loader)
+        written = yaml.load(text, yaml.BaseLoader)
+    except (OSError, ValueError, yaml.YAMLError) as error:
         raise InputError(f"{path}: {' '.join(str(error).split())}") from error
     if not isinstance(content, dict):
         raise InputError(f"{path}: expected a mapping of keys to values")
     given = {str(k): v for k, v in content.items() if not (k in ("setup", "options") and v in ([], None))}
+    # What is text stays as it was written: to YAML, account 0042 is 34, and partition yes is true.
+    texts = {f.name for f in dataclasses.fields(Profile) if f.type == "str"}
+    given |= {k: v for k, v in written.items() if k in texts and isinstance(v, str)}
     for key in ("setup", "options"):
         if not all(isinstance(line, str) for line in _list(path, key, given.get(key, []))):
             raise InputError(f"{path}: {key}={given[key]}: expected a list of text")
@@ -102,7 +108,13 @@ def _list(path: Path, key: str, value: Any) -> list[Any]:
 
 
 class _Loader(yaml.SafeLoader):
-    """Safe YAML in which 24:00:00 is text: YAML 1.1 reads it as a number to the base of 60."""
+    """Safe YAML without YAML 1.1's numbers to the bases of 60 and 8 (24:00:00 is text, 08 is 8), and no key twice."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        mapping: dict[Any, Any] = super().construct_mapping(node, deep=deep)
+        if len(mapping) < len(node.value):
+            raise yaml.YAMLError(f"a key is given twice{node.start_mark}")
+        return mapping
 
 
 _Loader.yaml_implicit_resolvers = {
@@ -110,6 +122,7 @@ _Loader.yaml_implicit_resolvers = {
     for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
 }
 _Loader.add_implicit_resolver("tag:yaml.org,2002:int", re.compile(r"^[-+]?\d+$"), list("-+0123456789"))
+_Loader.add_constructor("tag:yaml.org,2002:int", lambda _, node: int(node.value))
 _Loader.add_implicit_resolver("tag:yaml.org,2002:float", re.compile(r"^[-+]?\d*\.\d+$"), list("-+.0123456789"))
 
 
@@ -186,7 +199,8 @@ def describe(sinfo: str) -> str:
     share = best["gpus"] or best["cpus"]
     cores = max(1, best["cpus"] // share) if best["gpus"] else 1
     memory_gb = max(0.5, int(best["memory"] / share / 1024 * 0.9 * 2) / 2)
-    longest = 24 * 3600 if best["limit"] == "infinite" else min(24 * 3600, parse_time(best["limit"]))
+    limited = best["limit"][:1].isdigit()  # else infinite, UNLIMITED, n/a
+    longest = min(24 * 3600, parse_time(best["limit"])) if limited else 24 * 3600
     hours, rest = divmod(longest, 3600)
     seen = [
         f"#   {r['name']}: {r['nodes']} nodes of {r['cpus']} CPUs, {r['memory']} MB, gres {r['gres']}, "

@@ -44,16 +44,16 @@ def require() -> None:
         raise InputError("CLUSTER=slurm: no Slurm on this machine (no sbatch); `make sweep SWEEP=...` alone runs here")
 
 
-def look(jobs: Iterable[str]) -> Queue:
-    """States of the jobs with these ids (12 or 12_3)."""
+def look(jobs: Iterable[str], users: Iterable[int] = ()) -> Queue:
+    """States of the jobs with these ids (12 or 12_3), which these users (numbers) or the caller submitted."""
     wanted = {job for job in jobs if job}
     if not wanted:
         return Queue()
     if not available():
         return Queue(error="no Slurm on this machine")
-    user = pwd.getpwuid(os.getuid()).pw_name
-    # The whole queue of the user: asking for ids fails as soon as one of them is forgotten.
-    status, text = command("squeue", "--noheader", "--array", "--states=all", f"--user={user}", "--format=%i|%T")
+    # The whole queue of the users: asking for ids fails as soon as one of them is forgotten.
+    listed = ",".join(map(str, sorted({os.getuid(), *filter(_has_name, users)})))
+    status, text = command("squeue", "--noheader", "--array", "--states=all", f"--user={listed}", "--format=%i|%T")
     if status:
         return Queue(error=text.splitlines()[0] if text else "squeue failed")
     states: dict[str, str] = {}
@@ -64,6 +64,15 @@ def look(jobs: Iterable[str]) -> Queue:
             (ended if state in ENDED else states)[job] = state
     gone = wanted - states.keys()
     return Queue(states, {**ended, **_ended(gone)} if gone else {})
+
+
+def _has_name(user: int) -> bool:
+    """Whether this machine knows a user; squeue refuses a list with one that has left."""
+    try:
+        pwd.getpwuid(user)
+    except KeyError:
+        return False
+    return True
 
 
 def _ended(jobs: set[str]) -> dict[str, str]:

@@ -29,21 +29,33 @@ class Report:
                 expected = f"expected one of {', '.join(known)}" if known else "none was started yet"
                 raise InputError(f"sweep={name}: not in {runs}/sweeps; {expected}")
         self.runs = runs
+        self.where = "" if str(runs) == "runs" else f" runs={runs}"  # for commands that are shown
         self.manifests = {name: known[name] for name in sweeps} if sweeps else known
-        self.handed_out = submissions(runs, list(known))
+        self.handed_out = submissions(runs)
         names = list(dict.fromkeys(row["run"] for m in self.manifests.values() for row in m["runs"]))
         self.unlisted: list[str] = []
         if not sweeps:
             listed = set(names)
             self.unlisted = [name for name in run_directories(runs) if name not in listed]
         looked_for = set(names)
-        jobs = [j.id for s in self.handed_out for j in s.jobs if j.id and not looked_for.isdisjoint(j.runs)]
-        self.queue = queue.look(jobs)
+        jobs = [
+            job.id
+            for s in self.handed_out
+            for job in s.jobs
+            if s.sweep in self.manifests or not sweeps or not looked_for.isdisjoint(job.runs)
+        ]
+        self.queue = queue.look(jobs, {s.user for s in self.handed_out})
         self.states = states.look(runs, [*names, *self.unlisted], self.handed_out, self.queue)
         self.by_run = {state.run: state for state in self.states}
 
     def last_submission(self, sweep: str) -> Submission | None:
         return next((s for s in reversed(self.handed_out) if s.sweep == sweep), None)
+
+    def of_earlier_versions(self, sweep: str) -> list[str]:
+        """Ids of a sweep's jobs in the queue that hold none of the runs of which it consists by now."""
+        names = {row["run"] for row in self.manifests[sweep]["runs"]}
+        jobs = [job for s in self.handed_out if s.sweep == sweep for job in s.jobs]
+        return [job.id for job in jobs if job.id in self.queue.states and names.isdisjoint(job.runs)]
 
 
 def run_directories(runs: Path) -> list[str]:
@@ -69,6 +81,11 @@ def status(runs: Path, sweeps: Sequence[str], machine: bool) -> str:
             budgets[row["run"]] = row["env_steps"]
         note = f"  ({manifest['note']})" if manifest.get("note") else ""
         lines += tables.overview(f"{name}{note}", groups)
+        if old := report.of_earlier_versions(name):
+            lines.append(
+                f"  {len(old)} jobs of an earlier version of its file are in the queue, too, such as {old[0]}; "
+                f"python -m slurm cancel {name}{report.where} takes out all of them"
+            )
     if report.unlisted:
         groups = {}
         for run in report.unlisted:
@@ -92,9 +109,7 @@ def _next(report: Report) -> list[str]:
     if report.queue.error:
         lines.append(f"Slurm cannot be asked: {report.queue.error}")
     name = next(iter(report.manifests)) if len(report.manifests) == 1 else ""
-    command = " ".join(
-        filter(None, ["python -m slurm retry", name, "" if str(report.runs) == "runs" else f"runs={report.runs}"])
-    )
+    command = " ".join(filter(None, ["python -m slurm retry", name])) + report.where
     bad = {state: counts[state] for state in ("failed", "lost", "cancelled", "stopped") if counts[state]}
     if bad:
         said = ", ".join(f"{n} {state} ({states.MEANING[state]})" for state, n in bad.items())
@@ -160,7 +175,7 @@ def _log_files(state: State, report: Report) -> list[Path]:
     found = [state.log] if state.log else []
     for submission in report.handed_out:
         if state.job and any(job.id == state.job for job in submission.jobs):
-            found += sorted((submission.folder / "submitit").glob(f"{state.job}_*_log.*"))
+            found += states.job_logs(submission.folder, state.job)
     return found
 
 

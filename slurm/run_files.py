@@ -118,14 +118,15 @@ def marks(directory: Path) -> tuple[str, ...]:
 
 
 def last_line(log: Path) -> str:
-    """The last line of a log that says something, "" if there is none."""
+    """The last line of a log that says something, "" if there is none; srun's own if there is no other."""
     try:
         with open(log, "rb") as file:
             file.seek(max(0, os.fstat(file.fileno()).st_size - 8192))
             lines = file.read().decode(errors="replace").splitlines()
     except OSError:
         return ""
-    return next((line.strip() for line in reversed(lines) if line.strip()), "")
+    spoken = [line.strip() for line in lines if line.strip()]
+    return next((line for line in reversed(spoken) if not line.startswith("srun: ")), spoken[-1] if spoken else "")
 
 
 def _json(path: str) -> dict[str, Any] | None:

@@ -86,15 +86,24 @@ def look(runs: Path, names: Iterable[str], handed_out: Iterable[Submission], in_
 
 
 def with_reasons(states: Iterable[State]) -> list[State]:
-    """The same, with the last line of its log as the reason of each lost run that has no better one."""
+    """The same, with the last line of its log as the reason of each lost run that has no better one.
+
+    A job that died before a trainer started (a wrong set-up line, no Python on the node) left word in its own logs.
+    """
     found = []
     for state in states:
         if state.state == "lost" and state.log is not None and not state.files.reason:
-            said = run_files.last_line(state.log)
+            logs = [state.log, *job_logs(state.log.parent.parent, state.job)]
+            log, said = next(((log, said) for log in logs if (said := run_files.last_line(log))), (None, ""))
             reason = ": ".join(text for text in (state.reason, said) if text)
-            state = dataclasses.replace(state, reason=reason)
+            state = dataclasses.replace(state, reason=reason, log=log)
         found.append(state)
     return found
+
+
+def job_logs(submission: Path, job: str) -> list[Path]:
+    """What Slurm and the job itself said: errors first."""
+    return sorted((submission / "submitit").glob(f"{job}_*_log.*")) if job else []
 
 
 def _alone(files: run_files.RunFiles) -> str:

@@ -1,8 +1,8 @@
 """What was handed to whom: one folder for every time that a sweep was started or submitted.
 
 runs/sweeps/<sweep>.json              the sweep's manifest: which runs belong to which arm
-runs/sweeps/<sweep>/<stamp>/
-    submission.json                   kind, profile, jobs: their packs, runs and logs
+runs/sweeps/<sweep>/<stamp>/           by UTC
+    submission.json                   kind, user, profile, jobs: their packs, runs and logs
     packs/*.yaml                      the packs' configurations
     logs/*.log                        what the training processes said
     cancelled                         ids of jobs that `cancel` took out of the queue, one a line
@@ -15,8 +15,9 @@ import json
 import os
 import sys
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -57,7 +58,7 @@ class Submission:
     def create(cls, runs: Path, sweep: str, kind: str) -> Submission:
         """An empty folder of its own, named by the time."""
         parent = runs / "sweeps" / sweep
-        stamp = time.strftime("%Y%m%d-%H%M%S")
+        stamp = time.strftime("%Y%m%d-%H%M%S", time.gmtime())
         for suffix in ["", *(f"-{i}" for i in range(2, 1000))]:
             folder = parent / f"{stamp}{suffix}"
             try:
@@ -65,7 +66,8 @@ class Submission:
             except FileExistsError:
                 continue
             (folder / "logs").mkdir()
-            return cls(folder, sweep, kind, [], {"created": time.strftime("%Y-%m-%dT%H:%M:%S%z")})
+            content = {"created": time.strftime("%Y-%m-%dT%H:%M:%S%z"), "user": os.getuid()}
+            return cls(folder, sweep, kind, [], content)
         raise FileExistsError(parent)
 
     def save(self) -> None:
@@ -83,6 +85,20 @@ class Submission:
             return cls(folder, content.pop("sweep"), content.pop("kind"), jobs, content)
         except (OSError, ValueError, KeyError, TypeError):
             return None
+
+    @property
+    def created(self) -> float:
+        """When, in seconds; older folders are named by local time, so names do not say which came first."""
+        try:
+            return datetime.fromisoformat(self.content["created"]).timestamp()
+        except (KeyError, TypeError, ValueError):
+            return 0.0
+
+    @property
+    def user(self) -> int:
+        """Number of the user whose jobs these are."""
+        user = self.content.get("user")
+        return user if isinstance(user, int) else os.getuid()
 
     def cancelled(self) -> set[str]:
         """Ids of jobs that were cancelled: a pending one leaves no trace in Slurm."""
@@ -103,15 +119,11 @@ class Submission:
         return self.folder / "logs" / f"{pack}.log"
 
 
-def submissions(runs: Path, sweeps: Sequence[str]) -> list[Submission]:
-    """Those of the sweeps, oldest first."""
-    found = []
-    for sweep in sweeps:
-        folder = runs / "sweeps" / sweep
-        if folder.is_dir():
-            loaded = [Submission.load(entry) for entry in folder.iterdir() if entry.is_dir()]
-            found += [s for s in loaded if s is not None]
-    return sorted(found, key=lambda s: (s.folder.name, s.sweep))
+def submissions(runs: Path) -> list[Submission]:
+    """Those of all sweeps, oldest first."""
+    loaded = [Submission.load(path.parent) for path in (runs / "sweeps").glob("*/*/submission.json")]
+    found = [s for s in loaded if s is not None]
+    return sorted(found, key=lambda s: (s.created, s.folder.name, s.sweep))
 
 
 def manifests(runs: Path) -> dict[str, dict[str, Any]]:

@@ -23,7 +23,7 @@ from slurm.housekeeping import agreed
 from slurm.packs import Pack
 from slurm.plan import pack
 from slurm.profile import Profile
-from slurm.submissions import Job, Submission, manifests, replace_text, submissions, write_manifest
+from slurm.submissions import Job, Submission, replace_text, submissions, write_manifest
 
 ROOT = Path(__file__).resolve().parent.parent
 ROOMS = ("iqrl", "baselines", "ablations", "slurm")  # that a job needs
@@ -56,8 +56,8 @@ def submit(
     wants = profile.load(profile_name)
     runs = runs.resolve()
     planned = [run for run in sweep.unique_runs() if only is None or run.name in only]
-    handed_out = submissions(runs, list(manifests(runs)))
-    in_queue = queue.look(j.id for s in handed_out for j in s.jobs)
+    handed_out = submissions(runs)
+    in_queue = queue.look((j.id for s in handed_out for j in s.jobs), {s.user for s in handed_out})
     if in_queue.error:
         raise InputError(f"Slurm cannot be asked what is queued: {in_queue.error}")
     found = {s.run: s.state for s in states.look(runs, [run.name for run in planned], handed_out, in_queue)}
@@ -67,6 +67,8 @@ def submit(
     jobs = _jobs(packs, wants.packs_per_job)
     _show(sweep, wants, profile_name, [found[run.name] for run in planned], packs, jobs, runs)
     if not jobs:
+        if only is None and not dry_run:  # all of it may be another sweep's, and labels may have changed
+            write_manifest(sweep, runs)
         return 0
     _test(wants, sweep.name, min(len(jobs), _array_size()))
     if dry_run or not agreed(f"submit {len(jobs)} jobs?", yes):
@@ -81,7 +83,8 @@ def submit(
         "profile": where,
         "resources": dataclasses.asdict(wants),
     }
-    return _hand_over(submission, jobs, wants, runs)
+    queued = {name: j.id for s in handed_out for j in s.jobs if j.id in in_queue.states for name in j.runs}
+    return _hand_over(submission, jobs, wants, runs, queued)
 
 
 def _words(wants: Profile) -> dict[str, str]:
@@ -123,15 +126,20 @@ def _show(
 def _executor(wants: Profile, name: str, folder: Path, code: Path) -> submitit.SlurmExecutor:
     """submitit's executor, with everything that a profile asks for."""
     threads = max(1, wants.cpus // wants.packs_per_job)
-    # `python -m` looks in the working folder first, so the job stands in the snapshot.
+    # `python -m` looks in the working folder first, so the job stands in the snapshot. `srun` does not hand the
+    # job's CPUs on by itself since Slurm 22.05.
     inherited = os.environ.get("PYTHONPATH", "")
-    path = os.pathsep.join(filter(None, [str(code), inherited]))
     setup = [
+        *([f"export PYTHONPATH={shlex.quote(inherited)}"] if inherited else []),  # where sbatch hands nothing on
         *wants.setup,
-        f"export PYTHONPATH={shlex.quote(path)} OMP_NUM_THREADS={threads} MUJOCO_GL=${{MUJOCO_GL:-disable}}",
+        f"export PYTHONPATH={shlex.quote(str(code))}${{PYTHONPATH:+:$PYTHONPATH}}",
+        f"export OMP_NUM_THREADS={threads} MUJOCO_GL=${{MUJOCO_GL:-disable}}",
+        '[ -z "$SLURM_CPUS_PER_TASK" ] || export SRUN_CPUS_PER_TASK=$SLURM_CPUS_PER_TASK',
         f"export SWEEP_SCRATCH={shlex.quote(wants.scratch) if wants.scratch else ''}",
         f"cd {shlex.quote(str(code))} || exit 1",
     ]
+    options = wants.sbatch_options()
+    asked = any("gpu" in f"{key}={value}" for key, value in options.items() if key == "gres" or key.startswith("gpus"))
     executor = submitit.SlurmExecutor(folder=folder)
     given = {
         "partition": wants.partition,
@@ -148,8 +156,8 @@ def _executor(wants: Profile, name: str, folder: Path, code: Path) -> submitit.S
         signal_delay_s=wants.grace_seconds,
         array_parallelism=wants.throttle or 100_000,
         setup=setup,
-        additional_parameters=wants.sbatch_options(),
-        **({"gpus_per_node": wants.gpus} if wants.gpus else {}),
+        additional_parameters=options,
+        **({} if not wants.gpus or asked else {"gpus_per_node": wants.gpus}),
         **{k: v for k, v in given.items() if v},
     )
     return executor
@@ -177,14 +185,17 @@ def _array_size() -> int:
     return max(1, int(said)) if said.isdigit() else ARRAY_LIMIT
 
 
-def _hand_over(submission: Submission, jobs: Sequence[Sequence[Pack]], wants: Profile, runs: Path) -> int:
+def _hand_over(
+    submission: Submission, jobs: Sequence[Sequence[Pack]], wants: Profile, runs: Path, queued: Mapping[str, str]
+) -> int:
+    """Submit the jobs; `queued`: run -> id of the job that trains it, of those in the queue already."""
     folder = submission.folder
     snapshot(folder / "code")
     jobs = [[_with_agent(each, folder / "code") for each in packs] for packs in jobs]
     for packs in jobs:
         for each in packs:
             each.write(folder / "packs")
-    holder: dict[str, str] = {}  # run -> id of the job that trains it
+    holder = dict(queued)
     limit = _array_size()
     for later in (False, True):
         part = [packs for packs in jobs if bool(packs[0].after) == later]
@@ -210,9 +221,10 @@ def _hand_over(submission: Submission, jobs: Sequence[Sequence[Pack]], wants: Pr
                 holder |= dict.fromkeys(record.runs, handle.job_id)
             submission.save()
     arrays = sorted({each.id.partition("_")[0] for each in submission.jobs})
+    where = "" if runs == Path("runs").resolve() else f" runs={shlex.quote(str(runs))}"
     print(
         f"submitted {len(submission.jobs)} jobs: {', '.join(arrays)}\n"
-        f"  python -m slurm status {submission.sweep} --watch"
+        f"  python -m slurm status {submission.sweep} --watch{where}"
     )
     return 0
 

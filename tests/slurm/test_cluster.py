@@ -18,7 +18,7 @@ from slurm import profile, run_files, submit
 
 pytestmark = pytest.mark.skipif(bool(missing(True)), reason=f"Slurm: {missing(True)}")
 
-PROFILE = "{gpus: 0, cpus: 1, memory_gb: 1.5, time: '10:00', grace_seconds: 60"
+PROFILE = {"gpus": 0, "cpus": 1, "memory_gb": 1.5, "time": "'10:00'", "grace_seconds": 60}
 PARTITIONS = """PreemptType=preempt/partition_prio
 PreemptMode=REQUEUE
 PartitionName=low Nodes=ALL PriorityTier=1 GraceTime=20 PreemptMode=REQUEUE
@@ -53,7 +53,7 @@ class Sweep:
         self.cluster, self.runs = cluster, folder / "runs"
         self.file, self.profile = folder / "tiny.yaml", folder / "p.yaml"
         self.file.write_text(text)
-        self.profile.write_text(", ".join([PROFILE, *(f"{k}: {v}" for k, v in wants.items())]) + "}")
+        self.profile.write_text("\n".join(f"{k}: {v}" for k, v in {**PROFILE, **wants}.items()))
 
     def slurm(self, *words, check=True, **more):
         return self.cluster.sweep(*words, f"runs={self.runs}", check=check, **more)

@@ -75,6 +75,20 @@ def test_preemption_requeues_and_cancelling_does_not(signalled):
     assert signalled(signal.SIGTERM, "JobState=CANCELLED PreemptTime=None") == ""
 
 
+@pytest.mark.parametrize(
+    ("said", "asked"),
+    [
+        ("JobState=COMPLETING Reason=None", ""),  # cancelled
+        ("JobState=CANCELLED Reason=None", ""),
+        ("JobState=COMPLETING Reason=TimeLimit", "requeue 7_3"),  # the limit came before the save was over
+        ("JobState=COMPLETING Reason=None PreemptTime=2026-01-01T00:00:00", "requeue 7_3"),
+        ("slurm_load_jobs error: Unable to contact slurm controller", "requeue 7_3"),
+    ],
+)
+def test_a_cancel_during_the_save_is_not_undone(signalled, said, asked):
+    assert signalled(signal.SIGUSR2, said) == asked
+
+
 def test_the_local_queue_gives_each_process_a_gpu_of_its_own(monkeypatch):
     """submitit's LocalExecutor starts everything at once, all on device 0."""
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1")

@@ -1,7 +1,10 @@
 """From sweeps to packs, profiles, and submission scripts, without any Slurm."""
 
 import dataclasses
+import json
+import os
 import pickle
+import subprocess
 
 import pytest
 import yaml
@@ -114,12 +117,37 @@ def test_a_time_limit_is_whole_minutes(tmp_path):
         ({"setup": "module load cuda"}, "setup"),
         ({"options": [1]}, "options"),
         ({"memory_gb": -1}, "profile.memory_gb=-1"),
+        ({"partition": ["a", "b"]}, "profile.partition="),
     ],
 )
 def test_a_wrong_profile_is_one_line(tmp_path, values, named):
     with pytest.raises(InputError) as error:
         profile.load(write(tmp_path, **values))
     assert named in str(error.value) and "p.yaml" in str(error.value) and "\n" not in str(error.value)
+
+
+def test_a_profiles_text_is_as_it_was_written(tmp_path):
+    file = tmp_path / "p.yaml"
+    file.write_text("{account: 0042, partition: yes, qos: 1_000, constraint: 010, time: 24:00:00, cpus: 08, gpus: 010}")
+    made = profile.load(str(file))
+    assert (made.account, made.partition, made.qos, made.constraint) == ("0042", "yes", "1_000", "010")
+    assert (made.minutes, made.cpus, made.gpus) == (1440, 8, 10)
+
+
+@pytest.mark.parametrize("text", ["cpus: 1\ncpus: 2", "cpus: !!int eight"])
+def test_a_profile_that_cannot_be_read_is_one_line(tmp_path, text):
+    file = tmp_path / "p.yaml"
+    file.write_text(text)
+    with pytest.raises(InputError, match="p.yaml: ") as error:
+        profile.load(str(file))
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("limit", ["infinite", "UNLIMITED", "n/a"])
+def test_a_partition_without_a_limit_gives_a_day(tmp_path, limit):
+    file = tmp_path / "first.yaml"
+    file.write_text(profile.describe(f"main*|up|{limit}|8|16000|(null)|3\n"))
+    assert profile.load(str(file)).minutes == 1440
 
 
 def test_a_first_profile_from_what_sinfo_says(tmp_path):
@@ -148,6 +176,97 @@ def test_the_submission_script(tmp_path, monkeypatch):
         "srun"
     )
     assert "OMP_NUM_THREADS=4" in text
+
+
+@pytest.mark.parametrize(
+    ("option", "flags"),
+    [
+        ("gpus-per-node=a100:1", ["--gpus-per-node=a100:1"]),
+        ("gres=gpu:a100:1", ["--gres=gpu:a100:1"]),
+        ("gpus=a100:2", ["--gpus=a100:2"]),
+        ("gres=nvme:1", ["--gpus-per-node=1", "--gres=nvme:1"]),
+    ],
+)
+def test_an_option_that_names_gpus_comes_instead_of_their_number(tmp_path, option, flags):
+    executor = submit._executor(profile.load(write(tmp_path, options=[option])), "n", tmp_path / "f", tmp_path / "code")
+    text = executor._make_submission_file_text("true", "id")
+    assert [line.split()[1] for line in text.splitlines() if "--gpus" in line or "--gres" in line] == flags
+
+
+def test_what_a_job_is_handed(tmp_path, monkeypatch):
+    """srun gets the job's CPUs; what a set-up line puts on PYTHONPATH stays there, after the snapshot."""
+    fake_command(tmp_path / "bin", "srun", "echo $PYTHONPATH $SRUN_CPUS_PER_TASK")
+    monkeypatch.setenv("PATH", str(tmp_path / "bin"), prepend=":")
+    monkeypatch.setenv("PYTHONPATH", "/login")
+    (tmp_path / "my code").mkdir()
+    made = profile.load(write(tmp_path, setup=["export PYTHONPATH=/module:$PYTHONPATH"]))
+    executor = submit._executor(made, "name", tmp_path / "f", tmp_path / "my code")
+    script = tmp_path / "job.sh"
+    script.write_text(executor._make_submission_file_text("true", "id"))
+    for cpus, said in (({"SLURM_CPUS_PER_TASK": "8"}, " 8"), ({}, "")):
+        environment = {"PATH": os.environ["PATH"], **cpus}
+        result = subprocess.run(["bash", str(script)], env=environment, capture_output=True, text=True)
+        assert (result.stdout, result.stderr) == (f"{tmp_path}/my code:/module:/login{said}\n", "")
+
+
+# --- submitting, with stand-ins for Slurm's commands
+
+
+@pytest.fixture
+def submitting(tmp_path):
+    """`submit WORDS` into tmp_path/r; the job scripts are kept in tmp_path/scripts, and the queue is tmp_path/queue."""
+    (tmp_path / "scripts").mkdir()
+    (tmp_path / "queue").touch()
+    script = f"""case "$1" in --test-only) exit 0;; esac
+n=$(ls {tmp_path}/scripts | wc -l); n=$((n + 101)); cp "$1" {tmp_path}/scripts/$n; echo "Submitted batch job $n" """
+    for name, text in (("sbatch", script), ("srun", "true"), ("squeue", f"cat {tmp_path}/queue"), ("sacct", "exit 1"),
+                       ("scontrol", "exit 1")):  # fmt: skip
+        fake_command(tmp_path / "bin", name, text)
+    (tmp_path / "p.yaml").write_text("{gpus: 0, cpus: 1, memory_gb: 1, time: '10:00', grace_seconds: 60}")
+
+    def start(command, *words):
+        where = ["--profile", "p.yaml", "--yes", "runs=r"]
+        result = slurm(command, *words, *where, cwd=tmp_path, path=f"{tmp_path / 'bin'}:/usr/bin:/bin")
+        assert result.returncode == 0, result.stderr
+        return result.stdout
+
+    return start
+
+
+TRANSFER = """
+title: T
+question: Q?
+finding: F.
+base: {preset: tiny}
+arms: {scratch: {}, tuned: {start_from: {arm: scratch, task: walker-walk}, tasks: [walker-run]}}
+tasks: [walker-walk, walker-run]
+seeds: "0"
+env_steps: 2000
+"""
+
+
+def test_a_retried_second_stage_waits_for_a_first_that_is_queued(submitting, tmp_path):
+    (tmp_path / "t.yaml").write_text(TRANSFER)
+    said = submitting("submit", "t.yaml")
+    assert "submitted 3 jobs: 101, 102\n" in said and f"status t --watch runs={tmp_path}/r\n" in said
+    (submission,) = (tmp_path / "r" / "sweeps" / "t").iterdir()
+    jobs = [(job["id"], name) for job in json.loads((submission / "submission.json").read_text())["jobs"]
+            for pack in job["packs"] for name in pack["runs"]]  # fmt: skip
+    first = next(id for id, name in jobs if "walker-walk" in name)
+    assert jobs[-1][0] == "102" and f"--dependency=afterany:{first}\n" in (tmp_path / "scripts" / "102").read_text()
+    (tmp_path / "queue").write_text("".join(f"{id}|PENDING\n" for id, _ in jobs[:-1]))  # the second stage is gone
+    assert "submitted 1 jobs: 103\n" in submitting("retry", "t")
+    assert f"--dependency=afterany:{first}\n" in (tmp_path / "scripts" / "103").read_text()
+
+
+def test_a_sweep_whose_runs_are_all_another_ones_is_known(submitting, tmp_path):
+    (tmp_path / "one.yaml").write_text(TINY)
+    (tmp_path / "other.yaml").write_text(TINY.replace("Tiny", "Other"))
+    submitting("submit", "one.yaml")
+    (tmp_path / "queue").write_text("101_0|PENDING\n101_1|PENDING\n")
+    manifest = tmp_path / "r" / "sweeps" / "other.json"
+    assert "nothing to submit" in submitting("submit", "other.yaml", "--dry-run") and not manifest.exists()
+    assert "nothing to submit" in submitting("submit", "other.yaml") and manifest.exists()
 
 
 def test_a_job_is_plain_data_without_a_checkpoint_method(sweep, tmp_path):

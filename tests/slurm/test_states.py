@@ -1,14 +1,19 @@
 """What became of a run, from its files, from who was given it, and from Slurm's queue."""
 
+import calendar
 import json
 import os
+import pwd
+import shutil
 import socket
+import time
 
 import pytest
-from sweep_files import fake_command, slurm
+from sweep_files import TINY, fake_command, slurm
 
+import ablations
 from slurm import queue, reports, run_files
-from slurm.submissions import Job, Submission
+from slurm.submissions import Job, Submission, submissions
 
 TABLES = ("evaluations.csv", "training.csv")
 
@@ -172,6 +177,63 @@ def test_a_cancelled_pending_element_is_cancelled_though_slurm_forgot_it(tmp_pat
     assert list(states_of(tmp_path).values()) == ["queued", "cancelled"]
 
 
+def fake_scancel(tmp_path, then=""):
+    """Writes what it was asked for to the file that this returns."""
+    fake_command(tmp_path / "bin", "scancel", f'echo "$@" >> {tmp_path / "asked"}; {then}')
+    return tmp_path / "asked"
+
+
+def test_jobs_of_an_earlier_version_of_a_sweep_are_shown_and_cancelled(tmp_path, monkeypatch):
+    make_sweep(tmp_path, ["r0"])
+    submit_to(tmp_path, "slurm", [("7_0", ["old"])])
+    submit_to(tmp_path, "slurm", [("8_0", ["r0"])])
+    fake_slurm(tmp_path, monkeypatch, "echo '7_0|PENDING'; echo '8_0|RUNNING'")
+    asked = fake_scancel(tmp_path)
+    said = slurm("status", "s", f"runs={tmp_path}").stdout
+    assert "1 jobs of an earlier version of its file are in the queue, too, such as 7_0; python -m slurm cancel" in said
+    assert slurm("cancel", "s", "old", f"runs={tmp_path}").returncode == 0 and asked.read_text() == "7_0\n"
+    assert slurm("cancel", "s", f"runs={tmp_path}").returncode == 0
+    assert asked.read_text().split() == ["7_0", "7_0", "8_0"]
+
+
+def test_jobs_of_another_sweep_stay_unless_their_run_is_named(tmp_path, monkeypatch):
+    make_sweep(tmp_path, ["r0"])
+    make_sweep(tmp_path, ["r0", "r1"], "other")
+    submit_to(tmp_path, "slurm", [("7_0", ["r0", "r1"])], "other")
+    fake_slurm(tmp_path, monkeypatch, "echo '7_0|PENDING'")
+    asked = fake_scancel(tmp_path)
+    said = slurm("cancel", "s", f"runs={tmp_path}").stdout
+    assert f"1 jobs of other hold runs of s, and stay: python -m slurm cancel other runs={tmp_path}\n" in said
+    assert "nothing to cancel" in said and not asked.exists()
+    assert slurm("cancel", "s", "r0", f"runs={tmp_path}").returncode == 0 and asked.read_text() == "7_0\n"
+
+
+def test_a_job_that_ends_meanwhile_does_not_stop_cancelling(tmp_path, monkeypatch):
+    make_sweep(tmp_path, ["r0", "r1"])
+    submit_to(tmp_path, "slurm", [("7_0", ["r0"])])
+    submit_to(tmp_path, "slurm", [("8_0", ["r1"])])
+    fake_slurm(tmp_path, monkeypatch, "echo '7_0|PENDING'; echo '8_0|PENDING'")
+    asked = fake_scancel(tmp_path, 'test "$1" = 8_0 || { echo "scancel: error: Invalid job id" >&2; exit 1; }')
+    result = slurm("cancel", "s", f"runs={tmp_path}")
+    assert result.returncode == 2 and "of 2 jobs some stay, or had ended" in result.stderr
+    assert "Invalid job id" in result.stderr and asked.read_text() == "7_0\n8_0\n"
+    fake_slurm(tmp_path, monkeypatch, "true")
+    assert list(states_of(tmp_path).values()) == ["cancelled"] * 2
+
+
+def test_the_jobs_of_all_who_submitted_are_asked_for(tmp_path, monkeypatch):
+    """Two users of one folder; one who has left makes squeue refuse, so nobody asks for him."""
+    make_sweep(tmp_path, ["r0", "r1"])
+    submit_to(tmp_path, "slurm", [("7_0", ["r0"])], user=1)
+    submit_to(tmp_path, "slurm", [("8_0", ["r1"])], user=54321)
+    fake_slurm(tmp_path, monkeypatch, f"echo \"$@\" > {tmp_path / 'asked'}; echo '7_0|PENDING'")
+    assert list(states_of(tmp_path).values()) == ["queued", "lost"]
+    assert f"--user={','.join(map(str, sorted({1, os.getuid()})))} " in (tmp_path / "asked").read_text()
+    monkeypatch.setattr(pwd, "getpwuid", {}.__getitem__)  # nobody has a name
+    assert queue.look(["7_0"]).states == {"7_0": "PENDING"}
+    assert submit_to(tmp_path, "slurm", []).user == os.getuid()
+
+
 def test_without_accounting(tmp_path, monkeypatch):
     make_sweep(tmp_path, ["r0"])
     submission = submit_to(tmp_path, "slurm", [("7_0", ["r0"])])
@@ -179,6 +241,20 @@ def test_without_accounting(tmp_path, monkeypatch):
     fake_slurm(tmp_path, monkeypatch, "true", "echo 'Slurm accounting storage is disabled' >&2; exit 1")
     result = slurm("why", f"runs={tmp_path}")
     assert "1 lost  error: the disk is full" in result.stdout and str(submission.log("pack-0")) in result.stdout
+
+
+def test_why_says_what_a_job_died_of_before_it_trained(tmp_path, monkeypatch):
+    make_sweep(tmp_path, ["r0", "r1"])
+    submission = submit_to(tmp_path, "slurm", [("7_0", ["r0"]), ("7_1", ["r1"])])
+    said = submission.folder / "submitit"
+    said.mkdir()
+    (said / "7_0_0_log.out").touch()
+    (said / "7_0_0_log.err").write_text("execve(): /x/python: No such file\nsrun: error: n2: task 0: Exited with 2\n")
+    (said / "7_1_0_log.out").write_text("12:00:00  pack-1  given up: needs r9, which is not complete\n")
+    fake_slurm(tmp_path, monkeypatch, "true", "echo '7_0|FAILED'")
+    result = slurm("why", f"runs={tmp_path}").stdout
+    assert f"1 lost  FAILED: execve(): /x/python: No such file\n      such as r0  log: {said}/7_0_0_log.err" in result
+    assert "needs r9, which is not complete" in result and f"log: {said}/7_1_0_log.out" in result
 
 
 def test_without_the_controller_nothing_is_called_lost(tmp_path, monkeypatch):
@@ -245,6 +321,16 @@ def test_a_plan_is_shown_and_nothing_written(tmp_path):
     assert result.returncode == 0 and "8 runs, 0 already done" in result.stdout and not (tmp_path / "runs").exists()
 
 
+def test_a_local_plan_says_that_slurm_cannot_be_asked(tmp_path, monkeypatch):
+    (tmp_path / "tiny.yaml").write_text(TINY)
+    names = [run.name for run in ablations.load(str(tmp_path / "tiny.yaml")).unique_runs()]
+    submit_to(tmp_path / "runs", "slurm", [("7_0", names)], "tiny")
+    fake_slurm(tmp_path, monkeypatch, "echo 'no controller' >&2; exit 1")
+    result = slurm("run", str(tmp_path / "tiny.yaml"), f"runs={tmp_path / 'runs'}")
+    assert result.returncode == 1 and "0 packs" in result.stdout
+    assert "(perhaps: 2 are unknown, since Slurm cannot be asked: no controller)" in result.stdout
+
+
 def test_gc_and_clean_ask_first(tmp_path):
     runs = tmp_path / "runs"
     for name, done in (("r0", True), ("r1", False)):
@@ -270,6 +356,37 @@ def test_nothing_is_cleaned_under_a_running_process(tmp_path):
     make_run(tmp_path, "r0", lease=ME)
     result = slurm("clean", "--yes", f"runs={tmp_path}")
     assert result.returncode == 2 and "r0" in result.stderr and (tmp_path / "r0").is_dir()
+
+
+def test_clean_takes_a_folder_only(tmp_path):
+    make_run(tmp_path, "r0", done=True)
+    result = slurm("clean", "old", "--yes", f"runs={tmp_path}")
+    assert result.returncode == 2 and "clean old" in result.stderr and (tmp_path / "r0").is_dir()
+
+
+@pytest.mark.parametrize("squeue", ["echo 'no controller' >&2; exit 1", "echo '7_0|PENDING'"])
+def test_nothing_is_cleaned_under_jobs(tmp_path, monkeypatch, squeue):
+    """Neither while Slurm cannot be asked, nor under jobs whose runs no manifest lists any more."""
+    make_sweep(tmp_path, ["r0"])
+    make_run(tmp_path, "r0", done=True)
+    submit_to(tmp_path, "slurm", [("7_0", ["old"])])
+    fake_slurm(tmp_path, monkeypatch, squeue)
+    assert slurm("clean", "--yes", f"runs={tmp_path}").returncode == 2 and (tmp_path / "sweeps").is_dir()
+    fake_slurm(tmp_path, monkeypatch, "true")
+    assert slurm("clean", "--yes", f"runs={tmp_path}").returncode == 0 and not (tmp_path / "sweeps").exists()
+
+
+def test_submissions_are_in_the_order_in_which_they_were_made(tmp_path):
+    """Whatever the time zone: folders of old are named by local time, those of now by UTC."""
+    made = submit_to(tmp_path, "slurm", [])
+    assert abs(calendar.timegm(time.strptime(made.folder.name, "%Y%m%d-%H%M%S")) - time.time()) < 60
+    old = made.folder.with_name("99991231-235959")
+    shutil.copytree(made.folder, old)
+    file = old / "submission.json"
+    content = json.loads(file.read_text())
+    content["created"] = time.strftime("%Y-%m-%dT%H:%M:%S+0000", time.gmtime(time.time() - 3600))
+    file.write_text(json.dumps(content))
+    assert [s.folder for s in submissions(tmp_path)] == [old, made.folder]
 
 
 def test_submissions_get_folders_of_their_own(tmp_path):
