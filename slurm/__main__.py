@@ -40,7 +40,8 @@ Submitting again submits only what is neither done nor queued.""",
   python -m slurm retry main --lost --profile gpu --yes
 
 Without a choice: failed, lost, cancelled and stopped runs.
-Runs go where they were before, unless --profile says otherwise.""",
+Runs go where they were before, unless --profile says otherwise.
+Edit a sweep's file or an agent's, and its runs are others: the sweep's own command starts them.""",
     "cancel": """examples:
   python -m slurm cancel main
   python -m slurm cancel main --pending
@@ -253,6 +254,14 @@ def _retry(
         content = last.content if last else {}
         source = content.get("source", name.removesuffix(f"-{manifest['scale']}"))  # without: copied from elsewhere
         sweep = ablations.load(source, manifest["scale"])
+        if gone := names - {run.name for run in sweep.unique_runs()}:
+            print(
+                f"{name}: {len(gone)} runs are of an earlier version of the sweep's file or its agent; "
+                "the sweep's own command starts the new ones",
+                flush=True,
+            )
+            outcome = outcome or 1
+            continue
         how, execution = plan.execution_words(content.get("words", []))
         same: dict[str, Any] = {"dry_run": dry_run, "only": names, "source": source}
         if profile or (last and last.kind == "slurm"):
@@ -264,6 +273,8 @@ def _retry(
             from slurm import local
 
             status = local.run(sweep, runs, content.get("places", "auto"), how, execution, **same)
+            if status == local.INTERRUPTED:
+                return status
         outcome = outcome or status
     if wanted:
         print(f"{len(wanted)} runs of no sweep: python -m iqrl resume {runs / min(wanted)} goes on with one")
