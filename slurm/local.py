@@ -124,7 +124,7 @@ def _work(submission: Submission, packs: list[Pack], slots: list[dict[str, str]]
         "started": run_files.process_started(pid),
     }
     submission.save()
-    view = tables.Live(runs, packs, out)
+    view = tables.Live(packs, out)
     crew = Crew(
         packs,
         slots,
@@ -138,16 +138,14 @@ def _work(submission: Submission, packs: list[Pack], slots: list[dict[str, str]]
     view.finish(crew)
     submission.content["ended"] = time.strftime("%Y-%m-%dT%H:%M:%S%z")
     submission.save()
-    return _summary(crew, runs, submission, stop.raised, out)
+    return _summary(crew, submission, stop.raised, out)
 
 
-def _summary(crew: Crew, runs: Path, submission: Submission, interrupted: bool, out: TextIO) -> int:
-    now = time.time()
+def _summary(crew: Crew, submission: Submission, interrupted: bool, out: TextIO) -> int:
     bad = []
     complete = 0
     for member in crew.members:
-        for name in member.pack.runs:
-            files = run_files.read(runs / name, now)
+        for name, files in zip(member.pack.runs, crew.files(member.pack), strict=True):
             if files.state == "done":
                 complete += 1
             elif files.state == "failed":

@@ -114,6 +114,25 @@ def test_slurm_first_by_files_then_by_the_queue(tmp_path, monkeypatch):
     assert list(states_of(tmp_path).values()) == ["done", "running", "queued", "lost", "failed", "cancelled"]
 
 
+def test_a_failure_from_before_a_retry_is_not_its_result(tmp_path, monkeypatch):
+    names = ["r0", "r1", "r2", "r3"]
+    make_sweep(tmp_path, names)
+    for name in names:
+        marker = make_run(tmp_path, name, failed="old", lease=AWAY, released=True) / "FAILED"
+        os.utime(marker, (1, 1))
+    submission = submit_to(tmp_path, "slurm", [(f"8_{i}", [name]) for i, name in enumerate(names)])
+    for i in range(len(names)):
+        (submission.folder / "packs" / f"pack-{i}.yaml").touch()
+    os.utime(tmp_path / "r3" / "FAILED")  # by the retry
+    fake_slurm(tmp_path, monkeypatch, "echo '8_0|RUNNING'; echo '8_1|PENDING'")
+    states = reports.Report(tmp_path).states
+    assert [(s.state, s.reason) for s in states] == [("running", ""), ("queued", ""), ("lost", ""), ("failed", "old")]
+    submission.kind = "local"
+    submission.content["queue"] = ME
+    submission.save()
+    assert list(states_of(tmp_path).values()) == ["queued", "queued", "queued", "failed"]
+
+
 def test_a_process_that_outlives_its_job_does_not_keep_its_run(tmp_path, monkeypatch):
     """Left behind on a lost node: the job that `retry` submits fences it off."""
     make_sweep(tmp_path, ["r0", "r1", "r2"])
