@@ -77,6 +77,8 @@ def load(name: str) -> Profile:
         content = yaml.load(path.read_text(), _Loader)
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise InputError(f"{path}: {' '.join(str(error).split())}") from error
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from None
     if not isinstance(content, dict):
         raise InputError(f"{path}: expected a mapping of keys to values")
     given = {str(k): v for k, v in content.items() if not (k in ("setup", "options") and v in ([], None))}
@@ -102,7 +104,18 @@ def _list(path: Path, key: str, value: Any) -> list[Any]:
 
 
 class _Loader(yaml.SafeLoader):
-    """Safe YAML in which 24:00:00 is text: YAML 1.1 reads it as a number to the base of 60."""
+    """Safe YAML in which 24:00:00 is text: YAML 1.1 reads it as a number to the base of 60.
+
+    Raises:
+        InputError: for a key that is given twice, of which YAML would take the later.
+    """
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        keys = [key.value for key, _ in node.value]
+        for key in keys:
+            if keys.count(key) > 1:
+                raise InputError(f"{key}: given twice")
+        return super().construct_mapping(node, deep)
 
 
 _Loader.yaml_implicit_resolvers = {
