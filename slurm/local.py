@@ -58,7 +58,7 @@ def run(
     by_name = {state.run: state.state for state in found}
     elsewhere = [run for run in wanted if by_name[run.name] in ("running", "queued", "unknown")]
     todo = [run for run in wanted if by_name[run.name] not in ("done", "running", "queued", "unknown")]
-    packs = pack(todo, size, {**defaults, **words}, runs)
+    packs = pack(todo, size, defaults, runs, words)
     done = len(wanted) - len(todo) - len(elsewhere)
     note = f" ({sweep.note})" if sweep.note else ""
     plan = f"{sweep.name}{note}: {len(wanted)} runs, {done} already done"
@@ -79,7 +79,7 @@ def places(jobs: str, asked: Execution) -> tuple[list[dict[str, str]], dict[str,
     """Environment of each place where a process may run, words for all of them, and seeds a pack.
 
     On CPUs, one process a core with one thread each beats one process with more threads, and packing seeds
-    gains nothing. On GPUs, a pack of seeds costs little more than one seed.
+    gains nothing. On GPUs, a pack of seeds costs little more than one seed, and the cores are divided.
     """
     gpus = [] if asked.device == "cpu" else _gpus()
     count = len(gpus) or _by_memory(execution.cores())
@@ -89,7 +89,9 @@ def places(jobs: str, asked: Execution) -> tuple[list[dict[str, str]], dict[str,
         count = int(jobs)
     if gpus:
         size = AUTOMATIC_PACK if asked.pack == "auto" else int(asked.pack)
-        return [{"CUDA_VISIBLE_DEVICES": gpus[i % len(gpus)]} for i in range(count)], {}, size
+        threads = str(max(1, execution.cores() // count))
+        slots = [{"CUDA_VISIBLE_DEVICES": gpus[i % len(gpus)]} for i in range(count)]
+        return slots, {"train.threads": threads}, size
     size = 1 if asked.pack == "auto" else int(asked.pack)
     threads = str(asked.threads or 1)
     environment = {k: threads for k in _ONE_THREAD}

@@ -30,6 +30,15 @@ def test_packs_hold_runs_that_differ_in_their_seed_only(sweep, tmp_path):
     assert set(made[0].words) == {"train.threads=1", "train.compile=off", "train.pack=3"}
 
 
+def test_the_users_words_win_over_the_files_and_those_over_the_profiles(sweep, tmp_path):
+    profiles = {"train.threads": "1", "train.workers": "0", "train.compile": "auto"}
+    own = plan.pack(sweep.unique_runs(), 3, profiles, tmp_path)[0]  # the file has train.compile: "off"
+    asked = plan.pack(sweep.unique_runs(), 3, profiles, tmp_path, {"train.compile": "on", "train.threads": "2"})[0]
+    rest = {"train.workers=0", "train.pack=3"}
+    assert set(own.words) == {"train.compile=off", "train.threads=1"} | rest
+    assert set(asked.words) == {"train.compile=on", "train.threads=2"} | rest
+
+
 def test_a_pack_file_and_its_words_are_the_same_runs(sweep, tmp_path):
     (pack,) = [p for p in plan.pack(sweep.unique_runs(), 16, {}, tmp_path) if "walker" in p.name]
     layer = config.load_file(pack.write(tmp_path))
@@ -58,7 +67,8 @@ def test_runs_are_packed_with_those_that_can_go_on_from_the_same_point(sweep, tm
 
 
 @pytest.mark.parametrize(
-    "word", ["agent.horizon=3", "train.env_steps=10", "seeds=3", "task=walker-run", "train.threads=-1"]
+    "word",
+    ["agent.horizon=3", "train.env_steps=10", "seeds=3", "task=walker-run", "train.threads=-1", "train.device=cuda:1"],
 )
 def test_words_that_would_change_runs_are_refused(word):
     with pytest.raises(InputError, match=word.split("=")[0]):
@@ -120,6 +130,13 @@ def test_a_wrong_profile_is_one_line(tmp_path, values, named):
     with pytest.raises(InputError) as error:
         profile.load(write(tmp_path, **values))
     assert named in str(error.value) and "p.yaml" in str(error.value) and "\n" not in str(error.value)
+
+
+def test_a_key_given_twice_in_a_profile_is_named(tmp_path):
+    file = tmp_path / "p.yaml"
+    file.write_text("cpus: 2\ngpus: 0\ncpus: 4\n")
+    with pytest.raises(InputError, match="p.yaml: cpus: given twice"):
+        profile.load(str(file))
 
 
 def test_a_first_profile_from_what_sinfo_says(tmp_path):
