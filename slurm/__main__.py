@@ -213,13 +213,38 @@ def _start(a: argparse.Namespace, options: dict[str, str], words: list[str]) -> 
     how, execution = plan.execution_words(words)
     runs = Path(options.get("runs", "runs"))
     config.runs_folder_writable(runs)
+    _only_file_of_its_name(runs, sweep.name, a.sweep)
+    source = str(Path(a.sweep).resolve()) if _is_path(a.sweep) else a.sweep  # `retry` may stand in another folder
     if a.command == "submit":
         from slurm import submit
 
-        return submit.submit(sweep, runs, a.profile, how, execution, dry_run=a.dry_run, yes=a.yes, source=a.sweep)
+        return submit.submit(sweep, runs, a.profile, how, execution, dry_run=a.dry_run, yes=a.yes, source=source)
     from slurm import local
 
-    return local.run(sweep, runs, options.get("jobs", "auto"), how, execution, dry_run=a.dry_run, source=a.sweep)
+    return local.run(sweep, runs, options.get("jobs", "auto"), how, execution, dry_run=a.dry_run, source=source)
+
+
+def _is_path(sweep: str) -> bool:
+    return sweep.endswith((".yaml", ".yml"))
+
+
+def _only_file_of_its_name(runs: Path, name: str, given: str) -> None:
+    """A sweep's manifest and jobs go by its name.
+
+    Raises:
+        InputError: if the sweep called `name` in this folder came from another file, which is still there.
+    """
+    from ablations.sweep import FOLDER, find
+    from slurm.submissions import submissions
+
+    for last in submissions(runs, [name])[-1:]:
+        said = last.content.get("source", "")
+        before = Path(said) if _is_path(said) else FOLDER / f"{said}.yaml"
+        if before.is_absolute() and before.is_file() and not before.samefile(find(given)):
+            raise InputError(
+                f"sweep={given}: {name} in {runs} is {before}; "
+                "expected that file, one of another name, or another runs=FOLDER"
+            )
 
 
 def _status(runs: Path, sweeps: Sequence[str], watch: bool, machine: bool) -> int:

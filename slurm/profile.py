@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -69,7 +70,7 @@ def load(name: str) -> Profile:
         InputError: naming the file and the key.
     """
     path = Path(name) if name.endswith((".yaml", ".yml")) else FOLDER / f"{name}.yaml"
-    if not path.is_file():
+    if not os.path.isfile(path):  # without an error for a name that is too long to be a file's
         known = ", ".join(sorted(p.stem for p in FOLDER.glob("*.yaml")))
         first = "; python -m slurm profile writes one from what this cluster says" if name == "default" else ""
         raise InputError(f"profile={name}: no such profile; expected one of {known}, or a .yaml file{first}")

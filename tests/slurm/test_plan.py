@@ -10,7 +10,9 @@ from sweep_files import TINY, fake_command, slurm
 import ablations
 from iqrl import config
 from iqrl.errors import InputError
-from slurm import job, packs, plan, profile, submit
+from slurm import __main__ as command_line
+from slurm import job, local, packs, plan, profile, submit
+from slurm.submissions import Submission
 
 
 @pytest.fixture
@@ -196,6 +198,7 @@ def test_a_snapshot_is_the_code_and_its_commit(tmp_path):
     ("words", "named"),
     [
         (["run", "quickstat"], "did you mean quickstart"),
+        (["run", "x" * 300], "no such sweep"),
         (["run", "quickstart", "scale=huge"], "scale=huge"),
         (["run", "quickstart", "jobs=0"], "jobs=0"),
         (["run", "quickstart", "runs=/proc/x"], "runs=/proc/x: cannot be written to"),
@@ -218,6 +221,36 @@ def test_bad_input_is_one_line_and_writes_nothing(words, named, tmp_path):
     assert result.returncode == 2
     assert result.stderr.startswith("error: ") and result.stderr.count("\n") == 1 and named in result.stderr
     assert [entry.name for entry in tmp_path.iterdir()] == ["bin"]
+
+
+@pytest.mark.parametrize(("sweep", "source"), [("mine.yaml", "{}/mine.yaml"), ("quickstart", "quickstart")])
+def test_a_submission_names_a_sweep_as_it_is_found_from_any_folder(tmp_path, monkeypatch, sweep, source):
+    """`retry` takes the file from the submission, wherever it is typed."""
+    (tmp_path / "mine.yaml").write_text(TINY)
+    given = {}
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(local, "run", lambda *_, **words: given.update(words))
+    command_line.main(["run", sweep])
+    assert given["source"] == source.format(tmp_path)
+
+
+def test_two_files_do_not_share_a_sweeps_name(tmp_path):
+    for folder in ("a", "b"):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "mine.yaml").write_text(TINY)
+    runs = tmp_path / "runs"
+    submission = Submission.create(runs, "mine", "local")
+    submission.content["source"] = str(tmp_path / "a" / "mine.yaml")
+    submission.save()
+    refused = slurm("run", "b/mine.yaml", f"runs={runs}", "--dry-run", cwd=tmp_path)
+    assert refused.returncode == 2 and refused.stderr == (
+        f"error: sweep=b/mine.yaml: mine in {runs} is {tmp_path}/a/mine.yaml; "
+        "expected that file, one of another name, or another runs=FOLDER\n"
+    )
+    for source in ("a/mine.yaml", "./a/../a/mine.yaml"):
+        assert slurm("run", source, f"runs={runs}", "--dry-run", cwd=tmp_path).returncode == 0
+    (tmp_path / "a" / "mine.yaml").rename(tmp_path / "old.yaml")  # gone from there: it was moved
+    assert slurm("run", "b/mine.yaml", f"runs={runs}", "--dry-run", cwd=tmp_path).returncode == 0
 
 
 def test_without_slurm_there_is_one_line_and_the_local_way(tmp_path):
