@@ -214,7 +214,8 @@ def _start(a: argparse.Namespace, options: dict[str, str], words: list[str]) -> 
     runs = Path(options.get("runs", "runs"))
     config.runs_folder_writable(runs)
     _only_file_of_its_name(runs, sweep.name, a.sweep)
-    source = str(Path(a.sweep).resolve()) if _is_path(a.sweep) else a.sweep  # `retry` may stand in another folder
+    # `retry` may stand in another folder. A link stays one: the sweep has its name.
+    source = str(Path(a.sweep).absolute()) if _is_path(a.sweep) else a.sweep
     if a.command == "submit":
         from slurm import submit
 

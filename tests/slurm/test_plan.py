@@ -225,8 +225,9 @@ def test_bad_input_is_one_line_and_writes_nothing(words, named, tmp_path):
 
 @pytest.mark.parametrize(("sweep", "source"), [("mine.yaml", "{}/mine.yaml"), ("quickstart", "quickstart")])
 def test_a_submission_names_a_sweep_as_it_is_found_from_any_folder(tmp_path, monkeypatch, sweep, source):
-    """`retry` takes the file from the submission, wherever it is typed."""
-    (tmp_path / "mine.yaml").write_text(TINY)
+    """`retry` takes the file from the submission, wherever it is typed; a link is not followed: it names the sweep."""
+    (tmp_path / "other.yaml").write_text(TINY)
+    (tmp_path / "mine.yaml").symlink_to("other.yaml")
     given = {}
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(local, "run", lambda *_, **words: given.update(words))
