@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import os
 import re
 from dataclasses import dataclass, field
+from os.path import isfile
 from pathlib import Path
 from typing import Any
 
@@ -70,7 +70,7 @@ def load(name: str) -> Profile:
         InputError: naming the file and the key.
     """
     path = Path(name) if name.endswith((".yaml", ".yml")) else FOLDER / f"{name}.yaml"
-    if not os.path.isfile(path):  # without an error for a name that is too long to be a file's
+    if not isfile(path):  # without an error for a name that is too long to be a file's
         known = ", ".join(sorted(p.stem for p in FOLDER.glob("*.yaml")))
         first = "; python -m slurm profile writes one from what this cluster says" if name == "default" else ""
         raise InputError(f"profile={name}: no such profile; expected one of {known}, or a .yaml file{first}")
@@ -78,8 +78,6 @@ def load(name: str) -> Profile:
         content = yaml.load(path.read_text(), _Loader)
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise InputError(f"{path}: {' '.join(str(error).split())}") from error
-    except InputError as error:
-        raise InputError(f"{path}: {error}") from None
     if not isinstance(content, dict):
         raise InputError(f"{path}: expected a mapping of keys to values")
     given = {str(k): v for k, v in content.items() if not (k in ("setup", "options") and v in ([], None))}
@@ -105,18 +103,7 @@ def _list(path: Path, key: str, value: Any) -> list[Any]:
 
 
 class _Loader(yaml.SafeLoader):
-    """Safe YAML in which 24:00:00 is text: YAML 1.1 reads it as a number to the base of 60.
-
-    Raises:
-        InputError: for a key that is given twice, of which YAML would take the later.
-    """
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        keys = [key.value for key, _ in node.value]
-        for key in keys:
-            if keys.count(key) > 1:
-                raise InputError(f"{key}: given twice")
-        return super().construct_mapping(node, deep)
+    """Safe YAML in which 24:00:00 is text: YAML 1.1 reads it as a number to the base of 60."""
 
 
 _Loader.yaml_implicit_resolvers = {

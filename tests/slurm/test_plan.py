@@ -134,13 +134,6 @@ def test_a_wrong_profile_is_one_line(tmp_path, values, named):
     assert named in str(error.value) and "p.yaml" in str(error.value) and "\n" not in str(error.value)
 
 
-def test_a_key_given_twice_in_a_profile_is_named(tmp_path):
-    file = tmp_path / "p.yaml"
-    file.write_text("cpus: 2\ngpus: 0\ncpus: 4\n")
-    with pytest.raises(InputError, match="p.yaml: cpus: given twice"):
-        profile.load(str(file))
-
-
 def test_a_first_profile_from_what_sinfo_says(tmp_path):
     text = profile.describe("cpu*|up|2-00:00:00|64|256000|(null)|10\ngpu|up|12:00:00|96|1000000|gpu:h100:8|4\n")
     file = tmp_path / "first.yaml"
@@ -213,6 +206,7 @@ def test_a_snapshot_is_the_code_and_its_commit(tmp_path):
         (["sumbit", "quickstart"], "invalid choice: 'sumbit'"),
         (["run", "quickstart", "RUNS=a", "runs=b"], "given twice"),
         (["submit", "quickstart", "--profile", "none.yaml"], "none.yaml"),
+        (["submit", "quickstart", "--profile", "x" * 300], "no such profile"),
     ],
 )
 def test_bad_input_is_one_line_and_writes_nothing(words, named, tmp_path):

@@ -8,8 +8,7 @@ import pytest
 from sweep_files import TINY, fake_command, slurm
 
 import ablations
-from slurm import __main__ as command_line
-from slurm import local, queue, reports, run_files
+from slurm import queue, reports, run_files
 from slurm.submissions import Job, Submission
 
 TABLES = ("evaluations.csv", "training.csv")
@@ -272,6 +271,8 @@ def test_runs_of_an_earlier_version_of_the_file_are_not_tried_again(tmp_path):
 
 
 def test_a_local_retry_that_is_interrupted_leaves_the_sweeps_after_it(tmp_path, monkeypatch):
+    from slurm import __main__, local
+
     runs, asked = tmp_path / "runs", []
     for name, steps in (("one", 2000), ("two", 4000)):
         file = tmp_path / f"{name}.yaml"
@@ -281,7 +282,7 @@ def test_a_local_retry_that_is_interrupted_leaves_the_sweeps_after_it(tmp_path, 
         make_run(runs, names[0], failed="loss is nan", lease=GONE)
         submit_to(runs, "local", [("", names)], name, queue=GONE, source=str(file))
     monkeypatch.setattr(local, "run", lambda sweep, *_, **__: asked.append(sweep.name) or local.INTERRUPTED)
-    assert command_line.main(["retry", f"runs={runs}"]) == local.INTERRUPTED and asked == ["one"]
+    assert __main__.main(["retry", f"runs={runs}"]) == local.INTERRUPTED and asked == ["one"]
 
 
 @pytest.mark.parametrize(
