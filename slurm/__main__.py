@@ -236,9 +236,10 @@ def _only_file_of_its_name(runs: Path, name: str, given: str) -> None:
         InputError: if the sweep called `name` in this folder came from another file, which is still there.
     """
     from ablations.sweep import FOLDER, find
-    from slurm.submissions import submissions
+    from slurm.submissions import Submission
 
-    for last in submissions(runs, [name])[-1:]:
+    handed_out = [s for s in map(Submission.load, sorted((runs / "sweeps" / name).glob("*"))) if s]
+    for last in handed_out[-1:]:
         said = last.content.get("source", "")
         before = Path(said) if _is_path(said) else FOLDER / f"{said}.yaml"
         if before.is_absolute() and before.is_file() and not before.samefile(find(given)):
