@@ -15,10 +15,23 @@ PUBLISHED ?=
 PEER ?=
 ARGS ?=
 
+# A misspelt variable is refused, not ignored.
+valued := PYTHON VENV SWEEP CLUSTER PROFILE RUNS FIGURES STYLE
+known := $(valued) SCALE PUBLISHED PEER ARGS
+given := $(foreach v,$(.VARIABLES),$(if $(filter command line,$(origin $v)),$v))
+unknown := $(strip $(filter-out $(known),$(given)))
+empty := $(strip $(foreach v,$(valued),$(if $($v),,$v)))
+$(if $(unknown),$(error $(unknown): no such variable; expected $(known)))
+$(if $(empty),$(error $(empty): expected a value))
+
 python := $(VENV)/bin/python
 ready := $(VENV)/.ready
-# The sweep that was named, as it is called at that scale; all of them if none was.
-chosen = $(if $(filter command line,$(origin SWEEP)),$(SWEEP)$(if $(filter lite,$(SCALE)),$(if $(filter quickstart,$(SWEEP)),,-lite)))
+# The sweep that was named, as RUNS has it: by its file's name, and the scale where that is not the file's own; all of
+# them if none was.
+file = $(if $(filter %.yaml %.yml,$(SWEEP)),$(SWEEP),ablations/$(SWEEP).yaml)
+own = $(if $(shell grep -s '^scale: *lite' $(file)),lite,full)
+name = $(patsubst %.yml,%,$(patsubst %.yaml,%,$(notdir $(SWEEP))))
+chosen = $(if $(filter command line,$(origin SWEEP)),$(name)$(if $(filter-out $(own),$(SCALE)),-$(SCALE)))
 drawn = runs=$(RUNS) out=$(FIGURES) style=$(STYLE) $(addprefix sweep=,$(chosen)) $(addprefix published=,$(PUBLISHED))
 
 .DEFAULT_GOAL := help
@@ -34,8 +47,9 @@ help: ## list the targets
 setup: $(ready) ## make the environment in $(VENV)
 
 $(ready): requirements.txt
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
-	    || { echo "error: $(PYTHON) is older than Python 3.11: make PYTHON=/path/to/python3.11"; exit 2; }
+	@command -v $(firstword $(PYTHON)) > /dev/null || { echo "error: PYTHON=$(PYTHON): no such program" >&2; exit 2; }
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' \
+	    || { echo "error: PYTHON=$(PYTHON): expected Python 3.11 to 3.13: make PYTHON=/path/to/python3.12" >&2; exit 2; }
 	$(PYTHON) -m venv $(VENV)
 	$(python) -m pip install --quiet --disable-pip-version-check --no-deps -r requirements.txt
 	@found=$$($(PYTHON) -c 'import os, torch; print(os.path.dirname(os.path.dirname(torch.__file__)) if torch.version.cuda else "")' 2>/dev/null); \

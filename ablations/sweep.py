@@ -33,6 +33,7 @@ import contextlib
 import dataclasses
 import difflib
 import functools
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -153,7 +154,7 @@ def find(name: str) -> Path:
         InputError: if there is none.
     """
     path = Path(name) if name.endswith((".yaml", ".yml")) else FOLDER / f"{name}.yaml"
-    if not path.is_file():
+    if not os.path.isfile(path):  # without an error for a name that is too long to be a file's
         known = f"{_suggest(name, names())}; expected one of {', '.join(names())}, or a .yaml file"
         raise InputError(f"sweep={name}: no such sweep{known}")
     return path

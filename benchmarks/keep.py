@@ -27,11 +27,13 @@ def keep(run: Path, out: Path) -> Path:
     """Copy one finished run below `out`.
 
     Raises:
-        InputError: if it is not a complete run.
+        InputError: if it is not a complete run, or lies in `out` itself.
     """
     if not RunDirectory(run).done():
         raise InputError(f"{run}: not a complete run; expected a directory with a DONE that fits its files")
     copy = out / run.name
+    if copy.exists() and copy.samefile(run):
+        raise InputError(f"out={out}: {run} already lies there; expected another folder")
     copy.mkdir(parents=True, exist_ok=True)
     for name in ("config.yaml", "DONE", *TABLES):
         shutil.copyfile(run / name, copy / name)
@@ -67,13 +69,16 @@ def main(words: Sequence[str]) -> int:
         print(__doc__)
         return 0
     try:
-        if not given or len(outs) != 1:
+        if not given or len(outs) != 1 or not outs[0]:
             raise InputError("expected run directories or sweeps' manifests, and one out=FOLDER")
         for path in given:
             copies = keep_sweep(path, Path(outs[0])) if path.suffix == ".json" else [keep(path, Path(outs[0]))]
             print("\n".join(map(str, copies)))
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
+        return 2
+    except OSError as error:  # a folder that cannot be made, a full disk
+        print(f"error: out={outs[0]}: {error.strerror}: {error.filename}", file=sys.stderr)
         return 2
     return 0
 

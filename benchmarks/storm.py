@@ -5,6 +5,9 @@
 The same sweep runs twice on a private three-node cluster: undisturbed, and under injected faults. Afterwards
 every run of the second has to be complete after at most one `retry`, with every CSV row there once, and final
 weights, replay and rows bitwise equal to the undisturbed runs. Exit status 0 if so, 1 if not.
+
+There are 11 kinds of faults: each strikes once, and those beyond 11 are drawn at random; of fewer, `faults=3`, so many
+kinds are drawn.
 """
 
 from __future__ import annotations
@@ -330,6 +333,13 @@ class SmallDisk:
         subprocess.run(["umount", "--lazy", str(self.path)], check=False)
 
 
+def drawn(count: int, chance: random.Random) -> list[str]:
+    """That many faults in random order: every kind once, as far as they go, and then any."""
+    faults = [*FAULTS, *(chance.choice(FAULTS) for _ in range(count - len(FAULTS)))]
+    chance.shuffle(faults)
+    return faults[:count]
+
+
 def main(words: Sequence[str]) -> int:
     if "--help" in words or "-h" in words:
         print(__doc__)
@@ -343,9 +353,7 @@ def main(words: Sequence[str]) -> int:
     if missing():
         raise InputError(missing())
     chance = random.Random(int(options["seed"]))
-    # Every kind once, then at random; in random order.
-    faults = [*FAULTS, *(chance.choice(FAULTS) for _ in range(max(0, int(options["faults"]) - len(FAULTS))))]
-    chance.shuffle(faults)
+    faults = drawn(int(options["faults"]), chance)
     size = {"env_steps": int(options["env_steps"]), "updates": int(options["updates"]), "workers": 1}
     started = time.monotonic()
 

@@ -40,7 +40,8 @@ Submitting again submits only what is neither done nor queued.""",
   python -m slurm retry main --lost --profile gpu --yes
 
 Without a choice: failed, lost, cancelled and stopped runs.
-Runs go where they were before, unless --profile says otherwise.""",
+Runs go where they were before, unless --profile says otherwise.
+Edit a sweep's file or an agent's, and its runs are others: the sweep's own command starts them.""",
     "cancel": """examples:
   python -m slurm cancel main
   python -m slurm cancel main --pending
@@ -214,13 +215,40 @@ def _start(a: argparse.Namespace, options: dict[str, str], words: list[str]) -> 
     how, execution = plan.execution_words(words)
     runs = Path(options.get("runs", "runs"))
     config.runs_folder_writable(runs)
+    _only_file_of_its_name(runs, sweep.name, a.sweep)
+    # `retry` may stand in another folder. A link stays one: the sweep has its name.
+    source = str(Path(a.sweep).absolute()) if _is_path(a.sweep) else a.sweep
     if a.command == "submit":
         from slurm import submit
 
-        return submit.submit(sweep, runs, a.profile, how, execution, dry_run=a.dry_run, yes=a.yes, source=a.sweep)
+        return submit.submit(sweep, runs, a.profile, how, execution, dry_run=a.dry_run, yes=a.yes, source=source)
     from slurm import local
 
-    return local.run(sweep, runs, options.get("jobs", "auto"), how, execution, dry_run=a.dry_run, source=a.sweep)
+    return local.run(sweep, runs, options.get("jobs", "auto"), how, execution, dry_run=a.dry_run, source=source)
+
+
+def _is_path(sweep: str) -> bool:
+    return sweep.endswith((".yaml", ".yml"))
+
+
+def _only_file_of_its_name(runs: Path, name: str, given: str) -> None:
+    """A sweep's manifest and jobs go by its name.
+
+    Raises:
+        InputError: if the sweep called `name` in this folder came from another file, which is still there.
+    """
+    from ablations.sweep import FOLDER, find
+    from slurm.submissions import Submission
+
+    handed_out = [s for s in map(Submission.load, sorted((runs / "sweeps" / name).glob("*"))) if s]
+    for last in handed_out[-1:]:
+        said = last.content.get("source", "")
+        before = Path(said) if _is_path(said) else FOLDER / f"{said}.yaml"
+        if before.is_absolute() and before.is_file() and not before.samefile(find(given)):
+            raise InputError(
+                f"sweep={given}: {name} in {runs} is {before}; "
+                "expected that file, one of another name, or another runs=FOLDER"
+            )
 
 
 def _status(runs: Path, sweeps: Sequence[str], watch: bool, machine: bool) -> int:
@@ -255,6 +283,14 @@ def _retry(
         content = last.content if last else {}
         source = content.get("source", name.removesuffix(f"-{manifest['scale']}"))  # without: copied from elsewhere
         sweep = ablations.load(source, manifest["scale"])
+        if gone := names - {run.name for run in sweep.unique_runs()}:
+            print(
+                f"{name}: {len(gone)} runs are of an earlier version of the sweep's file or its agent; "
+                "the sweep's own command starts the new ones",
+                flush=True,
+            )
+            outcome = outcome or 1
+            continue
         how, execution = plan.execution_words(content.get("words", []))
         same: dict[str, Any] = {"dry_run": dry_run, "only": names, "source": source}
         if profile or (last and last.kind == "slurm"):
@@ -266,6 +302,8 @@ def _retry(
             from slurm import local
 
             status = local.run(sweep, runs, content.get("places", "auto"), how, execution, **same)
+            if status == local.INTERRUPTED:
+                return status
         outcome = outcome or status
     if wanted:
         print(f"{len(wanted)} runs of no sweep: python -m iqrl resume {runs / min(wanted)} goes on with one")

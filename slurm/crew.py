@@ -129,10 +129,14 @@ class Crew:
 
     def _start(self, member: Member, slot: int) -> None:
         pack = member.pack
+        seeds = self._seeds(pack)
+        if not seeds:  # they failed before the job of this crew was requeued
+            member.state = "ended"
+            return
         member.marks = self._marks(pack)
         member.tokens = [run_files.newest_writer(self.runs / name)[0] for name in pack.runs]
         member.attempts += 1
-        command = train_command(sys.executable, pack, self.configs, self.runs, self._seeds(pack))
+        command = train_command(sys.executable, pack, self.configs, self.runs, seeds)
         try:
             self.logs.mkdir(parents=True, exist_ok=True)
             with open(self.logs / f"{pack.name}.log", "ab") as log:
@@ -155,22 +159,22 @@ class Crew:
 
     def _seeds(self, pack: Pack) -> list[int]:
         """Seeds of a pack, without runs that failed since it was handed out: they would fail again."""
-        handed_out = (self.configs / f"{pack.name}.yaml").stat().st_mtime_ns
-        seeds = []
-        for name, seed in zip(pack.runs, pack.seeds, strict=True):
-            try:
-                failed = (self.runs / name / "FAILED").stat().st_mtime_ns
-            except OSError:
-                failed = 0
-            if failed < handed_out:
-                seeds.append(seed)
-        return seeds or list(pack.seeds)
+        since = self._handed_out(pack)
+        named = zip(pack.runs, pack.seeds, strict=True)
+        return [seed for name, seed in named if not run_files.failed_since(self.runs / name, since)]
+
+    def files(self, pack: Pack) -> list[run_files.RunFiles]:
+        """What its runs' files say; a failure from before the pack was handed out does not count."""
+        now, since = time.time(), self._handed_out(pack)
+        return [run_files.read(self.runs / name, now, since) for name in pack.runs]
+
+    def _handed_out(self, pack: Pack) -> float:
+        return run_files.written(self.configs / f"{pack.name}.yaml")
 
     def _after(self, member: Member, status: int, pid: int) -> None:
         """Decide what a process's end means."""
         pack = member.pack
-        now = time.time()
-        states = [run_files.read(self.runs / name, now) for name in pack.runs]
+        states = self.files(pack)
         if all(state.state in ("done", "failed") for state in states):
             member.state = "ended"
             failed = [(name, s) for name, s in zip(pack.runs, states, strict=True) if s.state == "failed"]

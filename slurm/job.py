@@ -12,9 +12,11 @@ from __future__ import annotations
 import contextlib
 import os
 import re
+import shutil
 import signal
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -57,9 +59,9 @@ def work(task: dict[str, Any]) -> str:
     signals = Signals()
     folder = Path(task["folder"])
     packs = [Pack(content={}, **pack) for pack in task["packs"]]
-    _caches()
     crew = Crew(packs, _slots(task["slots"]), Path(task["runs"]), folder / "packs", folder / "logs", told=_say)
-    crew.run(signals)
+    with _caches():
+        crew.run(signals)
     if any(member.state == "stopped" for member in crew.members):
         if _goes_on(signal.SIGUSR2 in signals.caught):
             _requeue()
@@ -81,14 +83,23 @@ def _slots(wanted: int) -> list[dict[str, str]]:
     return slots
 
 
-def _caches() -> None:
-    """Compiled kernels go to a folder of this job: processes that share one can spoil it for each other."""
+@contextlib.contextmanager
+def _caches() -> Iterator[None]:
+    """Compiled kernels go to a folder of this job: processes that share one can spoil it for each other.
+
+    It goes with them, before the job may requeue itself: the next session can be on another node.
+    """
     scratch = os.path.expandvars(os.environ.get("SWEEP_SCRATCH", ""))
-    if scratch and "$" not in scratch:
-        folder = Path(scratch) / f"sweep-{job_id()}"
-        folder.mkdir(parents=True, exist_ok=True)
-        os.environ["TMPDIR"] = str(folder)
-        os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(folder / "inductor")
+    if not scratch or "$" in scratch:
+        yield
+        return
+    folder = Path(scratch) / f"sweep-{job_id()}"
+    folder.mkdir(parents=True, exist_ok=True)
+    os.environ |= {"TMPDIR": str(folder), "TORCHINDUCTOR_CACHE_DIR": str(folder / "inductor")}
+    try:
+        yield
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def job_id() -> str:

@@ -59,7 +59,7 @@ def run(
     elsewhere = [run for run in wanted if by_name[run.name] in ("running", "queued", "unknown")]
     unknown = [run for run in elsewhere if by_name[run.name] == "unknown"]
     todo = [run for run in wanted if by_name[run.name] not in ("done", "running", "queued", "unknown")]
-    packs = pack(todo, size, {**defaults, **words}, runs)
+    packs = pack(todo, size, defaults, runs, words)
     done = len(wanted) - len(todo) - len(elsewhere)
     note = f" ({sweep.note})" if sweep.note else ""
     plan = f"{sweep.name}{note}: {len(wanted)} runs, {done} already done"
@@ -82,7 +82,7 @@ def places(jobs: str, asked: Execution) -> tuple[list[dict[str, str]], dict[str,
     """Environment of each place where a process may run, words for all of them, and seeds a pack.
 
     On CPUs, one process a core with one thread each beats one process with more threads, and packing seeds
-    gains nothing. On GPUs, a pack of seeds costs little more than one seed.
+    gains nothing. On GPUs, a pack of seeds costs little more than one seed, and the cores are divided.
     """
     gpus = [] if asked.device == "cpu" else _gpus()
     count = len(gpus) or _by_memory(execution.cores())
@@ -92,7 +92,9 @@ def places(jobs: str, asked: Execution) -> tuple[list[dict[str, str]], dict[str,
         count = int(jobs)
     if gpus:
         size = AUTOMATIC_PACK if asked.pack == "auto" else int(asked.pack)
-        return [{"CUDA_VISIBLE_DEVICES": gpus[i % len(gpus)]} for i in range(count)], {}, size
+        threads = str(max(1, execution.cores() // count))
+        slots = [{"CUDA_VISIBLE_DEVICES": gpus[i % len(gpus)]} for i in range(count)]
+        return slots, {"train.threads": threads}, size
     size = 1 if asked.pack == "auto" else int(asked.pack)
     threads = str(asked.threads or 1)
     environment = {k: threads for k in _ONE_THREAD}
@@ -127,7 +129,7 @@ def _work(submission: Submission, packs: list[Pack], slots: list[dict[str, str]]
         "started": run_files.process_started(pid),
     }
     submission.save()
-    view = tables.Live(runs, packs, out)
+    view = tables.Live(packs, out)
     crew = Crew(
         packs,
         slots,
@@ -141,16 +143,14 @@ def _work(submission: Submission, packs: list[Pack], slots: list[dict[str, str]]
     view.finish(crew)
     submission.content["ended"] = time.strftime("%Y-%m-%dT%H:%M:%S%z")
     submission.save()
-    return _summary(crew, runs, submission, stop.raised, out)
+    return _summary(crew, submission, stop.raised, out)
 
 
-def _summary(crew: Crew, runs: Path, submission: Submission, interrupted: bool, out: TextIO) -> int:
-    now = time.time()
+def _summary(crew: Crew, submission: Submission, interrupted: bool, out: TextIO) -> int:
     bad = []
     complete = 0
     for member in crew.members:
-        for name in member.pack.runs:
-            files = run_files.read(runs / name, now)
+        for name, files in zip(member.pack.runs, crew.files(member.pack), strict=True):
             if files.state == "done":
                 complete += 1
             elif files.state == "failed":

@@ -18,7 +18,13 @@ from slurm.packs import Pack
 AUTOMATIC_PACK = 16  # seeds; the trainer itself splits a pack that does not fit its device's memory
 
 
-def pack(planned: Iterable[PlannedRun], size: int, words: Mapping[str, str], runs: Path) -> list[Pack]:
+def pack(
+    planned: Iterable[PlannedRun],
+    size: int,
+    words: Mapping[str, str],
+    runs: Path,
+    asked: Mapping[str, str] | None = None,
+) -> list[Pack]:
     """Packs of at most `size` seeds.
 
     Runs that were begun are packed with such as have a checkpoint in common, and go on in step.
@@ -27,6 +33,7 @@ def pack(planned: Iterable[PlannedRun], size: int, words: Mapping[str, str], run
         runs: folder of the run directories.
         planned: runs, each once, in the order in which they should start.
         words: how to execute them (`train.threads` -> "1"); a sweep's own words win over these.
+        asked: the same from the user, who wins over both.
     """
     # A sweep resolves each arm and task once, so runs that share their settings object are alike.
     alike: dict[Any, list[PlannedRun]] = {}
@@ -39,7 +46,8 @@ def pack(planned: Iterable[PlannedRun], size: int, words: Mapping[str, str], run
         first = same[0].config
         content = first.resolved()
         del content["seed"]
-        how = {**words, **dict(w.split("=", 1) for w in same[0].words), "train.pack": str(size)}
+        own = dict(word.split("=", 1) for word in same[0].words)
+        how = {**words, **own, **(asked or {}), "train.pack": str(size)}
         label = re.sub(r"[^A-Za-z0-9+=._-]", "_", f"{first.agent.name}-{first.task}-{config.pack_key(first)[:8]}")
         # Checkpoints by their decisions and updates, as their names say them.
         points = [{name[:21] for name in run_files.checkpoints(runs / run.name)} for run in same]
@@ -72,4 +80,10 @@ def execution_words(words: Sequence[str]) -> tuple[dict[str, str], Execution]:
                 "train.precision=float32"
             )
     _, execution, _ = config.resolve([("command line", config.parse_words(words))])
+    kind, _, number = execution.device.partition(":")
+    if int(number or 0):
+        raise InputError(
+            f"train.device={execution.device}: each process of a sweep is given one GPU, which is its cuda:0; "
+            f"expected {kind}, and CUDA_VISIBLE_DEVICES={int(number)} to choose it"
+        )
     return dict(word.split("=", 1) for word in words), execution

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import re
 from dataclasses import dataclass, field
+from os.path import isfile
 from pathlib import Path
 from typing import Any
 
@@ -70,7 +71,7 @@ def load(name: str) -> Profile:
         InputError: naming the file and the key.
     """
     path = Path(name) if name.endswith((".yaml", ".yml")) else FOLDER / f"{name}.yaml"
-    if not path.is_file():
+    if not isfile(path):  # without an error for a name that is too long to be a file's
         known = ", ".join(sorted(p.stem for p in FOLDER.glob("*.yaml")))
         first = "; python -m slurm profile writes one from what this cluster says" if name == "default" else ""
         raise InputError(f"profile={name}: no such profile; expected one of {known}, or a .yaml file{first}")

@@ -41,11 +41,12 @@ class RunFiles:
     writer: dict[str, Any] | None = None
 
 
-def read(directory: Path | str, now: float) -> RunFiles:
+def read(directory: Path | str, now: float, since: float = 0.0) -> RunFiles:
     """Look at a run directory; one that does not exist is a new run.
 
     Args:
         now: time.time(), once for a whole look-around.
+        since: when it was handed out last: a FAILED from before is of another attempt, and does not count.
     """
     base = os.fspath(directory)
     done = _json(f"{base}/DONE")
@@ -65,7 +66,7 @@ def read(directory: Path | str, now: float) -> RunFiles:
     speed = progress.get("env_steps_per_second", 0.0) if fresh else 0.0
     if writer and not writer.get("released") and alive(writer):
         return RunFiles("training", speed=speed, age=age, writer=writer, **said)
-    failed = _json(f"{base}/FAILED")
+    failed = _json(f"{base}/FAILED") if failed_since(base, since) else None
     if failed is not None:
         said["env_step"] = failed.get("env_step", said["env_step"])
         return RunFiles("failed", reason=str(failed.get("reason", "")), writer=writer, **said)
@@ -76,6 +77,17 @@ def read(directory: Path | str, now: float) -> RunFiles:
     if writer.get("released"):
         return RunFiles("stopped", age=age, writer=writer, **said)
     return RunFiles("begun", speed=speed, age=age, writer=writer, **said)
+
+
+def failed_since(directory: Path | str, since: float) -> bool:
+    """Whether a run's FAILED is there and not from before `since`."""
+    when = _time(f"{directory}/FAILED")
+    return when is not None and when >= since
+
+
+def written(file: Path) -> float:
+    """When a file was last written, by the file system's clock; 0 if it is not there."""
+    return _time(str(file)) or 0.0
 
 
 def newest_writer(base: Path | str) -> tuple[int, dict[str, Any]]:

@@ -75,6 +75,8 @@ def look(runs: Path, names: Iterable[str], handed_out: Iterable[Submission], in_
             states.append(State(name, _alone(files), files, reason=files.reason))
             continue
         submission, job, pack_name = holder
+        if files.state == "failed":  # perhaps of an attempt before this one, which has not opened the run yet
+            files = run_files.read(runs / name, now, submission.handed_out(pack_name))
         if submission.kind == "local":
             state = _local(files, living[id(submission)], submission)
         else:

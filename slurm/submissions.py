@@ -115,6 +115,10 @@ class Submission:
         """Whether the local queue that this is still runs, on this host."""
         return self.kind == "local" and run_files.alive(self.content.get("queue", {}))
 
+    def handed_out(self, pack: str) -> float:
+        """When a pack was: its configuration is written then, and no more."""
+        return run_files.written(self.folder / "packs" / f"{pack}.yaml")
+
     def log(self, pack: str) -> Path:
         return self.folder / "logs" / f"{pack}.log"
 

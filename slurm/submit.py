@@ -63,7 +63,7 @@ def submit(
     found = {s.run: s.state for s in states.look(runs, [run.name for run in planned], handed_out, in_queue)}
     todo = [run for run in planned if found[run.name] not in ("done", "running", "queued")]
     size = wants.seeds if asked.pack == "auto" else int(asked.pack)
-    packs = pack(todo, size, {**_words(wants), **words}, runs)
+    packs = pack(todo, size, _words(wants), runs, words)
     jobs = _jobs(packs, wants.packs_per_job)
     _show(sweep, wants, profile_name, [found[run.name] for run in planned], packs, jobs, runs)
     if not jobs:

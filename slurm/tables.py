@@ -6,7 +6,6 @@ import shutil
 import time
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
 from slurm import run_files
@@ -23,8 +22,8 @@ LINES_SECONDS = 60.0  # between plain lines about a run
 class Live:
     """Shows a crew at work: each run's step, speed, last return and time left."""
 
-    def __init__(self, runs: Path, packs: Sequence[Pack], out: TextIO) -> None:
-        self.runs, self.out = runs, out
+    def __init__(self, packs: Sequence[Pack], out: TextIO) -> None:
+        self.out = out
         self.names = [name for pack in packs for name in pack.runs]
         self.budget = {name: pack.env_steps for pack in packs for name in pack.runs}
         self.terminal = out.isatty()
@@ -66,15 +65,14 @@ class Live:
         """A row for each run in training, and how many runs are in which state."""
         rows: list[tuple[str, ...]] = []
         counts: Counter[str] = Counter()
-        now = time.time()
         for member in crew.members:
-            for name in member.pack.runs:
-                state = member.state
-                if state != "waiting":
-                    files = run_files.read(self.runs / name, now)
-                    state = {"done": "done", "failed": "failed"}.get(files.state, state)
-                    if state == "training":
-                        rows.append(progress_row(name, files, self.budget[name]))
+            if member.state == "waiting":
+                counts["waiting"] += len(member.pack.runs)
+                continue
+            for name, files in zip(member.pack.runs, crew.files(member.pack), strict=True):
+                state = {"done": "done", "failed": "failed"}.get(files.state, member.state)
+                if state == "training":
+                    rows.append(progress_row(name, files, self.budget[name]))
                 counts[state] += 1
         return rows, counts
 

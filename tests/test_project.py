@@ -1,4 +1,4 @@
-"""What the README promises: the dependencies, the example agent, links that lead somewhere."""
+"""What the README promises: the dependencies, make, the example agent, links that lead somewhere."""
 
 import importlib
 import importlib.metadata
@@ -65,6 +65,70 @@ def test_links_lead_somewhere(document):
     for target in re.findall(r"\]\(([^)#\s]+)[^)]*\)", document.read_text()):
         if not target.startswith("http"):
             assert (document.parent / target).exists(), target
+
+
+def make(*words):
+    """`make WORDS`, without the variables of the make that runs these tests."""
+    environment = {"PATH": os.environ["PATH"]}
+    return subprocess.run(["make", *words], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=60)
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["sweep", "SEEDS=0..2"], "SEEDS: no such variable"),
+        (["sweep", "sweep=fsq_levels"], "sweep: no such variable"),
+        (["sweep", "SWEEP="], "SWEEP: expected a value"),
+        (["status", "RUNS=", "SWEEP=main"], "RUNS: expected a value"),
+    ],
+)
+def test_make_takes_no_variable_that_it_does_not_know(words, said):
+    refused = make("-n", *words)
+    assert refused.returncode == 2 and not refused.stdout and said in refused.stderr
+
+
+def test_make_takes_what_it_says():
+    known = ["VENV=v", "SCALE=lite", "CLUSTER=slurm", "PROFILE=p", "RUNS=r", "ARGS=--dry-run train.compile=on SEEDS=3"]
+    shown = make("-n", "sweep", "SWEEP=main", *known)
+    assert shown.returncode == 0 and not shown.stderr
+    assert "submit main --profile p runs=r scale=lite --dry-run train.compile=on SEEDS=3" in shown.stdout
+
+
+@pytest.mark.parametrize(
+    ("words", "name"),
+    [
+        (["SWEEP=horizon"], "horizon"),
+        (["SWEEP=horizon", "SCALE=lite"], "horizon-lite"),
+        (["SWEEP=horizon", "SCALE=full"], "horizon"),
+        (["SWEEP=quickstart", "SCALE=lite"], "quickstart"),
+        (["SWEEP=quickstart", "SCALE=full"], "quickstart-full"),
+        (["SWEEP={}/mine.yaml"], "mine"),
+        (["SWEEP={}/mine.yaml", "SCALE=lite"], "mine"),
+        (["SWEEP={}/mine.yaml", "SCALE=full"], "mine-full"),
+    ],
+)
+def test_make_looks_for_a_sweep_where_it_was_put(tmp_path, words, name):
+    from ablations import load
+
+    (tmp_path / "mine.yaml").write_text((ROOT / "ablations" / "quickstart.yaml").read_text())
+    words = [word.format(tmp_path) for word in words]
+    shown = make("-n", "status", "figures", *words).stdout
+    assert f"slurm status {name} runs=runs" in shown and f" sweep={name} " in shown + " "
+    sweep, scale = ([word.partition("=")[2] for word in words] + [""])[:2]
+    assert load(sweep, scale or None).name == name
+
+
+@pytest.mark.parametrize("version", ["", "(3, 10, 9)", "(3, 14, 0)"])
+def test_make_sets_up_with_no_python_that_was_not_tested(tmp_path, version):
+    stand_in = tmp_path / "python"
+    if version:
+        trick = f"import sys; sys.version_info = {version}; exec(sys.argv[1])"
+        stand_in.write_text(f"#!/bin/sh\nexec {sys.executable} -c '{trick}' \"$2\"\n")
+        stand_in.chmod(0o755)
+    refused = make("setup", f"VENV={tmp_path / 'venv'}", f"PYTHON={stand_in}")
+    said = "expected Python 3.11 to 3.13" if version else "no such program"
+    assert refused.returncode == 2 and not (tmp_path / "venv").exists()
+    assert refused.stderr.startswith(f"error: PYTHON={stand_in}: {said}")
 
 
 def test_the_sweep_in_the_readme_is_a_sweep(tmp_path):

@@ -57,3 +57,24 @@ def test_what_is_not_complete_is_not_kept(runs, tmp_path, capsys):
         error = capsys.readouterr().err
         assert expected in error and error.count("\n") == 1
     assert not Path("kept").exists()
+
+
+def test_a_folder_that_cannot_be_kept_in_is_one_line(runs, tmp_path, capsys):
+    manifest = runs / "sweeps" / "quickstart.json"
+    run = next(path.parent for path in runs.glob("*/DONE"))
+    before = {path: path.read_bytes() for path in runs.rglob("*") if path.is_file()}
+    (tmp_path / "file").write_text("mine")
+    (tmp_path / "taken" / run.name / "DONE").mkdir(parents=True)
+    for given, out, expected in [
+        (run, runs, "already lies there"),
+        (manifest, runs, "already lies there"),
+        (run, f"{runs}/../{runs.name}", "already lies there"),
+        (run, tmp_path / "file", f"out={tmp_path / 'file'}: Not a directory"),
+        (manifest, "/proc/kept", "out=/proc/kept: No such file"),
+        (run, tmp_path / "taken", f"out={tmp_path / 'taken'}: Is a directory"),
+        (run, "", "one out=FOLDER"),
+    ]:
+        assert keep.main([str(given), f"out={out}"]) == 2
+        error = capsys.readouterr().err
+        assert expected in error and error.startswith("error: ") and error.count("\n") == 1
+    assert {path: path.read_bytes() for path in runs.rglob("*") if path.is_file()} == before

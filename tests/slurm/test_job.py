@@ -106,3 +106,10 @@ def test_a_full_disk_under_the_logs_is_waited_for(tmp_path, monkeypatch):
     made = crew.Crew([pack], [{}], tmp_path, tmp_path, tmp_path / "logs", said.append)
     made.run(lambda: False)
     assert made.members[0].state == "left" and "10 attempts" in made.members[0].reason and len(said) == 10
+
+
+@pytest.mark.parametrize("state", ["RUNNING PreemptTime=2026-01-01T00:00:00", "CANCELLED PreemptTime=None"])
+def test_a_job_leaves_nothing_in_the_nodes_scratch_folder(signalled, tmp_path, monkeypatch, state):
+    monkeypatch.setenv("SWEEP_SCRATCH", str(tmp_path / "scratch"))
+    signalled(signal.SIGTERM, f"JobState={state}")
+    assert list((tmp_path / "scratch").iterdir()) == []

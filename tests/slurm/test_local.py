@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from sweep_files import BROKEN_AGENT, ROOT, TINY, slurm
 
+from iqrl import execution
 from iqrl.config import Execution
 from slurm import crew, local, run_files
 from slurm.packs import Pack
@@ -127,6 +128,31 @@ def test_ends_of_a_process(make_crew, tmp_path, script, state, reason, starts):
     assert (tmp_path / "starts").read_text().count("x") == starts
 
 
+OLD = """printf '{"reason": "old"}' > $RUN/FAILED; touch -d @1 $RUN/FAILED"""
+
+
+@pytest.mark.parametrize(
+    ("script", "reason"),
+    [
+        ("echo 'error: train.device=cuda: no CUDA'; exit 2", "train.device=cuda: no CUDA"),
+        (f"test -e $RUN/once && {{ {DONE}; exit; }}; touch $RUN/once; exit 75", ""),
+    ],
+)
+def test_a_failure_from_before_the_pack_was_handed_out_is_not_its_end(make_crew, script, reason):
+    """A retry that is stopped, or is given no GPU, before it opens the run."""
+    made, said = make_crew(f"{OLD}; {script}")
+    made.run(lambda: False)
+    assert made.members[0].reason == reason and not any("FAILED" in line for line in said)
+
+
+def test_a_pack_whose_runs_have_all_failed_is_not_started_again(make_crew, tmp_path):
+    """In a job that was requeued for its other packs."""
+    made, _ = make_crew(f"touch {tmp_path / 'started'}")
+    (tmp_path / "run" / "FAILED").write_text('{"reason": "loss is nan"}')
+    made.run(lambda: False)
+    assert made.members[0].state == "ended" and not (tmp_path / "started").exists()
+
+
 def test_a_process_that_gets_further_is_started_for_ever(make_crew, tmp_path):
     """Twelve times killed, each time after a new checkpoint."""
     script = f"mkdir -p $RUN/checkpoint; n=$(ls $RUN/checkpoint | wc -l); test $n = 12 && {{ {DONE}; exit; }}"
@@ -150,6 +176,8 @@ def test_a_stopped_crew_starts_nothing(make_crew, tmp_path):
 @pytest.mark.parametrize("visible", ["2,3", "GPU-8f,GPU-a0"])
 def test_only_gpus_that_were_given_are_used(monkeypatch, visible):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
-    slots, _, size = local.places("3", Execution())
+    monkeypatch.setattr(execution, "cores", lambda: 7)
+    slots, words, size = local.places("3", Execution())
+    assert words == {"train.threads": "2"}  # the cores are shared out, too
     first, second = visible.split(",")
     assert [slot["CUDA_VISIBLE_DEVICES"] for slot in slots] == [first, second, first] and size > 1

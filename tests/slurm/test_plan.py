@@ -13,7 +13,9 @@ from sweep_files import TINY, fake_command, slurm
 import ablations
 from iqrl import config
 from iqrl.errors import InputError
-from slurm import job, packs, plan, profile, submit
+from slurm import __main__ as command_line
+from slurm import job, local, packs, plan, profile, submit
+from slurm.submissions import Submission
 
 
 @pytest.fixture
@@ -31,6 +33,15 @@ def test_packs_hold_runs_that_differ_in_their_seed_only(sweep, tmp_path):
     assert sorted(name for p in made for name in p.runs) == sorted(run.name for run in sweep.unique_runs())
     assert len({p.name for p in made}) == len(made)
     assert set(made[0].words) == {"train.threads=1", "train.compile=off", "train.pack=3"}
+
+
+def test_the_users_words_win_over_the_files_and_those_over_the_profiles(sweep, tmp_path):
+    profiles = {"train.threads": "1", "train.workers": "0", "train.compile": "auto"}
+    own = plan.pack(sweep.unique_runs(), 3, profiles, tmp_path)[0]  # the file has train.compile: "off"
+    asked = plan.pack(sweep.unique_runs(), 3, profiles, tmp_path, {"train.compile": "on", "train.threads": "2"})[0]
+    rest = {"train.workers=0", "train.pack=3"}
+    assert set(own.words) == {"train.compile=off", "train.threads=1"} | rest
+    assert set(asked.words) == {"train.compile=on", "train.threads=2"} | rest
 
 
 def test_a_pack_file_and_its_words_are_the_same_runs(sweep, tmp_path):
@@ -61,7 +72,8 @@ def test_runs_are_packed_with_those_that_can_go_on_from_the_same_point(sweep, tm
 
 
 @pytest.mark.parametrize(
-    "word", ["agent.horizon=3", "train.env_steps=10", "seeds=3", "task=walker-run", "train.threads=-1"]
+    "word",
+    ["agent.horizon=3", "train.env_steps=10", "seeds=3", "task=walker-run", "train.threads=-1", "train.device=cuda:1"],
 )
 def test_words_that_would_change_runs_are_refused(word):
     with pytest.raises(InputError, match=word.split("=")[0]):
@@ -298,6 +310,7 @@ def test_a_snapshot_is_the_code_and_its_commit(tmp_path):
     ("words", "named"),
     [
         (["run", "quickstat"], "did you mean quickstart"),
+        (["run", "x" * 300], "no such sweep"),
         (["run", "quickstart", "scale=huge"], "scale=huge"),
         (["run", "quickstart", "jobs=0"], "jobs=0"),
         (["run", "quickstart", "runs=/proc/x"], "runs=/proc/x: cannot be written to"),
@@ -312,6 +325,7 @@ def test_a_snapshot_is_the_code_and_its_commit(tmp_path):
         (["sumbit", "quickstart"], "invalid choice: 'sumbit'"),
         (["run", "quickstart", "RUNS=a", "runs=b"], "given twice"),
         (["submit", "quickstart", "--profile", "none.yaml"], "none.yaml"),
+        (["submit", "quickstart", "--profile", "x" * 300], "no such profile"),
     ],
 )
 def test_bad_input_is_one_line_and_writes_nothing(words, named, tmp_path):
@@ -320,6 +334,37 @@ def test_bad_input_is_one_line_and_writes_nothing(words, named, tmp_path):
     assert result.returncode == 2
     assert result.stderr.startswith("error: ") and result.stderr.count("\n") == 1 and named in result.stderr
     assert [entry.name for entry in tmp_path.iterdir()] == ["bin"]
+
+
+@pytest.mark.parametrize(("sweep", "source"), [("mine.yaml", "{}/mine.yaml"), ("quickstart", "quickstart")])
+def test_a_submission_names_a_sweep_as_it_is_found_from_any_folder(tmp_path, monkeypatch, sweep, source):
+    """`retry` takes the file from the submission, wherever it is typed; a link is not followed: it names the sweep."""
+    (tmp_path / "other.yaml").write_text(TINY)
+    (tmp_path / "mine.yaml").symlink_to("other.yaml")
+    given = {}
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(local, "run", lambda *_, **words: given.update(words))
+    command_line.main(["run", sweep])
+    assert given["source"] == source.format(tmp_path)
+
+
+def test_two_files_do_not_share_a_sweeps_name(tmp_path):
+    for folder in ("a", "b"):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "mine.yaml").write_text(TINY)
+    runs = tmp_path / "runs"
+    submission = Submission.create(runs, "mine", "local")
+    submission.content["source"] = str(tmp_path / "a" / "mine.yaml")
+    submission.save()
+    refused = slurm("run", "b/mine.yaml", f"runs={runs}", "--dry-run", cwd=tmp_path)
+    assert refused.returncode == 2 and refused.stderr == (
+        f"error: sweep=b/mine.yaml: mine in {runs} is {tmp_path}/a/mine.yaml; "
+        "expected that file, one of another name, or another runs=FOLDER\n"
+    )
+    for source in ("a/mine.yaml", "./a/../a/mine.yaml"):
+        assert slurm("run", source, f"runs={runs}", "--dry-run", cwd=tmp_path).returncode == 0
+    (tmp_path / "a" / "mine.yaml").rename(tmp_path / "old.yaml")  # gone from there: it was moved
+    assert slurm("run", "b/mine.yaml", f"runs={runs}", "--dry-run", cwd=tmp_path).returncode == 0
 
 
 def test_without_slurm_there_is_one_line_and_the_local_way(tmp_path):

@@ -117,6 +117,25 @@ def test_slurm_first_by_files_then_by_the_queue(tmp_path, monkeypatch):
     assert list(states_of(tmp_path).values()) == ["done", "running", "queued", "lost", "failed", "cancelled"]
 
 
+def test_a_failure_from_before_a_retry_is_not_its_result(tmp_path, monkeypatch):
+    names = ["r0", "r1", "r2", "r3"]
+    make_sweep(tmp_path, names)
+    for name in names:
+        marker = make_run(tmp_path, name, failed="old", lease=AWAY, released=True) / "FAILED"
+        os.utime(marker, (1, 1))
+    submission = submit_to(tmp_path, "slurm", [(f"8_{i}", [name]) for i, name in enumerate(names)])
+    for i in range(len(names)):
+        (submission.folder / "packs" / f"pack-{i}.yaml").touch()
+    os.utime(tmp_path / "r3" / "FAILED")  # by the retry
+    fake_slurm(tmp_path, monkeypatch, "echo '8_0|RUNNING'; echo '8_1|PENDING'")
+    states = reports.Report(tmp_path).states
+    assert [(s.state, s.reason) for s in states] == [("running", ""), ("queued", ""), ("lost", ""), ("failed", "old")]
+    submission.kind = "local"
+    submission.content["queue"] = ME
+    submission.save()
+    assert list(states_of(tmp_path).values()) == ["queued", "queued", "queued", "failed"]
+
+
 def test_a_process_that_outlives_its_job_does_not_keep_its_run(tmp_path, monkeypatch):
     """Left behind on a lost node: the job that `retry` submits fences it off."""
     make_sweep(tmp_path, ["r0", "r1", "r2"])
@@ -296,12 +315,49 @@ def test_what_helps_runs_of_no_sweep(tmp_path):
 
 
 def test_a_sweep_that_was_copied_without_its_submissions_is_tried_again(tmp_path):
-    make_sweep(tmp_path, ["r0"], "horizon-lite")
+    name = ablations.load("horizon", "lite").runs[0].name
+    make_sweep(tmp_path, [name], "horizon-lite")
     file = tmp_path / "sweeps" / "horizon-lite.json"
     file.write_text(file.read_text().replace('"full"', '"lite"'))
-    make_run(tmp_path, "r0", lease=GONE)
+    make_run(tmp_path, name, lease=GONE)
     result = slurm("retry", "--dry-run", f"runs={tmp_path}")
     assert result.returncode == 0 and result.stdout.startswith("horizon-lite (")
+    assert "1 runs, 0 already done; 1 packs" in result.stdout
+
+
+def test_runs_of_an_earlier_version_of_the_file_are_not_tried_again(tmp_path):
+    """Their names are no more in the file: nothing is run, the manifest stays, and the way out is said."""
+    file, runs = tmp_path / "mine.yaml", tmp_path / "runs"
+    file.write_text(TINY)
+    names = [run.name for run in ablations.load(str(file)).unique_runs()]
+    make_sweep(runs, names, "mine")
+    make_run(runs, names[0], failed="loss is nan", lease=GONE)
+    make_run(runs, names[1], done=True, lease=GONE)
+    submit_to(runs, "local", [("", names)], "mine", queue=GONE, source=str(file))
+    before = (runs / "sweeps" / "mine.json").read_text()
+    assert "1 runs, 0 already done; 1 packs" in slurm("retry", "mine", "--dry-run", f"runs={runs}").stdout
+    file.write_text(TINY.replace("env_steps: 2000", "env_steps: 4000"))
+    result = slurm("retry", "mine", f"runs={runs}")
+    assert result.returncode == 1 and result.stdout == (
+        "mine: 1 runs are of an earlier version of the sweep's file or its agent; "
+        "the sweep's own command starts the new ones\n"
+    )
+    assert (runs / "sweeps" / "mine.json").read_text() == before
+
+
+def test_a_local_retry_that_is_interrupted_leaves_the_sweeps_after_it(tmp_path, monkeypatch):
+    from slurm import __main__, local
+
+    runs, asked = tmp_path / "runs", []
+    for name, steps in (("one", 2000), ("two", 4000)):
+        file = tmp_path / f"{name}.yaml"
+        file.write_text(TINY.replace("env_steps: 2000", f"env_steps: {steps}"))
+        names = [run.name for run in ablations.load(str(file)).unique_runs()]
+        make_sweep(runs, names, name)
+        make_run(runs, names[0], failed="loss is nan", lease=GONE)
+        submit_to(runs, "local", [("", names)], name, queue=GONE, source=str(file))
+    monkeypatch.setattr(local, "run", lambda sweep, *_, **__: asked.append(sweep.name) or local.INTERRUPTED)
+    assert __main__.main(["retry", f"runs={runs}"]) == local.INTERRUPTED and asked == ["one"]
 
 
 @pytest.mark.parametrize(
