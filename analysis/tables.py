@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 
 from analysis import statistics, style
-from analysis.figures.drawing import describe, problem_line
+from analysis.figures.drawing import describe, intervals_text, problem_line
 from analysis.statistics import REPLICATES, Estimate
 from analysis.study import Arm, Study
 
@@ -69,11 +69,10 @@ def scores(study: Study, replicates: int = REPLICATES) -> Table:
             bold |= {(len(rows), 1 + i) for i in _best(estimates, sign=-1 if name == "Optimality gap" else 1)}
             rows.append([f"{name} (normalised)", *(_bounds(estimate, 3) for estimate in estimates)])
             numbers += [_number(name, arm, estimate) for arm, estimate in zip(study.arms, estimates, strict=True)]
-    few = " (none where an arm has one or two seeds on a task)" if study.seeds[0] < statistics.FEWEST_RUNS else ""
     caption = (
         f"Mean return at {style.steps(study.mark)} environment steps, with Student's t 95% intervals over "
-        f"seeds{few}; below, aggregates of return / 1000 over {style.counted(len(shared), 'shared task')} with "
-        f"95% stratified bootstrap intervals ({style.counted(replicates, 'replicate')}). {_what(study)} Bold: "
+        f"seeds{_few(study)}; below, aggregates of return / 1000 over {style.counted(len(shared), 'shared task')} "
+        f"with {intervals_text(study, replicates)}. {_what(study)} Bold: "
         f"the best mean, and every mean within its interval."
     )
     columns = ["Task", *map(style.label, study.arms)]
@@ -99,6 +98,7 @@ def differences(study: Study, replicates: int = REPLICATES) -> Table:
     shared = study.shared_tasks()
     if shared:
         row = ["IQM (normalised)"]
+        enough = study.seeds[0] >= statistics.FEWEST_RUNS  # an interval of two seeds is no evidence
         for i, arm in enumerate(others):
             mark = np.array([study.mark])
             estimate = statistics.aggregate_difference(
@@ -106,17 +106,16 @@ def differences(study: Study, replicates: int = REPLICATES) -> Table:
                 study.scores(reference.name, mark, shared),
                 replicates=replicates,
             )
-            if estimate.low[0] > 0 or estimate.high[0] < 0:
+            if enough and (estimate.low[0] > 0 or estimate.high[0] < 0):
                 bold.add((len(rows), 1 + i))
             row.append(_bounds(estimate, 3, sign=True))
             numbers.append(_number("IQM", arm, estimate))
         rows.append(row)
     caption = (
         f"Mean return minus that of {style.label(reference)} at {style.steps(study.mark)} environment "
-        f"steps, with "
-        f"Welch's t 95% intervals over seeds; for the IQM, bootstrap ({style.counted(replicates, 'replicate')}). "
-        f"{_what(study)} "
-        "Bold: intervals without zero (each taken alone: not corrected for the number of comparisons)."
+        f"steps, with Welch's t 95% intervals over seeds{_few(study)}; for the IQM, "
+        f"{intervals_text(study, replicates)}. {_what(study)} Bold: intervals without zero, of three seeds or more "
+        "(each taken alone: not corrected for the number of comparisons)."
     )
     columns = ["Task", *map(style.label, others)]
     return Table("differences", caption, columns, rows, pd.DataFrame(numbers), bold, (last,))
@@ -164,11 +163,16 @@ def efficiency(study: Study, replicates: int = REPLICATES) -> Table:
     caption = (
         f"Environment steps until an evaluation first reaches {SHARE:.0%} of the best arm's mean return at "
         f"{style.steps(study.mark)} steps: median over seeds, with the seeds that reached it; below, the "
-        f"mean normalised "
-        f"return over {style.steps(study.mark)} environment steps. {_what(study)}"
+        f"mean normalised return over {style.steps(study.mark)} environment steps, with "
+        f"{intervals_text(study, replicates)}. {_what(study)}"
     )
     columns = ["Task", *map(style.label, study.arms)]
     return Table("efficiency", caption, columns, rows, pd.DataFrame(numbers), bold, (last,))
+
+
+def _few(study: Study) -> str:
+    few = study.seeds[0] < statistics.FEWEST_RUNS
+    return " (none where an arm has one or two seeds on a task)" if few else ""
 
 
 def _mean(values: np.ndarray) -> Estimate:

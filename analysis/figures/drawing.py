@@ -149,11 +149,17 @@ def describe(study: Study, tasks: list[str] | None = None) -> str:
 
 def bootstrap_text(context: Context) -> str:
     """How the intervals were made; and how far they can be trusted."""
-    low, _ = context.study.seeds
-    text = f"95% stratified bootstrap intervals over seeds ({style.counted(context.replicates, 'replicate')})"
-    if low < 2:
-        return text + "; none where a task has one seed"
-    return text + ("; with fewer than 5 seeds such intervals are too narrow" if low < 5 else "")
+    return intervals_text(context.study, context.replicates)
+
+
+def intervals_text(study: Study, replicates: int) -> str:
+    """`bootstrap_text`, for tables, which have no context."""
+    low, high = study.seeds
+    text = f"95% stratified bootstrap intervals over seeds ({style.counted(replicates, 'replicate')})"
+    text += "; none for an arm with one seed on a task" if low < 2 else ""
+    text += "; with fewer than 5 seeds such intervals are too narrow" if low < 5 and high > 1 else ""
+    counts = study.members.groupby(["arm", "task"]).size().groupby("arm").nunique()
+    return text + ("; tasks count alike, whatever their seeds" if counts.max() > 1 else "")
 
 
 def frame_of(arm: str, steps: np.ndarray, estimate: Estimate, **columns: Any) -> pd.DataFrame:

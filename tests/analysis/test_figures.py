@@ -135,7 +135,19 @@ def test_one_seed_draws_a_line_and_no_band(runs: Path) -> None:
     write_run(runs, "iqrl")
     drawing = drawn("iqm_return", context(runs))
     assert len(drawing.figure.axes[0].get_lines()) == 1
-    assert "none where a task has one seed" in words(drawing)
+    assert "(100 replicates); none for an arm with one seed on a task." in words(drawing)
+
+
+def test_captions_say_what_few_and_unequal_seeds_do(runs: Path) -> None:
+    for task, seeds in (("walker-walk", 1), ("dog-run", 3)):
+        for seed in range(seeds):
+            write_run(runs, "iqrl", task, seed)
+    drawing = drawn("iqm_return", context(runs))
+    assert not [p for band in drawing.figure.axes[0].collections for p in band.get_paths() if len(p.vertices)]
+    assert (
+        "(100 replicates); none for an arm with one seed on a task; with fewer than 5 seeds such intervals are "
+        "too narrow; tasks count alike, whatever their seeds." in words(drawing)
+    )
 
 
 @pytest.mark.parametrize("seeds", [2, 3])

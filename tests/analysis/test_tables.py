@@ -58,6 +58,19 @@ def test_differences(study: Study) -> None:
     assert (0, 2) in table.bold and (0, 1) not in table.bold
 
 
+def test_two_seeds_are_no_evidence_of_a_difference(runs: Path) -> None:
+    for agent, returns in {"iqrl": (900.0, 901.0), "td3": (300.0, 301.0)}.items():
+        for seed, final in enumerate(returns):
+            write_run(runs, agent, "walker-walk", seed, returns=[0.0, 0.0, 0.0, 0.0, 0.0, final])
+    (built,), _ = build(load([runs]), [runs])
+    table = tables.differences(built, 100)
+    assert table.rows[0] == ["walker-walk", "-600"] and table.rows[1][1].startswith("-0.600 [")
+    assert table.bold == set()
+    assert "over seeds (none where an arm has one or two seeds on a task); for the IQM, 95% strat" in table.caption
+    for made in tables.tables(built, 100):
+        assert "(100 replicates); with fewer than 5 seeds such intervals are too narrow. 1 task" in made.caption
+
+
 def test_efficiency(study: Study) -> None:
     table = tables.efficiency(study, 100)
     assert table.rows[0] == ["walker-walk", "80k (3/3)", "80k (3/3)", "not (0/3)"]
