@@ -162,10 +162,14 @@ class Study:
         """Normalised returns, one (runs, steps) array a task, of the tasks with a known scale."""
         return [self.runs(arm, task, "score", steps) for task in tasks or self.normalised_tasks]
 
-    def shared_tasks(self, arms: list[Arm] | None = None) -> list[str]:
+    def common_tasks(self, arms: list[Arm] | None = None) -> list[str]:
         """Tasks on which each of the arms has a run."""
         sets = [set(self.members.loc[self.members["arm"] == arm.name, "task"]) for arm in arms or self.arms]
-        return [task for task in self.normalised_tasks if all(task in tasks for tasks in sets)]
+        return [task for task in self.tasks if all(task in tasks for tasks in sets)]
+
+    def shared_tasks(self, arms: list[Arm] | None = None) -> list[str]:
+        """Tasks with a known scale on which each of the arms has a run."""
+        return [task for task in self.common_tasks(arms) if task in self.normalised_tasks]
 
 
 # ------------------------------------------------------------------------------------------- building studies
@@ -382,7 +386,7 @@ def _absent_seeds(members: pd.DataFrame) -> list[Problem]:
         for task, rows in group.groupby("task"):
             for seed in sorted(seeds - set(rows["seed"])):
                 detail = f"no run of seed {seed}, which {arm} has on other tasks"
-                problems.append(Problem("missing", f"{arm} on {task}", detail, "not there"))
+                problems.append(Problem("missing", f"{arm} on {task}, seed {seed}", detail, "not there"))
     return problems
 
 
@@ -437,7 +441,9 @@ def _checked(study: Study, short: str) -> Study:
             )
         else:
             problems.append(Problem(kind, str(row.run), detail, "counted"))
-    study.members = members[keep].astype({"seed": int, "budget": int, "env_step": int, "key": str})
+    study.members = members[keep].astype(
+        {"seed": int, "budget": int, "env_step": int, "key": str, "pack": int}
+    )
     problems += _mixed(study)
     present = set(study.members["arm"])
     for arm in study.arms:

@@ -112,8 +112,8 @@ def counted(number: int, noun: str) -> str:
 
 
 def steps(env_steps: float) -> str:
-    """1500000 -> "1.5M", 20000 -> "20k"."""
+    """1500000 -> "1.5M", 20000 -> "20k", 49999 -> "49.999k": no step is rounded to one that was not compared."""
     for size, letter in ((1e6, "M"), (1e3, "k")):
         if abs(env_steps) >= size:
-            return f"{env_steps / size:.3g}{letter}"
+            return f"{env_steps / size:.9g}{letter}"
     return f"{env_steps:.0f}"

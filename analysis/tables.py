@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 
 from analysis import statistics, style
-from analysis.figures.drawing import describe, intervals_text, problem_line
+from analysis.figures.drawing import describe, intervals_text, not_in, problem_line
 from analysis.statistics import REPLICATES, Estimate
 from analysis.study import Arm, Study
 
@@ -72,7 +72,7 @@ def scores(study: Study, replicates: int = REPLICATES) -> Table:
     caption = (
         f"Mean return at {style.steps(study.mark)} environment steps, with Student's t 95% intervals over "
         f"seeds{_few(study)}; below, aggregates of return / 1000 over {style.counted(len(shared), 'shared task')} "
-        f"with {intervals_text(study, replicates)}. {_what(study)} Bold: "
+        f"with {intervals_text(study, replicates)}.{not_in(study, shared)} {_what(study)} Bold: "
         f"the best mean, and every mean within its interval."
     )
     columns = ["Task", *map(style.label, study.arms)]
@@ -85,7 +85,7 @@ def differences(study: Study, replicates: int = REPLICATES) -> Table:
     rows: list[list[str]] = []
     numbers: list[dict[str, object]] = []
     bold: set[tuple[int, int]] = set()
-    for task in study.shared_tasks():
+    for task in study.common_tasks():
         row = [task]
         for i, arm in enumerate(others):
             estimate = statistics.welch(_final(study, arm, task), _final(study, reference, task))
@@ -114,11 +114,12 @@ def differences(study: Study, replicates: int = REPLICATES) -> Table:
     caption = (
         f"Mean return minus that of {style.label(reference)} at {style.steps(study.mark)} environment "
         f"steps, with Welch's t 95% intervals over seeds{_few(study)}; for the IQM, "
-        f"{intervals_text(study, replicates)}. {_what(study)} Bold: intervals without zero, of three seeds or more "
-        "(each taken alone: not corrected for the number of comparisons)."
+        f"{intervals_text(study, replicates)}.{not_in(study, shared)} {_what(study)} Bold: intervals without zero, "
+        "of three seeds or more (each taken alone: not corrected for the number of comparisons)."
     )
     columns = ["Task", *map(style.label, others)]
-    return Table("differences", caption, columns, rows, pd.DataFrame(numbers), bold, (last,))
+    frame = pd.DataFrame(numbers, columns=["row", "arm", "point", "low", "high"])  # with its header, if no arms meet
+    return Table("differences", caption, columns, rows, frame, bold, (last,))
 
 
 def efficiency(study: Study, replicates: int = REPLICATES) -> Table:
@@ -133,7 +134,7 @@ def efficiency(study: Study, replicates: int = REPLICATES) -> Table:
         threshold = SHARE * max((final.mean() for final in finals if len(final)), default=np.nan)
         cells, medians = [], []
         for arm in study.arms:
-            steps = study.grid(arm.name)
+            steps = _until_mark(study, arm)
             reached = statistics.first_reaching(
                 study.runs(arm.name, task, "mean_return", steps), steps, threshold
             )
@@ -151,8 +152,7 @@ def efficiency(study: Study, replicates: int = REPLICATES) -> Table:
     if shared:
         estimates = []
         for arm in study.arms:
-            steps = study.grid(arm.name)
-            steps = steps[steps <= study.mark]
+            steps = _until_mark(study, arm)
             areas = [
                 statistics.area_under_curve(task, steps) for task in study.scores(arm.name, steps, shared)
             ]
@@ -164,10 +164,16 @@ def efficiency(study: Study, replicates: int = REPLICATES) -> Table:
         f"Environment steps until an evaluation first reaches {SHARE:.0%} of the best arm's mean return at "
         f"{style.steps(study.mark)} steps: median over seeds, with the seeds that reached it; below, the "
         f"mean normalised return over {style.steps(study.mark)} environment steps, with "
-        f"{intervals_text(study, replicates)}. {_what(study)}"
+        f"{intervals_text(study, replicates)}.{not_in(study, shared)} {_what(study)}"
     )
     columns = ["Task", *map(style.label, study.arms)]
     return Table("efficiency", caption, columns, rows, pd.DataFrame(numbers), bold, (last,))
+
+
+def _until_mark(study: Study, arm: Arm) -> np.ndarray:
+    """The env steps of an arm's curve up to the compared one, and that one, whoever went further."""
+    steps = study.grid(arm.name)
+    return np.unique(np.append(steps[steps <= study.mark], study.mark))
 
 
 def _few(study: Study) -> str:

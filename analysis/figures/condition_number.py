@@ -9,13 +9,12 @@ from analysis.figures.drawing import (
     Context,
     Drawing,
     canvas,
-    describe,
     draw_curves,
     finish,
     legend_above,
     step_axis,
 )  # fmt: skip
-from analysis.figures.latent_curves import lacking, quartile_curves
+from analysis.figures.latent_curves import lacking, over, quartile_curves
 
 TITLE = "Condition number of the latent matrix"
 
@@ -34,10 +33,10 @@ def draw(context: Context) -> Drawing:
     axes[0, 0].set_ylabel("Condition number")
     legend_above(context, figure, arms=frame["arm"])
     infinite = sorted({context.label(arm) for arm in frame.loc[np.isinf(frame["point"]), "arm"]})
+    shown, left_out = over(context, "condition_number")
     caption = (
-        f"{TITLE}: median over runs of {describe(context.study)}. Bands: quartiles over runs, not a "
-        f"confidence "
-        f"interval.{lacking(context, frame)}"
+        f"{TITLE}: median over runs of {shown}. Bands: quartiles over runs, not a "
+        f"confidence interval.{lacking(context, frame)}{left_out}"
         + (
             f" Where the line of {', '.join(infinite)} is interrupted, the median is infinite."
             if infinite

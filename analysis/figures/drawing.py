@@ -134,7 +134,8 @@ def describe(study: Study, tasks: list[str] | None = None) -> str:
     """Tasks, seeds and budget of a study, for a caption."""
     tasks = study.tasks if tasks is None else tasks
     names = ", ".join(tasks) if len(tasks) <= 4 else f"{tasks[0]} to {tasks[-1]}"
-    low, high = study.seeds
+    counts = study.members[study.members["task"].isin(tasks)].groupby(["arm", "task"]).size()
+    low, high = counts.min(), counts.max()
     seeds = style.counted(high, "seed") if low == high else f"{low} to {high} seeds"
     budgets = sorted(set(study.members["budget"]))
     budget = " or ".join(style.steps(value) for value in budgets)
@@ -145,6 +146,13 @@ def describe(study: Study, tasks: list[str] | None = None) -> str:
         if study.common_step(arm.name) < study.members.loc[study.members["arm"] == arm.name, "budget"].max()
     ]
     return text + (f"; shown up to the last common step: {', '.join(cut)}" if cut else "")
+
+
+def not_in(study: Study, tasks: list[str]) -> str:
+    """Names the tasks of a study that a mean over `tasks` leaves out."""
+    absent = [task for task in study.tasks if task not in tasks]
+    reason = "because an arm lacks them or their scale is unknown"
+    return f" Not in the mean, {reason}: {', '.join(absent)}." if absent else ""
 
 
 def bootstrap_text(context: Context) -> str:
@@ -245,9 +253,14 @@ def legend_above(
 
 
 def arms_with(context: Context, quantity: str) -> list[Arm]:
-    """Arms that have at least one finite value of a quantity."""
+    """Arms that have at least one value of a quantity."""
+    present = set(members_with(context, quantity)["arm"])
+    return [arm for arm in context.study.arms if arm.name in present]
+
+
+def members_with(context: Context, quantity: str) -> pd.DataFrame:
+    """The rows of `Study.members` of runs that have at least one value of a quantity; infinity is one."""
     study = context.study
     table = study.tables.evaluations if quantity in study.tables.evaluations.columns else study.tables.latents
-    having = set(table.loc[np.isfinite(table[quantity].to_numpy(float)), "key"])
-    present = study.members.loc[study.members["key"].isin(having), "arm"].unique()
-    return [arm for arm in study.arms if arm.name in present]
+    having = set(table.loc[table[quantity].notna(), "key"])
+    return study.members[study.members["key"].isin(having)]

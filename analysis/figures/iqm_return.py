@@ -17,6 +17,7 @@ from analysis.figures.drawing import (
     frame_of,
     hover_series,
     legend_above,
+    not_in,
     step_axis,
 )
 from analysis.figures.tasks import published_colour
@@ -67,12 +68,8 @@ def draw(context: Context) -> Drawing:
     ax.set_ylim(bottom=min(0.0, float(frame["low"].min()) if frame["low"].notna().any() else 0.0))
     legend_above(context, figure, dashed)
     tasks = context.study.shared_tasks()
-    left_out = sorted(set(context.study.tasks) - set(tasks))
     caption = f"{TITLE} (return / 1000), {describe(context.study, tasks)}. Bands: {bootstrap_text(context)}."
-    if left_out:
-        caption += (
-            f" Not in the mean, because an arm lacks them or their scale is unknown: {', '.join(left_out)}."
-        )
+    caption += not_in(context.study, tasks)
     if context.published and dashed:
         caption += " Dashed: published results on the same tasks, never pooled with own runs; "
         caption += "; ".join(context.published.remarks) + "."

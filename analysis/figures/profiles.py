@@ -16,6 +16,7 @@ from analysis.figures.drawing import (
     finish,
     hover_series,
     legend_above,
+    not_in,
 )  # fmt: skip
 
 TITLE = "Performance profiles"
@@ -58,5 +59,6 @@ def draw(context: Context) -> Drawing:
     caption = (
         f"{TITLE} at {style.steps(study.mark)} environment steps (return / 1000), "
         f"{describe(study, study.shared_tasks())}. Bands: {bootstrap_text(context)}, pointwise."
+        f"{not_in(study, study.shared_tasks())}"
     )
     return Drawing(figure, finish(context, figure, caption), [(ax, series)])

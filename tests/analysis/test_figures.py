@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import re
+import shutil
 from pathlib import Path
 
 import matplotlib
@@ -169,6 +170,73 @@ def test_infinite_condition_numbers_interrupt_the_line(runs: Path) -> None:
     drawing = drawn("condition_number", context(runs))
     assert np.isnan(drawing.figure.axes[0].get_lines()[0].get_ydata().astype(float)).any()
     assert "the median is infinite" in words(drawing)
+
+
+def test_captions_name_the_tasks_that_a_mean_is_over(runs: Path) -> None:
+    """iQRL and TCRL share one task of two, and TD3, which has no latent, has both."""
+    for task in ("dog-run", "walker-walk"):
+        write_run(runs, "iqrl", task)
+        write_run(runs, "td3", task)
+    write_run(runs, "tcrl", "walker-walk")
+    given = context(runs)
+    absent = "Not in the mean, because an arm lacks them or their scale is unknown: dog-run."
+    for name in FIGURES:
+        text = words(drawn(name, given))
+        one = name not in ("active_codebook", "improvement", "tasks", "rank_return")
+        assert ("1 task (walker-walk), 1 seed each" in text) == one, name
+        assert (absent in text) == one, name
+    caption = drawn("arms", given).caption.text
+    assert "Active codebook (%): over dog-run, walker-walk." in caption and "Latent rank: over" not in caption
+
+
+def test_latents_of_arms_that_share_no_task(runs: Path) -> None:
+    write_run(runs, "iqrl", "dog-run")
+    write_run(runs, "tcrl", "walker-walk")
+    with pytest.raises(Skip, match="no task is shared by all arms that have rank_0.01"):
+        drawn("latent_rank", context(runs))
+
+
+def test_hours_and_scores_are_those_of_the_same_tasks(runs: Path) -> None:
+    write_run(runs, "iqrl", "walker-walk", pack=1)
+    slow = write_run(runs, "iqrl", "dog-run", pack=1)
+    write_run(runs, "td3", "walker-walk", pack=1)
+    lines = (slow / "timing.csv").read_text().splitlines()
+    rows = [line.split(",") for line in lines[1:]]
+    slower = [f"{step},{100 * float(seconds)},{updates}" for step, seconds, updates in rows]
+    (slow / "timing.csv").write_text("\n".join([lines[0], *slower]) + "\n")
+    drawing = drawn("gpu_hours", context(runs))
+    assert drawing.figure.axes[0].get_lines()[0].get_xdata()[-1] == pytest.approx((3.1 + 0.004 * 100_000) / 3600)
+
+
+def test_packs_are_whole_numbers_though_a_run_is_missing(runs: Path) -> None:
+    made = write_study(runs)
+    shutil.rmtree(made[0])
+    assert "the seeds that shared the device (5); on" in words(drawn("gpu_hours", context(runs)))
+
+
+def test_gymnasium_alone_says_what_is_lacking(runs: Path) -> None:
+    for agent in ("iqrl", "td3"):
+        write_run(runs, agent, "gym:CartPole-v1")
+    given = context(runs)
+    for name in ("improvement", "rank_return"):
+        with pytest.raises(Skip, match="with a known return scale"):
+            drawn(name, given)
+
+
+def test_a_legend_of_long_labels_is_not_cut_off(runs: Path) -> None:
+    members, arms = [], []
+    for i in range(6):
+        run = write_run(runs, "iqrl", horizon=i)
+        arms.append({"name": f"h{i}", "label": f"a rather long label, {i}", "agent": "iqrl"})
+        members.append((run.name, f"h{i}", "walker-walk", 0, 100_000))
+    write_manifest(runs, "horizon", arms, members)
+    given = context(runs, "icml")
+    with matplotlib.rc_context(given.style.rc):
+        drawing = importlib.import_module("analysis.figures.rank_return").draw(given)
+        drawing.figure.canvas.draw()
+        box, edges = drawing.figure.legends[0].get_window_extent(), drawing.figure.bbox
+    assert box.x0 >= edges.x0 and box.x1 <= edges.x1
+    assert len(drawing.figure.legends[0].get_texts()) == 6
 
 
 def test_figures_without_data_say_so(runs: Path) -> None:

@@ -140,6 +140,7 @@ def test_a_seed_that_one_task_lacks_is_named(runs: Path) -> None:
         write_run(runs, "iqrl", "walker-walk", seed)
     write_run(runs, "iqrl", "dog-run", 0)
     problems = studies(runs)["runs"].problems
+    assert [problem.run for problem in problems] == ["iqrl on dog-run, seed 1", "iqrl on dog-run, seed 2"]
     assert [problem.detail for problem in problems] == [
         "no run of seed 1, which iqrl has on other tasks",
         "no run of seed 2, which iqrl has on other tasks",

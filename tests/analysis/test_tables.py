@@ -76,6 +76,33 @@ def test_efficiency(study: Study) -> None:
     assert table.rows[0] == ["walker-walk", "80k (3/3)", "80k (3/3)", "not (0/3)"]
 
 
+def test_efficiency_ends_at_the_compared_step(runs: Path) -> None:
+    """At 90k neither arm is seen beyond its evaluation at 80k: iQRL's 900 at 100k counts for nothing."""
+    for agent, returns in {"iqrl": [0.0, 0, 0, 0, 100, 900], "td3": [0.0, 0, 0, 0, 1000, 1000]}.items():
+        write_run(runs, agent, returns=returns)
+    (built,), _ = build(load([runs]), [runs], at=90_000)
+    table = tables.efficiency(built, 20)
+    assert table.rows[0] == ["walker-walk", "not (0/1)", "80k (1/1)"]
+    assert [row[1:] for row in table.rows[1:]] == [["0.022", "0.222"]]  # trapezia up to 80k, level up to 90k
+    (built,), _ = build(load([runs]), [runs], at=89_999)
+    assert "Mean return at 89.999k environment steps" in tables.scores(built, 20).caption
+
+
+def test_differences_of_gymnasium_tasks(runs: Path, tmp_path: Path) -> None:
+    for agent, final in {"iqrl": 500.0, "td3": 100.0}.items():
+        write_run(runs, agent, "gym:CartPole-v1", returns=[0.0, 0.0, 0.0, 0.0, 0.0, final])
+    (built,), _ = build(load([runs]), [runs])
+    assert tables.differences(built, 20).rows == [["gym:CartPole-v1", "-400"]]
+
+
+def test_differences_of_arms_that_share_no_task_have_a_header(runs: Path, tmp_path: Path) -> None:
+    write_run(runs, "iqrl", "dog-run")
+    write_run(runs, "td3", "walker-walk")
+    (built,), _ = build(load([runs]), [runs])
+    tables.write([tables.differences(built, 20)], tmp_path)
+    assert (tmp_path / "differences.csv").read_text() == "row,arm,point,low,high\n"
+
+
 def test_latex_and_markdown(study: Study, tmp_path: Path) -> None:
     table = tables.scores(study, 100)
     table.rows[0][0] = "a_b & 50%"
