@@ -77,6 +77,10 @@ class Study:
     figure: str = "curves"
     note: str = ""
     at: int | None = None  # compare arms at this env step instead of the last common one
+    listed: list[Arm] = field(init=False)  # all arms, those without a run that counts too: by them go the colours
+
+    def __post_init__(self) -> None:
+        self.listed = list(self.arms)
 
     @cached_property
     def tasks(self) -> list[str]:

@@ -8,6 +8,7 @@ import math
 import textwrap
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -18,7 +19,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter
 
 from analysis import style
-from analysis.published import Published
+from analysis.published import Published, agent_of
 from analysis.statistics import REPLICATES, Estimate
 from analysis.study import Arm, Study
 
@@ -39,7 +40,20 @@ class Context:
 
     @property
     def colours(self) -> dict[str, str]:
-        return style.colours(self.study.arms)
+        return style.colours(self.study.listed, taken={look.colour for look in self.published_looks.values()})
+
+    @property
+    def markers(self) -> dict[str, str]:
+        return {arm.name: style.MARKERS[i % len(style.MARKERS)] for i, arm in enumerate(self.study.listed)}
+
+    @cached_property
+    def published_looks(self) -> dict[str, style.Look]:
+        """Published algorithm -> how it is drawn; of those with a run on a task of the study."""
+        if self.published is None:
+            return {}
+        frame = self.published.frame
+        algorithms = sorted(frame.loc[frame["task"].isin(self.study.tasks), "algorithm"].unique())
+        return style.looks({name: agent_of(name) for name in algorithms})
 
     def label(self, arm: str) -> str:
         return style.label(next(a for a in self.study.arms if a.name == arm))
@@ -184,7 +198,7 @@ def draw_curves(
     `small` is for panels in a grid: thinner lines, no markers.
     """
     series = []
-    for i, arm in enumerate(context.study.arms):
+    for arm in context.study.arms:
         rows = frame[frame["arm"] == arm.name].sort_values("env_step")
         if rows.empty:
             continue
@@ -193,13 +207,35 @@ def draw_curves(
         width = context.style.line_width * (0.75 if small else 1.0)
         axes.plot(
             rows["env_step"], rows["point"], color=colour, label=style.label(arm),
-            linewidth=width, marker="" if small else style.MARKERS[i % len(style.MARKERS)],
+            linewidth=width, marker="" if small else context.markers[arm.name],
             markersize=2.2 * width,
             markevery=1 if few else max(1, len(rows) // 8), zorder=3,
         )  # fmt: skip
         axes.fill_between(rows["env_step"], rows["low"], rows["high"], color=colour, alpha=0.18, linewidth=0)
         series.append(hover_series(style.label(arm), colour, rows))
     return series
+
+
+def draw_published(context: Context, axes: Axes, frame: pd.DataFrame, label: str) -> list[dict[str, Any]]:
+    """Dashed lines of a tidy frame (arm = algorithm, env_step, point, low, high), with a dot at each point where these
+    are few: between them nothing was published. Returns the series behind them, named by `label` after the algorithm.
+    """
+    series = []
+    for algorithm, rows in frame.groupby("arm"):
+        look = context.published_looks[str(algorithm)]
+        width = 0.8 * context.style.line_width
+        axes.plot(
+            rows["env_step"], rows["point"], linestyle=look.dashes, color=look.colour, linewidth=width,
+            marker="." if len(rows) <= 12 else "", markersize=3 * width,
+        )  # fmt: skip
+        series.append(hover_series(f"{algorithm}{label}", look.colour, rows))
+    return series
+
+
+def published_handle(context: Context, algorithm: str, label: str) -> Line2D:
+    """The entry of a legend for a published algorithm."""
+    look = context.published_looks[algorithm]
+    return Line2D([], [], linestyle=look.dashes, color=look.colour, label=label)
 
 
 def hover_series(name: str, colour: str, rows: pd.DataFrame, x: str = "env_step") -> dict[str, Any]:
@@ -234,9 +270,9 @@ def legend_above(
     shown = None if arms is None else set(arms)
     handles = [
         Line2D([], [], color=context.colours[arm.name], label=style.label(arm),
-               marker="" if small else style.MARKERS[i % len(style.MARKERS)],
+               marker="" if small else context.markers[arm.name],
                markersize=2.2 * context.style.line_width)
-        for i, arm in enumerate(context.study.arms)
+        for arm in context.study.arms
         if shown is None or arm.name in shown
     ] + (extra or [])  # fmt: skip
     room = figure.get_size_inches()[0] * 72 / context.style.font_size  # in letters of one em

@@ -53,10 +53,10 @@ def draw(context: Context) -> Drawing:
     figure, axes = canvas(context, height=2.6)
     ax = axes[0, 0]
     handles = []
-    for i, arm in enumerate(context.study.arms):
+    for arm in context.study.arms:
         rows = frame[frame["arm"] == arm.name]
         if len(rows):
-            marker, colour = style.MARKERS[i % len(style.MARKERS)], context.colours[arm.name]
+            marker, colour = context.markers[arm.name], context.colours[arm.name]
             size = 30 if len(frame) < 30 else 12 if len(frame) < 300 else 5
             ax.scatter(
                 rows["rank_percent"],

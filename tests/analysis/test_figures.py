@@ -9,12 +9,14 @@ from pathlib import Path
 
 import matplotlib
 import numpy as np
+import pandas as pd
 import pytest
 from synthetic_runs import write_manifest, write_run, write_study
 
 from analysis import style
 from analysis.figures import FIGURES
 from analysis.figures.drawing import Context, Skip
+from analysis.published import Published
 from analysis.render import render
 from analysis.runs import load
 from analysis.statistics import interval
@@ -79,6 +81,41 @@ def test_rank_and_codebook_leave_out_agents_that_have_none(study: Context) -> No
 def test_an_agent_keeps_its_colour_whoever_is_beside_it(runs: Path) -> None:
     write_study(runs, agents=("td3", "iqrl"))
     assert context(runs).colours == {"td3": style.COLOURS["td3"], "iqrl": style.COLOURS["iqrl"]}
+
+
+def test_an_arm_keeps_its_colour_and_marker_while_a_sweep_fills(runs: Path) -> None:
+    made = write_study(runs, agents=("mine", "yours", "ours"), seeds=1)
+    before = context(runs)
+    for run in made[:2]:
+        shutil.rmtree(run)
+    after = context(runs)
+    assert [arm.name for arm in after.study.arms] == ["yours", "ours"]
+    assert after.colours == before.colours and after.markers == before.markers
+    line = drawn("iqm_return", after).figure.axes[0].get_lines()[0]
+    assert (line.get_color(), line.get_marker()) == (before.colours["yours"], before.markers["yours"])
+
+
+def test_published_curves_share_no_look_and_take_no_colour_of_an_arm(runs: Path) -> None:
+    """TCRL's points lie 1k late, the last one too; SAC's two points are dots, and what lies between is dashed."""
+    members, arms = [], []
+    for i in range(3):
+        run = write_run(runs, "iqrl", "walker-walk", env_steps=50_000, horizon=i)
+        arms.append({"name": f"h{i}", "label": f"H = {i}", "agent": "iqrl"})
+        members.append((run.name, f"h{i}", "walker-walk", 0, 50_000))
+    write_manifest(runs, "horizon", arms, members)
+    (study,), _ = build(load([runs]), [runs])
+    curves = {"TCRL": [1000, 26_000, 51_000], "TD3": [0, 50_000], "BRO": [0, 50_000], "DDPG": [0, 50_000]}
+    rows = [(name, "walker-walk", 0, step, 100.0) for name, steps in curves.items() for step in steps]
+    frame = pd.DataFrame(rows, columns=["algorithm", "task", "seed", "env_step", "episode_return"])
+    given = Context(study, style.STYLES["neurips"], 20, published=Published(frame, []))
+    theirs = {style.COLOURS["tcrl"], style.COLOURS["td3"], style.GREY}
+    assert len(set(given.colours.values()) | theirs) == 6
+    for figure in ("iqm_return", "tasks"):
+        lines = drawn(figure, given).figure.axes[0].get_lines()
+        dashed = [line for line in lines if line.is_dashed()]
+        looks = [(line.get_color(), str(line._dash_pattern)) for line in dashed]
+        assert len(set(looks)) == 4 and {line.get_marker() for line in dashed} == {"."}
+        assert max(line.get_xdata().max() for line in dashed) == 51_000
 
 
 def test_colours_of_many_arms_differ(runs: Path) -> None:
