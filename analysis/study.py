@@ -350,9 +350,12 @@ def _from_unlisted(
     presets: set[str] = set()
     for agent, group in readable.groupby("agent"):
         configs = {index: json.loads(text) for index, text in group["config"].items()}
-        keys = _differing_keys(group["task"], configs)
+        keys = _naming_keys(group["task"], configs)
         for index, config in configs.items():
-            parts = [f"{key.removeprefix('agent.')}={config.get(key)}" for key in keys]
+            parts = [
+                str(config.get(key)) if key == "preset" else f"{key.removeprefix('agent.')}={config.get(key)}"
+                for key in keys
+            ]
             label = f"{agent} ({', '.join(parts)})" if parts else str(agent)
             names[index] = label
             arms[label] = Arm(label, label, str(agent))
@@ -368,6 +371,18 @@ def _from_unlisted(
         problems=problems, title="Runs of no sweep", note=note, at=at,
     )  # fmt: skip
     return _checked(study, short)
+
+
+def _naming_keys(tasks: pd.Series, configs: dict[Any, dict[str, Any]]) -> list[str]:
+    """The keys that tell an agent's arms apart: those that differ, but not what a differing preset sets itself."""
+    keys = _differing_keys(tasks, configs)
+    if "preset" not in keys:
+        return keys
+    presets = pd.Series({index: config.get("preset") for index, config in configs.items()})
+    within: set[str] = set()
+    for _, own in presets.groupby(presets):
+        within |= set(_differing_keys(tasks[own.index], {index: configs[index] for index in own.index}))
+    return ["preset", *sorted(within)]
 
 
 def _differing_keys(tasks: pd.Series, configs: dict[Any, dict[str, Any]]) -> list[str]:

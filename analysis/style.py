@@ -126,8 +126,11 @@ def looks(agents: dict[str, str]) -> dict[str, Look]:
 
 
 def label(arm: Arm) -> str:
-    """What a legend calls an arm: the paper's spelling where the arm is simply the agent."""
-    return LABELS.get(arm.label, arm.label)
+    """What a legend calls an arm: the paper's spelling where the arm is the agent, or the agent and, in brackets, what
+    it changes.
+    """
+    agent, bracket, changes = arm.label.partition(" (")
+    return LABELS.get(agent, agent) + bracket + changes if agent == arm.agent else LABELS.get(arm.label, arm.label)
 
 
 def counted(number: int, noun: str) -> str:

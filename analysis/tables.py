@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -28,6 +29,9 @@ class Table:
     numbers: pd.DataFrame
     bold: set[tuple[int, int]] = field(default_factory=set)
     rules: tuple[int, ...] = ()  # rows above which a line is drawn
+    study: str = ""
+    named: str = ""  # the part of the caption that names what is incomplete, by run directory
+    counted: str = ""  # what a paper's caption says in its place
 
 
 def tables(study: Study, replicates: int = REPLICATES) -> list[Table]:
@@ -76,7 +80,7 @@ def scores(study: Study, replicates: int = REPLICATES) -> Table:
         f"the best mean, and every mean within its interval."
     )
     columns = ["Task", *map(style.label, study.arms)]
-    return Table("scores", caption, columns, rows, pd.DataFrame(numbers), bold, (first_aggregate,))
+    return Table("scores", caption, columns, rows, pd.DataFrame(numbers), bold, (first_aggregate,), *_origin(study))
 
 
 def differences(study: Study, replicates: int = REPLICATES) -> Table:
@@ -119,7 +123,7 @@ def differences(study: Study, replicates: int = REPLICATES) -> Table:
     )
     columns = ["Task", *map(style.label, others)]
     frame = pd.DataFrame(numbers, columns=["row", "arm", "point", "low", "high"])  # with its header, if no arms meet
-    return Table("differences", caption, columns, rows, frame, bold, (last,))
+    return Table("differences", caption, columns, rows, frame, bold, (last,), *_origin(study))
 
 
 def efficiency(study: Study, replicates: int = REPLICATES) -> Table:
@@ -167,7 +171,7 @@ def efficiency(study: Study, replicates: int = REPLICATES) -> Table:
         f"{intervals_text(study, replicates)}.{not_in(study, shared)} {_what(study)}"
     )
     columns = ["Task", *map(style.label, study.arms)]
-    return Table("efficiency", caption, columns, rows, pd.DataFrame(numbers), bold, (last,))
+    return Table("efficiency", caption, columns, rows, pd.DataFrame(numbers), bold, (last,), *_origin(study))
 
 
 def _until_mark(study: Study, arm: Arm) -> np.ndarray:
@@ -226,15 +230,23 @@ def _what(study: Study) -> str:
     return " ".join(filter(None, parts))
 
 
+def _origin(study: Study) -> tuple[str, str, str]:
+    """The last three fields of a table."""
+    kinds = Counter(problem.kind for problem in study.problems if problem.kind != "remark")
+    counts = ", ".join(f"{count} {kind}" for kind, count in kinds.items())
+    return study.name, problem_line(study), f"Incomplete: {counts}." if counts else ""
+
+
 # -------------------------------------------------------------------------------------------------- rendering
 
 
 def markdown(table: Table) -> str:
-    cells = [[f"**{text}**" if (i, j) in table.bold else text for j, text in enumerate(row)]
-             for i, row in enumerate(table.rows)]  # fmt: skip
-    widths = [max(len(row[j]) for row in [table.columns, *cells]) for j in range(len(table.columns))]
+    bold = [[f"**{text}**" if (i, j) in table.bold else text for j, text in enumerate(row)]
+            for i, row in enumerate(table.rows)]  # fmt: skip
+    cells = [[text.replace("|", r"\|") for text in row] for row in [table.columns, *bold]]
+    widths = [max(len(row[j]) for row in cells) for j in range(len(table.columns))]
     lines = ["| " + " | ".join(text.ljust(width) for text, width in zip(row, widths, strict=True)) + " |"
-             for row in [table.columns, *cells]]  # fmt: skip
+             for row in cells]  # fmt: skip
     lines.insert(
         1,
         "|"
@@ -245,11 +257,19 @@ def markdown(table: Table) -> str:
 
 
 def latex(table: Table) -> str:
-    """A table environment that needs the package booktabs."""
+    """A table environment that needs the packages booktabs and graphicx.
+
+    It is shrunk where it would be wider than the text, and takes both columns of a page from four arms on. What is
+    incomplete is counted in its caption and named in a comment.
+    """
+    environment = "table*" if len(table.columns) > 4 else "table"
+    caption = table.caption.replace(table.named, table.counted) if table.named else table.caption
     lines = [
-        r"% needs \usepackage{booktabs}", r"\begin{table}[t]", r"\centering",
-        rf"\caption{{{_tex(table.caption)}}}",
-        rf"\label{{tab:{table.name}}}",
+        r"% needs \usepackage{booktabs,graphicx}", *([f"% {table.named}"] if table.named else []),
+        rf"\begin{{{environment}}}[t]", r"\centering",
+        rf"\caption{{{_tex(caption)}}}",
+        rf"\label{{tab:{'-'.join(filter(None, [table.study, table.name]))}}}",
+        r"\resizebox{\ifdim\width>\linewidth\linewidth\else\width\fi}{!}{%",
         rf"\begin{{tabular}}{{l{'r' * (len(table.columns) - 1)}}}", r"\toprule",
         " & ".join(map(_tex, table.columns)) + r" \\", r"\midrule",
     ]  # fmt: skip
@@ -260,14 +280,21 @@ def latex(table: Table) -> str:
             rf"\textbf{{{_tex(text)}}}" if (i, j) in table.bold else _tex(text) for j, text in enumerate(row)
         ]
         lines.append(" & ".join(cells) + r" \\")
-    return "\n".join([*lines, r"\bottomrule", r"\end{tabular}", r"\end{table}", ""])
+    return "\n".join([*lines, r"\bottomrule", r"\end{tabular}}", rf"\end{{{environment}}}", ""])
 
 
 _TEX = {
     "\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_",
     "{": r"\{", "}": r"\}",
     "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "±": r"$\pm$", "<": r"$<$", ">": r"$>$",
+    "×": r"$\times$", "≤": r"$\leq$", "≥": r"$\geq$", "→": r"$\to$", "∞": r"$\infty$",
 }  # fmt: skip
+_GREEK = (
+    "alpha", "beta", "gamma", "delta", "epsilon", "zeta", "eta", "theta", "iota", "kappa", "lambda", "mu", "nu", "xi",
+    "pi", "rho", "sigma", "tau", "upsilon", "phi", "chi", "psi", "omega", "Gamma", "Delta", "Theta", "Lambda", "Xi",
+    "Pi", "Sigma", "Phi", "Psi", "Omega",
+)  # fmt: skip
+_TEX |= {letter: rf"$\{name}$" for letter, name in zip("αβγδεζηθικλμνξπρστυφχψωΓΔΘΛΞΠΣΦΨΩ", _GREEK, strict=True)}
 
 
 def _tex(text: str) -> str:

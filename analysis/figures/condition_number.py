@@ -17,6 +17,7 @@ from analysis.figures.drawing import (
 from analysis.figures.latent_curves import lacking, over, quartile_curves
 
 TITLE = "Condition number of the latent matrix"
+LARGEST = 1e16  # singular values are float64's: beyond this the smallest is rounding
 
 
 def data(context: Context) -> pd.DataFrame:
@@ -26,7 +27,9 @@ def data(context: Context) -> pd.DataFrame:
 def draw(context: Context) -> Drawing:
     frame = data(context)
     figure, axes = canvas(context, height=2.6)
+    beyond = (frame[["point", "low", "high"]].replace(np.inf, np.nan) > LARGEST).any(axis=None)
     finite = frame.replace([np.inf], np.nan)
+    finite[["point", "low", "high"]] = finite[["point", "low", "high"]].clip(upper=LARGEST)
     series = draw_curves(context, axes[0, 0], finite)
     step_axis(axes[0, 0])
     axes[0, 0].set_yscale("log")
@@ -42,5 +45,6 @@ def draw(context: Context) -> Drawing:
             if infinite
             else ""
         )
+        + (" Values above 1e16, which are rounding, are drawn there." if beyond else "")
     )
     return Drawing(figure, finish(context, figure, caption), [(axes[0, 0], series)])

@@ -22,6 +22,7 @@ from analysis import style
 from analysis.published import Published, agent_of
 from analysis.statistics import REPLICATES, Estimate
 from analysis.study import Arm, Study
+from analysis.style import Look
 
 CAPTION = "caption"  # marks the texts at the foot of a figure
 CAPTION_SIZE = 0.78  # of the font size
@@ -47,7 +48,7 @@ class Context:
         return {arm.name: style.MARKERS[i % len(style.MARKERS)] for i, arm in enumerate(self.study.listed)}
 
     @cached_property
-    def published_looks(self) -> dict[str, style.Look]:
+    def published_looks(self) -> dict[str, Look]:
         """Published algorithm -> how it is drawn; of those with a run on a task of the study."""
         if self.published is None:
             return {}

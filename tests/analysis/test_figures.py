@@ -276,6 +276,19 @@ def test_a_legend_of_long_labels_is_not_cut_off(runs: Path) -> None:
     assert len(drawing.figure.legends[0].get_texts()) == 6
 
 
+def test_condition_numbers_beyond_float64_are_drawn_at_its_end(runs: Path) -> None:
+    run = write_run(runs, "iqrl")
+    lines = (run / "latents.csv").read_text().splitlines()
+    place = lines[0].split(",").index("condition_number")
+    fields = [line.split(",") for line in lines[1:]]
+    last = [*fields[-1][:place], "1e34", *fields[-1][place + 1 :]]
+    (run / "latents.csv").write_text("\n".join([*lines[:-1], ",".join(last)]) + "\n")
+    drawing = drawn("condition_number", context(runs))
+    assert drawing.figure.axes[0].get_lines()[0].get_ydata()[-1] == 1e16
+    assert drawing.figure.axes[0].get_ylim()[1] < 1e18
+    assert "Values above 1e16, which are rounding, are drawn there." in words(drawing)
+
+
 def test_figures_without_data_say_so(runs: Path) -> None:
     write_study(runs, agents=("td3",))
     given = context(runs)

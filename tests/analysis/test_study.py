@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from synthetic_runs import write_manifest, write_run, write_study
 
+from analysis import style
 from analysis.errors import InputError
 from analysis.runs import load
 from analysis.study import Problem, Study, build
@@ -127,6 +128,18 @@ def test_runs_of_no_sweep_are_grouped_by_what_differs(runs: Path) -> None:
     study = studies(runs)["runs"]
     assert [arm.label for arm in study.arms] == ["iqrl (horizon=3)", "iqrl (horizon=5)", "td3"]
     assert study.problems == [] and len(study.members) == 6
+
+
+def test_a_preset_is_named_without_what_it_sets(runs: Path) -> None:
+    """What differs between runs of one preset is named all the same."""
+    write_run(runs, "mrq", batch_size=256)
+    write_run(runs, "mrq", preset="small", batch_size=128, horizon=3)
+    write_run(runs, "mrq", preset="small", batch_size=128, horizon=5)
+    arms = studies(runs)["runs"].arms
+    assert [arm.label for arm in arms] == [
+        "mrq (default, horizon=None)", "mrq (small, horizon=3)", "mrq (small, horizon=5)",
+    ]  # fmt: skip
+    assert style.label(arms[1]) == "MR.Q (small, horizon=3)"
 
 
 def test_settings_that_follow_the_task_make_no_arms(runs: Path) -> None:

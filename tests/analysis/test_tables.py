@@ -110,5 +110,27 @@ def test_latex_and_markdown(study: Study, tmp_path: Path) -> None:
     assert r"a\_b \& 50\%" in text and r"\textbf{910 $\pm$ 25}" in text
     assert text.count(r"\begin{tabular}{lrrr}") == 1 and text.count(r"\midrule") == 2
     assert "**910 ± 25**" in tables.markdown(table)
+    table.columns[1], table.rows[0][1] = "ρ = 0.9 × |h|", "|"
+    assert r" & TCRL" in tables.latex(table) and r"$\rho$ = 0.9 $\times$ |h|" in tables.latex(table)
+    header, _, first, *_ = tables.markdown(table).splitlines()
+    assert header.replace(r"\|", "").count("|") == first.replace(r"\|", "").count("|") == 5
+    assert r"\label{tab:runs-scores}" in text and r"\begin{table}[t]" in text and "Incomplete" not in text
     tables.write([table], tmp_path / "tables")
     assert {path.suffix for path in (tmp_path / "tables").iterdir()} == {".tex", ".md", ".csv"}
+
+
+def test_a_papers_caption_counts_what_is_missing_and_a_wide_table_spans_the_page(runs: Path) -> None:
+    for agent in ("iqrl", "td3", "tcrl", "mrq"):
+        write_run(runs, agent, "walker-walk")
+    write_run(runs, "iqrl", "dog-run", 1)
+    (built,), _ = build(load([runs]), [runs])
+    named = "iqrl on dog-run, seed 0 (missing, not there); iqrl on walker-walk, seed 1 (missing, not there)"
+    for table in tables.tables(built, 20):
+        assert f"Incomplete: {named}." in table.caption
+        text = tables.latex(table)
+        assert f"% Incomplete: {named}.\n" in text
+        caption = next(line for line in text.splitlines() if line.startswith(r"\caption"))
+        assert " Incomplete: 2 missing." in caption and "seed 0" not in caption
+        wide = table.name != "differences"  # of three arms from the first
+        assert (r"\begin{table*}[t]" in text and r"\end{table*}" in text) == wide
+        assert text.count(r"\resizebox{") == text.count(r"\end{tabular}}") == 1
