@@ -36,7 +36,7 @@ LABELS = {
     "TD-MPC2",
     "sac": "SAC", "dreamerv3": "DreamerV3", "tdmpc": "TD-MPC",
 }  # fmt: skip
-GREY = "#8A8A8A"  # published algorithms without a colour of their own
+GREY = COLOURS["sac"]  # of published algorithms without a colour of their own; one grey, told apart by its dashes
 DASHES: tuple[Any, ...] = ("--", (0, (5, 1.5, 1, 1.5)), (0, (1, 1.2)), (0, (8, 2)), (0, (3, 1, 1, 1, 1, 1)))
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">", "*")
 

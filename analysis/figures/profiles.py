@@ -58,7 +58,7 @@ def draw(context: Context) -> Drawing:
     legend_above(context, figure)
     caption = (
         f"{TITLE} at {style.steps(study.mark)} environment steps (return / 1000), "
-        f"{describe(study, study.shared_tasks())}. Bands: {bootstrap_text(context)}, pointwise."
+        f"{describe(study, study.shared_tasks())}. Bands: pointwise {bootstrap_text(context)}."
         f"{not_in(study, study.shared_tasks())}"
     )
     return Drawing(figure, finish(context, figure, caption), [(ax, series)])
