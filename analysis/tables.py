@@ -73,10 +73,13 @@ def scores(study: Study, replicates: int = REPLICATES) -> Table:
             bold |= {(len(rows), 1 + i) for i in _best(estimates, sign=-1 if name == "Optimality gap" else 1)}
             rows.append([f"{name} (normalised)", *(_bounds(estimate, 3) for estimate in estimates)])
             numbers += [_number(name, arm, estimate) for arm, estimate in zip(study.arms, estimates, strict=True)]
+    below = (
+        f"; below, aggregates of return / 1000 over {style.counted(len(shared), 'shared task')} with "
+        f"{intervals_text(study, replicates)}"
+    )
     caption = (
         f"Mean return at {style.steps(study.mark)} environment steps, with Student's t 95% intervals over "
-        f"seeds{_few(study)}; below, aggregates of return / 1000 over {style.counted(len(shared), 'shared task')} "
-        f"with {intervals_text(study, replicates)}.{not_in(study, shared)} {_what(study)} Bold: "
+        f"seeds{_few(study)}{below if shared else ''}.{not_in(study, shared)} {_what(study)} Bold: "
         f"the best mean, and every mean within its interval."
     )
     columns = ["Task", *map(style.label, study.arms)]
@@ -115,10 +118,11 @@ def differences(study: Study, replicates: int = REPLICATES) -> Table:
             row.append(_bounds(estimate, 3, sign=True))
             numbers.append(_number("IQM", arm, estimate))
         rows.append(row)
+    below = f"; for the IQM, {intervals_text(study, replicates)}"
     caption = (
         f"Mean return minus that of {style.label(reference)} at {style.steps(study.mark)} environment "
-        f"steps, with Welch's t 95% intervals over seeds{_few(study)}; for the IQM, "
-        f"{intervals_text(study, replicates)}.{not_in(study, shared)} {_what(study)} Bold: intervals without zero, "
+        f"steps, with Welch's t 95% intervals over seeds{_few(study)}"
+        f"{below if shared else ''}.{not_in(study, shared)} {_what(study)} Bold: intervals without zero, "
         "of three seeds or more (each taken alone: not corrected for the number of comparisons)."
     )
     columns = ["Task", *map(style.label, others)]
@@ -164,11 +168,14 @@ def efficiency(study: Study, replicates: int = REPLICATES) -> Table:
             numbers.append(_number("area under curve", arm, estimates[-1]))
         bold |= {(last, 1 + i) for i in _best(estimates)}
         rows.append(["IQM of area under curve", *(_bounds(estimate, 3) for estimate in estimates)])
+    below = (
+        f"; below, the mean normalised return over {style.steps(study.mark)} environment steps, with "
+        f"{intervals_text(study, replicates)}"
+    )
     caption = (
         f"Environment steps until an evaluation first reaches {SHARE:.0%} of the best arm's mean return at "
-        f"{style.steps(study.mark)} steps: median over seeds, with the seeds that reached it; below, the "
-        f"mean normalised return over {style.steps(study.mark)} environment steps, with "
-        f"{intervals_text(study, replicates)}.{not_in(study, shared)} {_what(study)}"
+        f"{style.steps(study.mark)} steps: median over seeds, with the seeds that reached it"
+        f"{below if shared else ''}.{not_in(study, shared)} {_what(study)}"
     )
     columns = ["Task", *map(style.label, study.arms)]
     return Table("efficiency", caption, columns, rows, pd.DataFrame(numbers), bold, (last,), *_origin(study))

@@ -164,10 +164,10 @@ def describe(study: Study, tasks: list[str] | None = None) -> str:
 
 
 def not_in(study: Study, tasks: list[str]) -> str:
-    """Names the tasks of a study that a mean over `tasks` leaves out."""
+    """Names the tasks of a study that a figure over `tasks` leaves out."""
     absent = [task for task in study.tasks if task not in tasks]
     reason = "because an arm lacks them or their scale is unknown"
-    return f" Not in the mean, {reason}: {', '.join(absent)}." if absent else ""
+    return f" Left out of means over tasks, {reason}: {', '.join(absent)}." if absent else ""
 
 
 def bootstrap_text(context: Context) -> str:
