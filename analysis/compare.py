@@ -69,4 +69,4 @@ def table(study: Study, published: Published, frame: pd.DataFrame) -> Table:
         "1k environment steps after it). " + "; ".join(published.remarks) + "."
     )
     columns = ["Task", "Env steps", "Arm", "Own", "Algorithm", "Published", "Own is"]
-    return Table("compare", caption, columns, rows, ordered)
+    return Table("compare", caption, columns, rows, ordered, study=study.name)

@@ -28,6 +28,7 @@ import pandas as pd
 from analysis.errors import InputError
 
 COLUMNS = ("source", "algorithm", "task", "seed", "env_step", "episode_return")
+LATE = 1000  # env steps that TCRL's points lie behind the mark that they are for
 REMARKS = {
     "tdmpc2": "tdmpc2 files count env steps",
     "MR.Q": "MR.Q files count decisions, doubled here",
@@ -49,7 +50,7 @@ SUFFIXES = (".csv", ".txt", ".parquet")
 
 @dataclass(frozen=True)
 class Published:
-    """Curves of other people's runs: a row a seed and evaluation (COLUMNS), and remarks on their steps."""
+    """Curves of other people's runs: a row a seed and evaluation (COLUMNS and format), and remarks on their steps."""
 
     frame: pd.DataFrame
     remarks: list[str]
@@ -66,12 +67,11 @@ def load(path: Path) -> Published:
     if not path.exists():
         raise InputError(f"published={path}: no such file or folder")
     files = [path] if path.is_file() else sorted(file for file in path.rglob("*") if file.suffix in SUFFIXES)
-    frames, formats = [], set()
+    frames = []
     for file in files:
         recognised = _read(file)
         if recognised is not None and len(recognised[1]):
-            formats.add(recognised[0])
-            frames.append(recognised[1])
+            frames.append(recognised[1].assign(format=recognised[0]))
     if not frames:
         known = "tdmpc2, MR.Q, TCRL, DC-MPC, SimBa or a tidy Parquet file"
         raise InputError(f"published={path}: no results in a known format; expected those of {known}")
@@ -83,7 +83,7 @@ def load(path: Path) -> Published:
         {"seed": int, "env_step": int, "episode_return": float}
     )
     frame = _split_repeated_seeds(frame)
-    return Published(frame[list(COLUMNS)], [REMARKS[name] for name in sorted(formats)])
+    return _remarked(frame[[*COLUMNS, "format"]])
 
 
 def select(published: Published, algorithms: str | None) -> Published:
@@ -104,7 +104,12 @@ def select(published: Published, algorithms: str | None) -> Published:
                 raise InputError(
                     f"algorithms={name}: not in the published results; expected some of {present}"
                 )
-    return Published(published.frame[published.frame["algorithm"].isin(chosen)], published.remarks)
+    return _remarked(published.frame[published.frame["algorithm"].isin(chosen)])
+
+
+def _remarked(frame: pd.DataFrame) -> Published:
+    """The frame, with remarks on the formats in it."""
+    return Published(frame, [REMARKS[name] for name in sorted(frame["format"].unique())])
 
 
 def agent_of(algorithm: str) -> str:
@@ -117,9 +122,10 @@ def common_scores(frame: pd.DataFrame, tasks: list[str], last: int) -> tuple[np.
     """One algorithm's normalised returns where all its seeds on all `tasks` have a value.
 
     Returns:
-        env steps up to `last`, and one (seeds, steps) array a task; both empty where a task is lacking.
+        env steps up to `last`, or LATE behind it, and one (seeds, steps) array a task; both empty where a task is
+        lacking.
     """
-    frame = frame[frame["task"].isin(tasks) & (frame["env_step"] <= last)]
+    frame = frame[frame["task"].isin(tasks) & (frame["env_step"] <= last + LATE)]
     table = frame.pivot_table(index=["task", "seed"], columns="env_step", values="episode_return").dropna(
         axis=1
     )
@@ -250,7 +256,7 @@ def at(published: pd.DataFrame, env_steps: Iterable[int], tolerance: float = 0.0
     """
     rows = []
     for mark in env_steps:
-        early = published[published["env_step"] <= mark + 1000]
+        early = published[published["env_step"] <= mark + LATE]
         latest = early.sort_values("env_step").groupby(["algorithm", "task", "seed"]).tail(1)
         rows.append(latest[latest["env_step"] >= mark * (1 - tolerance)].assign(mark=mark))
     return pd.concat(rows, ignore_index=True)

@@ -19,7 +19,9 @@ from scipy import stats
 REPLICATES = 2000
 CONFIDENCE = 0.95
 FEWEST_RUNS = 3  # for Student's t: with two runs it reaches 12.7 standard errors to each side and says nothing
-Statistic = Callable[[np.ndarray, np.ndarray], np.ndarray]  # (pooled (R, F), task means (T, F)) -> (F,)
+# (pooled (R, F), task means (T, F), weights (R,) of the pooled runs, None where all weigh alike) -> (F,)
+Statistic = Callable[[np.ndarray, np.ndarray, np.ndarray | None], np.ndarray]
+TRIMMED = 0.25  # of the weight, at each end, in the interquartile mean
 
 
 @dataclass(frozen=True)
@@ -35,24 +37,34 @@ class Estimate:
 # section 7)
 
 
-def iqm(pooled: np.ndarray, task_means: np.ndarray) -> np.ndarray:
-    """Interquartile mean: all runs of all tasks pooled, floor(25%) dropped at each end."""
-    return stats.trim_mean(pooled, 0.25, axis=0)
+def iqm(pooled: np.ndarray, task_means: np.ndarray, weights: np.ndarray | None) -> np.ndarray:
+    """Interquartile mean: all runs of all tasks pooled, floor(25%) dropped at each end.
+
+    With weights: at each end those runs are dropped that together weigh no more than 25%.
+    """
+    if weights is None:
+        return stats.trim_mean(pooled, TRIMMED, axis=0)
+    order = np.argsort(pooled, axis=0)
+    weight = weights[order]
+    upto = np.cumsum(weight, axis=0)
+    slack = 1e-9  # sums of weights are rounded
+    kept = weight * ((upto > TRIMMED + slack) & (upto - weight < 1 - TRIMMED - slack))
+    return (np.take_along_axis(pooled, order, axis=0) * kept).sum(axis=0) / kept.sum(axis=0)
 
 
-def mean(pooled: np.ndarray, task_means: np.ndarray) -> np.ndarray:
+def mean(pooled: np.ndarray, task_means: np.ndarray, weights: np.ndarray | None) -> np.ndarray:
     """Mean of the task means."""
     return task_means.mean(axis=0)
 
 
-def median(pooled: np.ndarray, task_means: np.ndarray) -> np.ndarray:
+def median(pooled: np.ndarray, task_means: np.ndarray, weights: np.ndarray | None) -> np.ndarray:
     """Median of the task means."""
     return np.median(task_means, axis=0)
 
 
-def optimality_gap(pooled: np.ndarray, task_means: np.ndarray) -> np.ndarray:
+def optimality_gap(pooled: np.ndarray, task_means: np.ndarray, weights: np.ndarray | None) -> np.ndarray:
     """How far the pooled scores, cut off at 1, fall short of 1."""
-    return 1.0 - np.minimum(pooled, 1.0).mean(axis=0)
+    return 1.0 - np.average(np.minimum(pooled, 1.0), axis=0, weights=weights)
 
 
 AGGREGATES: dict[str, Statistic] = {
@@ -69,16 +81,16 @@ def profile(thresholds: np.ndarray) -> Statistic:
     Scores must have one step.
     """
 
-    def above(pooled: np.ndarray, task_means: np.ndarray) -> np.ndarray:
-        return (pooled > thresholds).mean(axis=0)
+    def above(pooled: np.ndarray, task_means: np.ndarray, weights: np.ndarray | None) -> np.ndarray:
+        return np.average(pooled > thresholds, axis=0, weights=weights)
 
     return above
 
 
 def several(statistics: list[Statistic]) -> Statistic:
     """Several statistics of the same resamples, one after the other. Scores must have one step."""
-    return lambda pooled, task_means: np.concatenate(
-        [statistic(pooled, task_means) for statistic in statistics]
+    return lambda pooled, task_means, weights: np.concatenate(
+        [statistic(pooled, task_means, weights) for statistic in statistics]
     )
 
 
@@ -97,8 +109,16 @@ def _numpy_seed(seed: int) -> Iterator[None]:
 
 
 def point(scores: list[np.ndarray], statistic: Statistic) -> np.ndarray:
-    """A statistic of the scores themselves: (steps,)."""
-    return statistic(np.concatenate(scores), np.stack([task.mean(axis=0) for task in scores]))
+    """A statistic of the scores themselves: (steps,). Every task counts alike, however many runs it has."""
+    means = np.stack([task.mean(axis=0) for task in scores])
+    return statistic(np.concatenate(scores), means, _weights([len(task) for task in scores]))
+
+
+def _weights(counts: list[int]) -> np.ndarray | None:
+    """What each pooled run weighs, where tasks differ in their number of runs: (sum of `counts`,), in all 1."""
+    if len(set(counts)) == 1:
+        return None
+    return np.concatenate([np.full(count, 1 / (count * len(counts))) for count in counts])
 
 
 def interval(
@@ -106,7 +126,7 @@ def interval(
 ) -> Estimate:
     """A statistic with its 95% stratified bootstrap percentile interval.
 
-    Where no task has two runs there is nothing to resample and the interval is NaN.
+    Where a task has one run, nothing tells how far its seeds spread, and the interval is NaN.
 
     Raises:
         ValueError: the scores hold NaN or infinity, or a task has no run.
@@ -116,7 +136,7 @@ def interval(
     if not all(np.isfinite(task).all() for task in scores):
         raise ValueError("scores hold NaN or infinity")
     estimate = point(scores, statistic)
-    if all(len(task) == 1 for task in scores):
+    if any(len(task) == 1 for task in scores):
         unknown = np.full_like(estimate, np.nan)
         return Estimate(estimate, unknown, unknown)
     low, high = _bootstrap(scores, statistic, replicates, seed)
@@ -128,12 +148,10 @@ def _bootstrap(scores: list[np.ndarray], statistic: Statistic, replicates: int, 
     from rliable import library  # imported late: it brings arch and statsmodels, two seconds
 
     def of_matrix(matrix: np.ndarray) -> np.ndarray:  # (runs, tasks, steps)
-        return statistic(matrix.reshape(-1, matrix.shape[-1]), matrix.mean(axis=0))
+        return statistic(matrix.reshape(-1, matrix.shape[-1]), matrix.mean(axis=0), None)
 
     def of_tasks(*tasks: np.ndarray) -> np.ndarray:  # each (runs, 1, steps)
-        return statistic(
-            np.concatenate([t[:, 0] for t in tasks]), np.stack([t[:, 0].mean(axis=0) for t in tasks])
-        )
+        return point([task[:, 0] for task in tasks], statistic)
 
     even = len({len(task) for task in scores}) == 1
     data = np.stack(scores, axis=1) if even else [task[:, None] for task in scores]
@@ -166,9 +184,12 @@ def student_half_width(deviation: np.ndarray | float, runs: int) -> np.ndarray |
 
 
 def welch(first: np.ndarray, second: np.ndarray) -> Estimate:
-    """Difference of two means (first - second) with Welch's t 95% interval: (n,), (m,) -> (1,)."""
+    """Difference of two means (first - second) with Welch's t 95% interval: (n,), (m,) -> (1,).
+
+    The interval is NaN where either has fewer than FEWEST_RUNS runs.
+    """
     difference = np.array([first.mean() - second.mean()])
-    if len(first) < 2 or len(second) < 2:
+    if min(len(first), len(second)) < FEWEST_RUNS:
         return Estimate(difference, np.array([np.nan]), np.array([np.nan]))
     a, b = first.var(ddof=1) / len(first), second.var(ddof=1) / len(second)
     if a + b == 0:
@@ -188,7 +209,8 @@ def probability_of_improvement(
     """P(a run of `first` beats a run of `second` on a task), averaged over tasks, ties counted half: (1,).
 
     The wins of every pair of runs are counted once; a resample then only weighs them, which is what makes
-    thousands of replicates cheap. Scores are one (runs,) array a task.
+    thousands of replicates cheap. Scores are one (runs,) array a task. The interval is NaN where an arm has one
+    run on a task.
     """
     random = np.random.default_rng(seed)
     points, resampled = [], []
@@ -199,7 +221,7 @@ def probability_of_improvement(
         y_share = random.multinomial(len(y), np.full(len(y), 1 / len(y)), replicates) / len(y)
         resampled.append(np.einsum("bi,ij,bj->b", x_share, wins, y_share, optimize=True))
     low, high = np.quantile(np.mean(resampled, axis=0), [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
-    if all(len(x) == len(y) == 1 for x, y in zip(first, second, strict=True)):
+    if any(len(task) == 1 for task in [*first, *second]):
         low = high = np.nan
     return Estimate(np.array([np.mean(points)]), np.array([low]), np.array([high]))
 
@@ -213,7 +235,7 @@ def aggregate_difference(
 ) -> Estimate:
     """statistic(first) - statistic(second) with both resampled: independent seeds, the same tasks.
 
-    Scores must have one step.
+    Scores must have one step. The interval is NaN where an arm has one run on a task.
     """
     random = np.random.default_rng(seed)
 
@@ -225,7 +247,7 @@ def aggregate_difference(
 
     draws = resampled(first) - resampled(second)
     low, high = np.quantile(draws, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2], keepdims=True)
-    if all(len(task) == 1 for task in [*first, *second]):
+    if any(len(task) == 1 for task in [*first, *second]):
         low = high = np.full_like(low, np.nan)
     return Estimate(point(first, statistic) - point(second, statistic), low, high)
 

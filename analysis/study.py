@@ -4,7 +4,8 @@ A study is what one set of figures shows: the runs of one sweep, or all runs tha
 once for all figures, which runs count:
 
 * failed, unreadable and NaN runs are left out;
-* of two folders with one identity the more complete one counts;
+* manifests of one name in several folders are one sweep, of all their runs;
+* of two folders with one identity the more complete one counts, a failed one last;
 * inside one arm and task, a run whose configuration (seed aside) is not that of the majority is left out;
 * a run that has not reached its budget yet cuts its arm at the last common env step (``short=cut``), or is
   left out (``short=drop``).
@@ -76,6 +77,10 @@ class Study:
     figure: str = "curves"
     note: str = ""
     at: int | None = None  # compare arms at this env step instead of the last common one
+    listed: list[Arm] = field(init=False)  # all arms, those without a run that counts too: by them go the colours
+
+    def __post_init__(self) -> None:
+        self.listed = list(self.arms)
 
     @cached_property
     def tasks(self) -> list[str]:
@@ -161,10 +166,14 @@ class Study:
         """Normalised returns, one (runs, steps) array a task, of the tasks with a known scale."""
         return [self.runs(arm, task, "score", steps) for task in tasks or self.normalised_tasks]
 
-    def shared_tasks(self, arms: list[Arm] | None = None) -> list[str]:
+    def common_tasks(self, arms: list[Arm] | None = None) -> list[str]:
         """Tasks on which each of the arms has a run."""
         sets = [set(self.members.loc[self.members["arm"] == arm.name, "task"]) for arm in arms or self.arms]
-        return [task for task in self.normalised_tasks if all(task in tasks for tasks in sets)]
+        return [task for task in self.tasks if all(task in tasks for tasks in sets)]
+
+    def shared_tasks(self, arms: list[Arm] | None = None) -> list[str]:
+        """Tasks with a known scale on which each of the arms has a run."""
+        return [task for task in self.common_tasks(arms) if task in self.normalised_tasks]
 
 
 # ------------------------------------------------------------------------------------------- building studies
@@ -228,10 +237,10 @@ def build(
     """All studies of `folders`, or the one named `sweep`; and the problems that belong to none.
 
     Raises:
-        InputError: there is no such sweep, or nothing to show at all.
+        InputError: there is no such sweep, two folders have different arms under its name, or nothing to show at all.
     """
     manifests, problems = read_manifests(folders)
-    names = [manifest["name"] for manifest in manifests]
+    names = list(dict.fromkeys(manifest["name"] for manifest in manifests))
     runs, duplicates = _without_duplicates(tables.runs)
     listed = {row["run"] for manifest in manifests for row in manifest["runs"]}
     unlisted = runs[~runs["run"].isin(listed)]
@@ -240,8 +249,9 @@ def build(
         unreadable = "".join(f"; {problem}" for problem in problems)
         raise InputError(f"sweep={sweep}: no such sweep in the given runs; there are: {known}{unreadable}")
     studies = []
-    for manifest in manifests:
-        if sweep in (None, manifest["name"]):
+    for name in names:
+        if sweep in (None, name):
+            manifest = _merged([manifest for manifest in manifests if manifest["name"] == name])
             wanted = {row["run"] for row in manifest["runs"]}
             own = [problem for problem in duplicates if problem.run in wanted]
             studies.append(_from_manifest(manifest, runs, tables, short, at, own))
@@ -262,18 +272,40 @@ def build(
     return shown, problems
 
 
+def _merged(manifests: list[dict[str, Any]]) -> dict[str, Any]:
+    """One sweep's manifests from several folders, say of two clusters, as one: the first, with the runs of all.
+
+    Raises:
+        InputError: their arms differ.
+    """
+    first = manifests[0]
+    for other in manifests[1:]:
+        if other["arms"] != first["arms"]:
+            arms = [", ".join(arm["name"] for arm in manifest["arms"]) for manifest in (first, other)]
+            told = f"{arms[0]}; and {arms[1]}" if arms[0] != arms[1] else f"{arms[0]}, with other labels or agents"
+            raise InputError(f"sweep={first['name']}: two of the given folders have it with different arms: {told}")
+    runs = {(row["run"], row["arm"]): row for manifest in manifests for row in manifest["runs"]}
+    return first | {"runs": list(runs.values())}
+
+
 def _without_duplicates(runs: pd.DataFrame) -> tuple[pd.DataFrame, list[Problem]]:
-    """Of runs with one identity keep the most complete; name the others."""
+    """Of runs with one identity keep the most complete; name the others.
+
+    A copy that would be left out for how it ended is kept only where there is no other, however far it got.
+    """
     identity = runs["identity"].where(runs["identity"] != "", runs["run"])
-    order = runs.assign(identity=identity, done=runs["status"] == "done").sort_values(
-        ["done", "env_step", "created", "key"], ascending=[False, False, True, True], kind="stable"
+    usable = ~runs["status"].isin(["failed", "unreadable"])
+    order = runs.assign(identity=identity, usable=usable, done=runs["status"] == "done").sort_values(
+        ["usable", "done", "env_step", "created", "key"], ascending=[False, False, False, True, True], kind="stable"
     )
     repeated = order.duplicated("identity")
-    kept = order[~repeated].set_index("identity")["key"]
-    problems = [
-        Problem("duplicate", row.run, f"{row.key} has the identity of {kept[row.identity]}", "left out")
-        for row in records(order[repeated])
-    ]
+    kept = order[~repeated].set_index("identity")
+    problems = []
+    for row in records(order[repeated]):
+        other = kept.loc[row.identity]
+        differs = f" ({row.precision}, the other {other['precision']})" if row.precision != other["precision"] else ""
+        detail = f"{row.key} has the identity of {other['key']}{differs}"
+        problems.append(Problem("duplicate", row.run, detail, "left out"))
     return runs.loc[order.index[~repeated]].sort_index(), problems
 
 
@@ -318,9 +350,12 @@ def _from_unlisted(
     presets: set[str] = set()
     for agent, group in readable.groupby("agent"):
         configs = {index: json.loads(text) for index, text in group["config"].items()}
-        keys = _differing_keys(group["task"], configs)
+        keys = _naming_keys(group["task"], configs)
         for index, config in configs.items():
-            parts = [f"{key.removeprefix('agent.')}={config.get(key)}" for key in keys]
+            parts = [
+                str(config.get(key)) if key == "preset" else f"{key.removeprefix('agent.')}={config.get(key)}"
+                for key in keys
+            ]
             label = f"{agent} ({', '.join(parts)})" if parts else str(agent)
             names[index] = label
             arms[label] = Arm(label, label, str(agent))
@@ -336,6 +371,18 @@ def _from_unlisted(
         problems=problems, title="Runs of no sweep", note=note, at=at,
     )  # fmt: skip
     return _checked(study, short)
+
+
+def _naming_keys(tasks: pd.Series, configs: dict[Any, dict[str, Any]]) -> list[str]:
+    """The keys that tell an agent's arms apart: those that differ, but not what a differing preset sets itself."""
+    keys = _differing_keys(tasks, configs)
+    if "preset" not in keys:
+        return keys
+    presets = pd.Series({index: config.get("preset") for index, config in configs.items()})
+    within: set[str] = set()
+    for _, own in presets.groupby(presets):
+        within |= set(_differing_keys(tasks[own.index], {index: configs[index] for index in own.index}))
+    return ["preset", *sorted(within)]
 
 
 def _differing_keys(tasks: pd.Series, configs: dict[Any, dict[str, Any]]) -> list[str]:
@@ -358,7 +405,7 @@ def _absent_seeds(members: pd.DataFrame) -> list[Problem]:
         for task, rows in group.groupby("task"):
             for seed in sorted(seeds - set(rows["seed"])):
                 detail = f"no run of seed {seed}, which {arm} has on other tasks"
-                problems.append(Problem("missing", f"{arm} on {task}", detail, "not there"))
+                problems.append(Problem("missing", f"{arm} on {task}, seed {seed}", detail, "not there"))
     return problems
 
 
@@ -413,7 +460,10 @@ def _checked(study: Study, short: str) -> Study:
             )
         else:
             problems.append(Problem(kind, str(row.run), detail, "counted"))
-    study.members = members[keep].astype({"seed": int, "budget": int, "env_step": int, "key": str})
+    study.members = members[keep].astype(
+        {"seed": int, "budget": int, "env_step": int, "key": str, "pack": int}
+    )
+    problems += _mixed(study)
     present = set(study.members["arm"])
     for arm in study.arms:
         if arm.name not in present:
@@ -425,6 +475,19 @@ def _checked(study: Study, short: str) -> Study:
         beyond = Problem("not reached", f"at={study.at}", detail, f"compared at {study.mark}")
         problems.insert(0, beyond)  # it concerns every number: no shortened list may lack it
     return study
+
+
+def _mixed(study: Study) -> list[Problem]:
+    """Arms whose runs differ in what is no part of their configuration and may change numbers all the same."""
+    problems = []
+    for arm in study.arms:
+        own = study.members[study.members["arm"] == arm.name]
+        for column in ("precision", "commit"):
+            counts = Counter(value[:12] for value in own[column] if value)
+            if len(counts) > 1:
+                shown = ", ".join(f"{value} ({count})" for value, count in counts.most_common())
+                problems.append(Problem("remark", arm.label, f"runs of more than one {column}: {shown}", "counted"))
+    return problems
 
 
 def _odd_configurations(members: pd.DataFrame) -> list[tuple[Any, str, str]]:

@@ -6,6 +6,7 @@ apart.
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any
 
@@ -35,6 +36,8 @@ LABELS = {
     "TD-MPC2",
     "sac": "SAC", "dreamerv3": "DreamerV3", "tdmpc": "TD-MPC",
 }  # fmt: skip
+GREY = COLOURS["sac"]  # of published algorithms without a colour of their own; one grey, told apart by its dashes
+DASHES: tuple[Any, ...] = ("--", (0, (5, 1.5, 1, 1.5)), (0, (1, 1.2)), (0, (8, 2)), (0, (3, 1, 1, 1, 1, 1)))
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">", "*")
 
 
@@ -85,9 +88,9 @@ STYLES = {
 }
 
 
-def colours(arms: list[Arm]) -> dict[str, str]:
+def colours(arms: list[Arm], taken: Collection[str] = ()) -> dict[str, str]:
     """Arm name -> colour. The first arm of a known agent has that agent's colour; further arms take spare
-    ones.
+    ones, while there are others none of those `taken` by published curves.
     """
     chosen: dict[str, str] = {}
     for arm in arms:
@@ -96,14 +99,38 @@ def colours(arms: list[Arm]) -> dict[str, str]:
             chosen[arm.name] = colour
     for arm in arms:
         if arm.name not in chosen:
-            free = [colour for colour in SPARE if colour not in chosen.values()]
+            unused = [colour for colour in SPARE if colour not in chosen.values()]
+            free = [colour for colour in unused if colour not in taken] or unused
             chosen[arm.name] = free[0] if free else SPARE[len(chosen) % len(SPARE)]
     return {arm.name: chosen[arm.name] for arm in arms}
 
 
+@dataclass(frozen=True)
+class Look:
+    """How a published curve is drawn: its colour, and its line style as matplotlib takes it."""
+
+    colour: str
+    dashes: Any
+
+
+def looks(agents: dict[str, str]) -> dict[str, Look]:
+    """Published algorithm -> look, from the agent that each is here: that agent's colour, or grey, and among those
+    of one colour other dashes.
+    """
+    chosen: dict[str, Look] = {}
+    for algorithm, agent in agents.items():
+        colour = COLOURS.get(agent, GREY)
+        before = sum(look.colour == colour for look in chosen.values())
+        chosen[algorithm] = Look(colour, DASHES[before % len(DASHES)])
+    return chosen
+
+
 def label(arm: Arm) -> str:
-    """What a legend calls an arm: the paper's spelling where the arm is simply the agent."""
-    return LABELS.get(arm.label, arm.label)
+    """What a legend calls an arm: the paper's spelling where the arm is the agent, or the agent and, in brackets, what
+    it changes.
+    """
+    agent, bracket, changes = arm.label.partition(" (")
+    return LABELS.get(agent, agent) + bracket + changes if agent == arm.agent else LABELS.get(arm.label, arm.label)
 
 
 def counted(number: int, noun: str) -> str:
@@ -112,8 +139,8 @@ def counted(number: int, noun: str) -> str:
 
 
 def steps(env_steps: float) -> str:
-    """1500000 -> "1.5M", 20000 -> "20k"."""
+    """1500000 -> "1.5M", 20000 -> "20k", 49999 -> "49.999k": no step is rounded to one that was not compared."""
     for size, letter in ((1e6, "M"), (1e3, "k")):
         if abs(env_steps) >= size:
-            return f"{env_steps / size:.3g}{letter}"
+            return f"{env_steps / size:.9g}{letter}"
     return f"{env_steps:.0f}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -10,7 +11,7 @@ import numpy as np
 import pandas as pd
 
 from analysis import statistics, style
-from analysis.figures.drawing import describe, problem_line
+from analysis.figures.drawing import describe, intervals_text, not_in, problem_line
 from analysis.statistics import REPLICATES, Estimate
 from analysis.study import Arm, Study
 
@@ -28,6 +29,9 @@ class Table:
     numbers: pd.DataFrame
     bold: set[tuple[int, int]] = field(default_factory=set)
     rules: tuple[int, ...] = ()  # rows above which a line is drawn
+    study: str = ""
+    named: str = ""  # the part of the caption that names what is incomplete, by run directory
+    counted: str = ""  # what a paper's caption says in its place
 
 
 def tables(study: Study, replicates: int = REPLICATES) -> list[Table]:
@@ -69,15 +73,17 @@ def scores(study: Study, replicates: int = REPLICATES) -> Table:
             bold |= {(len(rows), 1 + i) for i in _best(estimates, sign=-1 if name == "Optimality gap" else 1)}
             rows.append([f"{name} (normalised)", *(_bounds(estimate, 3) for estimate in estimates)])
             numbers += [_number(name, arm, estimate) for arm, estimate in zip(study.arms, estimates, strict=True)]
-    few = " (none where an arm has one or two seeds on a task)" if study.seeds[0] < statistics.FEWEST_RUNS else ""
+    below = (
+        f"; below, aggregates of return / 1000 over {style.counted(len(shared), 'shared task')} with "
+        f"{intervals_text(study, replicates)}"
+    )
     caption = (
         f"Mean return at {style.steps(study.mark)} environment steps, with Student's t 95% intervals over "
-        f"seeds{few}; below, aggregates of return / 1000 over {style.counted(len(shared), 'shared task')} with "
-        f"95% stratified bootstrap intervals ({style.counted(replicates, 'replicate')}). {_what(study)} Bold: "
+        f"seeds{_few(study)}{below if shared else ''}.{not_in(study, shared)} {_what(study)} Bold: "
         f"the best mean, and every mean within its interval."
     )
     columns = ["Task", *map(style.label, study.arms)]
-    return Table("scores", caption, columns, rows, pd.DataFrame(numbers), bold, (first_aggregate,))
+    return Table("scores", caption, columns, rows, pd.DataFrame(numbers), bold, (first_aggregate,), *_origin(study))
 
 
 def differences(study: Study, replicates: int = REPLICATES) -> Table:
@@ -86,7 +92,7 @@ def differences(study: Study, replicates: int = REPLICATES) -> Table:
     rows: list[list[str]] = []
     numbers: list[dict[str, object]] = []
     bold: set[tuple[int, int]] = set()
-    for task in study.shared_tasks():
+    for task in study.common_tasks():
         row = [task]
         for i, arm in enumerate(others):
             estimate = statistics.welch(_final(study, arm, task), _final(study, reference, task))
@@ -99,6 +105,7 @@ def differences(study: Study, replicates: int = REPLICATES) -> Table:
     shared = study.shared_tasks()
     if shared:
         row = ["IQM (normalised)"]
+        enough = study.seeds[0] >= statistics.FEWEST_RUNS  # an interval of two seeds is no evidence
         for i, arm in enumerate(others):
             mark = np.array([study.mark])
             estimate = statistics.aggregate_difference(
@@ -106,20 +113,21 @@ def differences(study: Study, replicates: int = REPLICATES) -> Table:
                 study.scores(reference.name, mark, shared),
                 replicates=replicates,
             )
-            if estimate.low[0] > 0 or estimate.high[0] < 0:
+            if enough and (estimate.low[0] > 0 or estimate.high[0] < 0):
                 bold.add((len(rows), 1 + i))
             row.append(_bounds(estimate, 3, sign=True))
             numbers.append(_number("IQM", arm, estimate))
         rows.append(row)
+    below = f"; for the IQM, {intervals_text(study, replicates)}"
     caption = (
         f"Mean return minus that of {style.label(reference)} at {style.steps(study.mark)} environment "
-        f"steps, with "
-        f"Welch's t 95% intervals over seeds; for the IQM, bootstrap ({style.counted(replicates, 'replicate')}). "
-        f"{_what(study)} "
-        "Bold: intervals without zero (each taken alone: not corrected for the number of comparisons)."
+        f"steps, with Welch's t 95% intervals over seeds{_few(study)}"
+        f"{below if shared else ''}.{not_in(study, shared)} {_what(study)} Bold: intervals without zero, "
+        "of three seeds or more (each taken alone: not corrected for the number of comparisons)."
     )
     columns = ["Task", *map(style.label, others)]
-    return Table("differences", caption, columns, rows, pd.DataFrame(numbers), bold, (last,))
+    frame = pd.DataFrame(numbers, columns=["row", "arm", "point", "low", "high"])  # with its header, if no arms meet
+    return Table("differences", caption, columns, rows, frame, bold, (last,), *_origin(study))
 
 
 def efficiency(study: Study, replicates: int = REPLICATES) -> Table:
@@ -134,7 +142,7 @@ def efficiency(study: Study, replicates: int = REPLICATES) -> Table:
         threshold = SHARE * max((final.mean() for final in finals if len(final)), default=np.nan)
         cells, medians = [], []
         for arm in study.arms:
-            steps = study.grid(arm.name)
+            steps = _until_mark(study, arm)
             reached = statistics.first_reaching(
                 study.runs(arm.name, task, "mean_return", steps), steps, threshold
             )
@@ -152,8 +160,7 @@ def efficiency(study: Study, replicates: int = REPLICATES) -> Table:
     if shared:
         estimates = []
         for arm in study.arms:
-            steps = study.grid(arm.name)
-            steps = steps[steps <= study.mark]
+            steps = _until_mark(study, arm)
             areas = [
                 statistics.area_under_curve(task, steps) for task in study.scores(arm.name, steps, shared)
             ]
@@ -161,14 +168,28 @@ def efficiency(study: Study, replicates: int = REPLICATES) -> Table:
             numbers.append(_number("area under curve", arm, estimates[-1]))
         bold |= {(last, 1 + i) for i in _best(estimates)}
         rows.append(["IQM of area under curve", *(_bounds(estimate, 3) for estimate in estimates)])
+    below = (
+        f"; below, the mean normalised return over {style.steps(study.mark)} environment steps, with "
+        f"{intervals_text(study, replicates)}"
+    )
     caption = (
         f"Environment steps until an evaluation first reaches {SHARE:.0%} of the best arm's mean return at "
-        f"{style.steps(study.mark)} steps: median over seeds, with the seeds that reached it; below, the "
-        f"mean normalised "
-        f"return over {style.steps(study.mark)} environment steps. {_what(study)}"
+        f"{style.steps(study.mark)} steps: median over seeds, with the seeds that reached it"
+        f"{below if shared else ''}.{not_in(study, shared)} {_what(study)}"
     )
     columns = ["Task", *map(style.label, study.arms)]
-    return Table("efficiency", caption, columns, rows, pd.DataFrame(numbers), bold, (last,))
+    return Table("efficiency", caption, columns, rows, pd.DataFrame(numbers), bold, (last,), *_origin(study))
+
+
+def _until_mark(study: Study, arm: Arm) -> np.ndarray:
+    """The env steps of an arm's curve up to the compared one, and that one, whoever went further."""
+    steps = study.grid(arm.name)
+    return np.unique(np.append(steps[steps <= study.mark], study.mark))
+
+
+def _few(study: Study) -> str:
+    few = study.seeds[0] < statistics.FEWEST_RUNS
+    return " (none where an arm has one or two seeds on a task)" if few else ""
 
 
 def _mean(values: np.ndarray) -> Estimate:
@@ -216,15 +237,23 @@ def _what(study: Study) -> str:
     return " ".join(filter(None, parts))
 
 
+def _origin(study: Study) -> tuple[str, str, str]:
+    """The last three fields of a table."""
+    kinds = Counter(problem.kind for problem in study.problems if problem.kind != "remark")
+    counts = ", ".join(f"{count} {kind}" for kind, count in kinds.items())
+    return study.name, problem_line(study), f"Incomplete: {counts}." if counts else ""
+
+
 # -------------------------------------------------------------------------------------------------- rendering
 
 
 def markdown(table: Table) -> str:
-    cells = [[f"**{text}**" if (i, j) in table.bold else text for j, text in enumerate(row)]
-             for i, row in enumerate(table.rows)]  # fmt: skip
-    widths = [max(len(row[j]) for row in [table.columns, *cells]) for j in range(len(table.columns))]
+    bold = [[f"**{text}**" if (i, j) in table.bold else text for j, text in enumerate(row)]
+            for i, row in enumerate(table.rows)]  # fmt: skip
+    cells = [[text.replace("|", r"\|") for text in row] for row in [table.columns, *bold]]
+    widths = [max(len(row[j]) for row in cells) for j in range(len(table.columns))]
     lines = ["| " + " | ".join(text.ljust(width) for text, width in zip(row, widths, strict=True)) + " |"
-             for row in [table.columns, *cells]]  # fmt: skip
+             for row in cells]  # fmt: skip
     lines.insert(
         1,
         "|"
@@ -235,11 +264,19 @@ def markdown(table: Table) -> str:
 
 
 def latex(table: Table) -> str:
-    """A table environment that needs the package booktabs."""
+    """A table environment that needs the packages booktabs and graphicx.
+
+    It is shrunk where it would be wider than the text, and takes both columns of a page from four arms on. What is
+    incomplete is counted in its caption and named in a comment.
+    """
+    environment = "table*" if len(table.columns) > 4 else "table"
+    caption = table.caption.replace(table.named, table.counted) if table.named else table.caption
     lines = [
-        r"% needs \usepackage{booktabs}", r"\begin{table}[t]", r"\centering",
-        rf"\caption{{{_tex(table.caption)}}}",
-        rf"\label{{tab:{table.name}}}",
+        r"% needs \usepackage{booktabs,graphicx}", *([f"% {table.named}"] if table.named else []),
+        rf"\begin{{{environment}}}[t]", r"\centering",
+        rf"\caption{{{_tex(caption)}}}",
+        rf"\label{{tab:{'-'.join(filter(None, [table.study, table.name]))}}}",
+        r"\resizebox{\ifdim\width>\linewidth\linewidth\else\width\fi}{!}{%",
         rf"\begin{{tabular}}{{l{'r' * (len(table.columns) - 1)}}}", r"\toprule",
         " & ".join(map(_tex, table.columns)) + r" \\", r"\midrule",
     ]  # fmt: skip
@@ -250,14 +287,21 @@ def latex(table: Table) -> str:
             rf"\textbf{{{_tex(text)}}}" if (i, j) in table.bold else _tex(text) for j, text in enumerate(row)
         ]
         lines.append(" & ".join(cells) + r" \\")
-    return "\n".join([*lines, r"\bottomrule", r"\end{tabular}", r"\end{table}", ""])
+    return "\n".join([*lines, r"\bottomrule", r"\end{tabular}}", rf"\end{{{environment}}}", ""])
 
 
 _TEX = {
     "\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_",
     "{": r"\{", "}": r"\}",
     "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "±": r"$\pm$", "<": r"$<$", ">": r"$>$",
+    "×": r"$\times$", "≤": r"$\leq$", "≥": r"$\geq$", "→": r"$\to$", "∞": r"$\infty$",
 }  # fmt: skip
+_GREEK = (
+    "alpha", "beta", "gamma", "delta", "epsilon", "zeta", "eta", "theta", "iota", "kappa", "lambda", "mu", "nu", "xi",
+    "pi", "rho", "sigma", "tau", "upsilon", "phi", "chi", "psi", "omega", "Gamma", "Delta", "Theta", "Lambda", "Xi",
+    "Pi", "Sigma", "Phi", "Psi", "Omega",
+)  # fmt: skip
+_TEX |= {letter: rf"$\{name}$" for letter, name in zip("αβγδεζηθικλμνξπρστυφχψωΓΔΘΛΞΠΣΦΨΩ", _GREEK, strict=True)}
 
 
 def _tex(text: str) -> str:

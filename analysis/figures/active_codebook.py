@@ -11,13 +11,12 @@ from analysis.figures.drawing import (
     arms_with,
     bootstrap_text,
     canvas,
-    describe,
     draw_curves,
     finish,
     legend_above,
     step_axis,
 )  # fmt: skip
-from analysis.figures.latent_curves import aligned, lacking, mean_curves
+from analysis.figures.latent_curves import aligned, lacking, mean_curves, over
 
 TITLE = "Active codebook"
 
@@ -54,10 +53,10 @@ def draw(context: Context) -> Drawing:
         [], [], linestyle=":", color="#606060", linewidth=0.9, label="least and most used dimension"
     )
     legend_above(context, figure, [dotted], arms=frame["arm"])
+    shown, left_out = over(context, "active_codebook_mean")
     caption = (
         f"{TITLE}: share of the codes of each latent dimension that occur in the diagnostic batch, mean "
-        f"over latent "
-        f"dimensions and over {describe(context.study)}. "
-        f"Bands: {bootstrap_text(context)}.{lacking(context, frame)}"
+        f"over latent dimensions and over {shown}. "
+        f"Bands: {bootstrap_text(context)}.{lacking(context, frame)}{left_out}"
     )
     return Drawing(figure, finish(context, figure, caption), [(ax, series)])

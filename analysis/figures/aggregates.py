@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 
 from analysis import style
-from analysis.figures.drawing import Context, Drawing, Skip, bootstrap_text, canvas, describe, finish
+from analysis.figures.drawing import Context, Drawing, Skip, bootstrap_text, canvas, describe, finish, not_in
 from analysis.statistics import AGGREGATES, interval, several
 
 TITLE = "Aggregate scores"
@@ -52,6 +52,6 @@ def draw(context: Context) -> Drawing:
     caption = (
         f"{TITLE} at {style.steps(study.mark)} environment steps (return / 1000), "
         f"{describe(study, study.shared_tasks())}. Bars: {bootstrap_text(context)}. "
-        "A higher IQM, median and mean and a lower optimality gap are better."
+        f"A higher IQM, median and mean and a lower optimality gap are better.{not_in(study, study.shared_tasks())}"
     )
     return Drawing(figure, finish(context, figure, caption, x_label="Normalised return"))

@@ -15,8 +15,9 @@ from analysis.figures.drawing import (
     canvas,
     describe,
     finish,
+    not_in,
 )
-from analysis.figures.latent_curves import aligned
+from analysis.figures.latent_curves import aligned, shared_tasks
 from analysis.statistics import Estimate, interval, iqm, mean
 
 TITLE = "Score, rank and codebook use by arm"
@@ -42,7 +43,7 @@ def data(context: Context) -> pd.DataFrame:
     for arm in study.arms:
         scores = study.scores(arm.name, np.array([study.mark]), tasks)
         rows.append(_row(arm.name, "score", interval(scores, iqm, context.replicates)))
-    for quantity in ("rank_0.01", "active_codebook_mean"):
+    for quantity in (name for name in ("rank_0.01", "active_codebook_mean") if shared_tasks(context, name)):
         for arm in arms_with(context, quantity):
             steps, values = aligned(context, arm, quantity)
             at = np.searchsorted(steps, study.mark, side="right") - 1
@@ -89,5 +90,10 @@ def draw(context: Context) -> Drawing:
     caption = (
         f"{TITLE} at {style.steps(study.mark)} environment steps; {describe(study, study.shared_tasks())}. "
         f"Bars: {bootstrap_text(context)}. Rank at tolerance 0.01; rank and codebook are means over tasks."
+        f"{not_in(study, study.shared_tasks())}"
     )
+    for quantity in (name for name in shown if name != "score"):
+        tasks = shared_tasks(context, quantity)
+        if tasks != study.shared_tasks():  # an arm without a latent may lack a task that the others have
+            caption += f" {PANELS[quantity]}: over {', '.join(tasks)}."
     return Drawing(figure, finish(context, figure, caption))

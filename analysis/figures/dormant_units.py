@@ -9,13 +9,12 @@ from analysis.figures.drawing import (
     Drawing,
     bootstrap_text,
     canvas,
-    describe,
     draw_curves,
     finish,
     legend_above,
     step_axis,
 )  # fmt: skip
-from analysis.figures.latent_curves import lacking, mean_curves
+from analysis.figures.latent_curves import lacking, mean_curves, over
 
 TITLE = "Dormant units"
 
@@ -32,8 +31,9 @@ def draw(context: Context) -> Drawing:
     axes[0, 0].set_ylim(bottom=0)
     axes[0, 0].set_ylabel("Dormant units (%)")
     legend_above(context, figure, arms=frame["arm"])
+    shown, left_out = over(context, "dormant_percent")
     caption = (
         f"{TITLE}: hidden units whose activation is at most 0.025 of their layer's mean, mean over "
-        f"{describe(context.study)}. Bands: {bootstrap_text(context)}.{lacking(context, frame)}"
+        f"{shown}. Bands: {bootstrap_text(context)}.{lacking(context, frame)}{left_out}"
     )
     return Drawing(figure, finish(context, figure, caption), [(axes[0, 0], series)])

@@ -8,6 +8,7 @@ import math
 import textwrap
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -18,9 +19,10 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter
 
 from analysis import style
-from analysis.published import Published
+from analysis.published import Published, agent_of
 from analysis.statistics import REPLICATES, Estimate
 from analysis.study import Arm, Study
+from analysis.style import Look
 
 CAPTION = "caption"  # marks the texts at the foot of a figure
 CAPTION_SIZE = 0.78  # of the font size
@@ -39,7 +41,20 @@ class Context:
 
     @property
     def colours(self) -> dict[str, str]:
-        return style.colours(self.study.arms)
+        return style.colours(self.study.listed, taken={look.colour for look in self.published_looks.values()})
+
+    @property
+    def markers(self) -> dict[str, str]:
+        return {arm.name: style.MARKERS[i % len(style.MARKERS)] for i, arm in enumerate(self.study.listed)}
+
+    @cached_property
+    def published_looks(self) -> dict[str, Look]:
+        """Published algorithm -> how it is drawn; of those with a run on a task of the study."""
+        if self.published is None:
+            return {}
+        frame = self.published.frame
+        algorithms = sorted(frame.loc[frame["task"].isin(self.study.tasks), "algorithm"].unique())
+        return style.looks({name: agent_of(name) for name in algorithms})
 
     def label(self, arm: str) -> str:
         return style.label(next(a for a in self.study.arms if a.name == arm))
@@ -134,7 +149,8 @@ def describe(study: Study, tasks: list[str] | None = None) -> str:
     """Tasks, seeds and budget of a study, for a caption."""
     tasks = study.tasks if tasks is None else tasks
     names = ", ".join(tasks) if len(tasks) <= 4 else f"{tasks[0]} to {tasks[-1]}"
-    low, high = study.seeds
+    counts = study.members[study.members["task"].isin(tasks)].groupby(["arm", "task"]).size()
+    low, high = counts.min(), counts.max()
     seeds = style.counted(high, "seed") if low == high else f"{low} to {high} seeds"
     budgets = sorted(set(study.members["budget"]))
     budget = " or ".join(style.steps(value) for value in budgets)
@@ -147,13 +163,26 @@ def describe(study: Study, tasks: list[str] | None = None) -> str:
     return text + (f"; shown up to the last common step: {', '.join(cut)}" if cut else "")
 
 
+def not_in(study: Study, tasks: list[str]) -> str:
+    """Names the tasks of a study that a figure over `tasks` leaves out."""
+    absent = [task for task in study.tasks if task not in tasks]
+    reason = "because an arm lacks them or their scale is unknown"
+    return f" Left out of means over tasks, {reason}: {', '.join(absent)}." if absent else ""
+
+
 def bootstrap_text(context: Context) -> str:
     """How the intervals were made; and how far they can be trusted."""
-    low, _ = context.study.seeds
-    text = f"95% stratified bootstrap intervals over seeds ({style.counted(context.replicates, 'replicate')})"
-    if low < 2:
-        return text + "; none where a task has one seed"
-    return text + ("; with fewer than 5 seeds such intervals are too narrow" if low < 5 else "")
+    return intervals_text(context.study, context.replicates)
+
+
+def intervals_text(study: Study, replicates: int) -> str:
+    """`bootstrap_text`, for tables, which have no context."""
+    low, high = study.seeds
+    text = f"95% stratified bootstrap intervals over seeds ({style.counted(replicates, 'replicate')})"
+    text += "; none for an arm with one seed on a task" if low < 2 else ""
+    text += "; with fewer than 5 seeds such intervals are too narrow" if low < 5 and high > 1 else ""
+    counts = study.members.groupby(["arm", "task"]).size().groupby("arm").nunique()
+    return text + ("; tasks count alike, whatever their seeds" if counts.max() > 1 else "")
 
 
 def frame_of(arm: str, steps: np.ndarray, estimate: Estimate, **columns: Any) -> pd.DataFrame:
@@ -170,7 +199,7 @@ def draw_curves(
     `small` is for panels in a grid: thinner lines, no markers.
     """
     series = []
-    for i, arm in enumerate(context.study.arms):
+    for arm in context.study.arms:
         rows = frame[frame["arm"] == arm.name].sort_values("env_step")
         if rows.empty:
             continue
@@ -179,13 +208,35 @@ def draw_curves(
         width = context.style.line_width * (0.75 if small else 1.0)
         axes.plot(
             rows["env_step"], rows["point"], color=colour, label=style.label(arm),
-            linewidth=width, marker="" if small else style.MARKERS[i % len(style.MARKERS)],
+            linewidth=width, marker="" if small else context.markers[arm.name],
             markersize=2.2 * width,
             markevery=1 if few else max(1, len(rows) // 8), zorder=3,
         )  # fmt: skip
         axes.fill_between(rows["env_step"], rows["low"], rows["high"], color=colour, alpha=0.18, linewidth=0)
         series.append(hover_series(style.label(arm), colour, rows))
     return series
+
+
+def draw_published(context: Context, axes: Axes, frame: pd.DataFrame, label: str) -> list[dict[str, Any]]:
+    """Dashed lines of a tidy frame (arm = algorithm, env_step, point, low, high), with a dot at each point where these
+    are few: between them nothing was published. Returns the series behind them, named by `label` after the algorithm.
+    """
+    series = []
+    for algorithm, rows in frame.groupby("arm"):
+        look = context.published_looks[str(algorithm)]
+        width = 0.8 * context.style.line_width
+        axes.plot(
+            rows["env_step"], rows["point"], linestyle=look.dashes, color=look.colour, linewidth=width,
+            marker="." if len(rows) <= 12 else "", markersize=3 * width,
+        )  # fmt: skip
+        series.append(hover_series(f"{algorithm}{label}", look.colour, rows))
+    return series
+
+
+def published_handle(context: Context, algorithm: str, label: str) -> Line2D:
+    """The entry of a legend for a published algorithm."""
+    look = context.published_looks[algorithm]
+    return Line2D([], [], linestyle=look.dashes, color=look.colour, label=label)
 
 
 def hover_series(name: str, colour: str, rows: pd.DataFrame, x: str = "env_step") -> dict[str, Any]:
@@ -220,9 +271,9 @@ def legend_above(
     shown = None if arms is None else set(arms)
     handles = [
         Line2D([], [], color=context.colours[arm.name], label=style.label(arm),
-               marker="" if small else style.MARKERS[i % len(style.MARKERS)],
+               marker="" if small else context.markers[arm.name],
                markersize=2.2 * context.style.line_width)
-        for i, arm in enumerate(context.study.arms)
+        for arm in context.study.arms
         if shown is None or arm.name in shown
     ] + (extra or [])  # fmt: skip
     room = figure.get_size_inches()[0] * 72 / context.style.font_size  # in letters of one em
@@ -239,9 +290,14 @@ def legend_above(
 
 
 def arms_with(context: Context, quantity: str) -> list[Arm]:
-    """Arms that have at least one finite value of a quantity."""
+    """Arms that have at least one value of a quantity."""
+    present = set(members_with(context, quantity)["arm"])
+    return [arm for arm in context.study.arms if arm.name in present]
+
+
+def members_with(context: Context, quantity: str) -> pd.DataFrame:
+    """The rows of `Study.members` of runs that have at least one value of a quantity; infinity is one."""
     study = context.study
     table = study.tables.evaluations if quantity in study.tables.evaluations.columns else study.tables.latents
-    having = set(table.loc[np.isfinite(table[quantity].to_numpy(float)), "key"])
-    present = study.members.loc[study.members["key"].isin(having), "arm"].unique()
-    return [arm for arm in study.arms if arm.name in present]
+    having = set(table.loc[table[quantity].notna(), "key"])
+    return study.members[study.members["key"].isin(having)]

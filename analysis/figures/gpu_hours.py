@@ -16,6 +16,7 @@ from analysis.figures.drawing import (
     finish,
     frame_of,
     legend_above,
+    not_in,
 )  # fmt: skip
 from analysis.statistics import interval, iqm
 
@@ -36,12 +37,11 @@ def data(context: Context) -> pd.DataFrame:
     for arm in study.arms:
         rows = study.members[study.members["arm"] == arm.name]
         steps = study.grid(arm.name)
-        packs = rows.groupby("task")["pack"]
         hours = np.concatenate([
             study.runs(arm.name, task, "wall_seconds", steps)
             / 3600
             / rows[rows["task"] == task].sort_values("seed", kind="stable")["pack"].to_numpy()[:, None]
-            for task in map(str, packs.groups)
+            for task in tasks
         ])  # fmt: skip
         hours = hours[~np.isnan(hours).any(axis=1)]
         if len(hours):
@@ -70,10 +70,8 @@ def draw(context: Context) -> Drawing:
     packs = sorted(set(study.members["pack"]))
     caption = (
         f"{TITLE}, {describe(study, study.shared_tasks())}. Hours: median over runs of the wall-clock time "
-        f"of training, "
-        f"divided by the seeds that shared the device ({' or '.join(map(str, packs))}); on "
-        f"{', '.join(devices) or '?'}. "
-        f"Bands: {bootstrap_text(context)}."
+        f"of training, divided by the seeds that shared the device ({' or '.join(map(str, packs))}); on "
+        f"{', '.join(devices) or '?'}. Bands: {bootstrap_text(context)}.{not_in(study, study.shared_tasks())}"
         + (" Runs of different devices are mixed: the hours do not compare." if len(devices) > 1 else "")
     )
     return Drawing(figure, finish(context, figure, caption), [(ax, series)])

@@ -38,7 +38,7 @@ def data(context: Context) -> pd.DataFrame:
             (first.name, second.name, estimate.point[0], estimate.low[0], estimate.high[0], len(tasks))
         )
     if not rows:
-        raise Skip("no two arms share a task")
+        raise Skip("no two arms share a task with a known return scale")
     return pd.DataFrame(rows, columns=["first", "second", "point", "low", "high", "tasks"])
 
 
@@ -65,9 +65,7 @@ def draw(context: Context) -> Drawing:
     ax.set_xlabel("P(left beats right)")
     caption = (
         f"{TITLE} at {style.steps(study.mark)} environment steps: probability that a run of the arm on the "
-        f"left "
-        f"scores higher than one of the arm on the right on the same task, mean over shared tasks, ties "
-        f"counted half; "
-        f"{describe(study)}. Bars: {bootstrap_text(context)}."
+        f"left scores higher than one of the arm on the right on the same task, mean over shared tasks, ties "
+        f"counted half; {describe(study, study.normalised_tasks)}. Bars: {bootstrap_text(context)}."
     )
     return Drawing(figure, finish(context, figure, caption))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import pandas as pd
-from matplotlib.lines import Line2D
 
 from analysis.figures.drawing import (
     Context,
@@ -13,13 +12,14 @@ from analysis.figures.drawing import (
     canvas,
     describe,
     draw_curves,
+    draw_published,
     finish,
     frame_of,
-    hover_series,
     legend_above,
+    not_in,
+    published_handle,
     step_axis,
 )
-from analysis.figures.tasks import published_colour
 from analysis.published import common_scores
 from analysis.statistics import interval, iqm
 
@@ -56,23 +56,15 @@ def draw(context: Context) -> Drawing:
     figure, axes = canvas(context, height=2.6)
     ax = axes[0, 0]
     series = draw_curves(context, ax, frame)
-    dashed = []
-    for algorithm, rows in published.groupby("arm"):
-        colour, label = published_colour(str(algorithm)), f"{algorithm}, published"
-        ax.plot(rows["env_step"], rows["point"], "--", color=colour, linewidth=0.8 * context.style.line_width)
-        series.append(hover_series(label, colour, rows))
-        dashed.append(Line2D([], [], linestyle="--", color=colour, label=label))
+    series += draw_published(context, ax, published, ", published")
+    dashed = [published_handle(context, name, f"{name}, published") for name in sorted(set(published["arm"]))]
     step_axis(ax)
     ax.set_ylabel("IQM of normalised return")
     ax.set_ylim(bottom=min(0.0, float(frame["low"].min()) if frame["low"].notna().any() else 0.0))
     legend_above(context, figure, dashed)
     tasks = context.study.shared_tasks()
-    left_out = sorted(set(context.study.tasks) - set(tasks))
     caption = f"{TITLE} (return / 1000), {describe(context.study, tasks)}. Bands: {bootstrap_text(context)}."
-    if left_out:
-        caption += (
-            f" Not in the mean, because an arm lacks them or their scale is unknown: {', '.join(left_out)}."
-        )
+    caption += not_in(context.study, tasks)
     if context.published and dashed:
         caption += " Dashed: published results on the same tasks, never pooled with own runs; "
         caption += "; ".join(context.published.remarks) + "."

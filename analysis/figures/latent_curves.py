@@ -7,7 +7,7 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 
-from analysis.figures.drawing import Context, Skip, arms_with, frame_of
+from analysis.figures.drawing import Context, Skip, arms_with, describe, frame_of, members_with, not_in
 from analysis.statistics import Estimate, interval, mean
 from analysis.study import Arm
 
@@ -17,21 +17,31 @@ def aligned(context: Context, arm: Arm, quantity: str) -> tuple[np.ndarray, list
     end.
 
     Runs without a single value of the quantity are not in it.
+
+    Raises:
+        Skip: no task is shared by all arms that have the quantity.
     """
     study = context.study
     steps = study.grid(arm.name)
-    tasks = [study.runs(arm.name, task, quantity, steps) for task in shared_tasks(context, quantity)]
+    shared = shared_tasks(context, quantity)
+    if not shared:
+        raise Skip(f"no task is shared by all arms that have {quantity}")
+    tasks = [study.runs(arm.name, task, quantity, steps) for task in shared]
     tasks = [values[~np.isnan(values).all(axis=1)] for values in tasks]
-    tasks = [values for values in tasks if len(values)]
     known = np.all([~np.isnan(values).any(axis=0) for values in tasks], axis=0)
     return steps[known], [values[:, known] for values in tasks]
 
 
 def shared_tasks(context: Context, quantity: str) -> list[str]:
-    """Tasks that all arms with the quantity have: means over different tasks would not compare."""
-    members = context.study.members
-    sets = [set(members.loc[members["arm"] == arm.name, "task"]) for arm in arms_with(context, quantity)]
+    """Tasks on which all arms with the quantity have it: means over different tasks would not compare."""
+    sets = [set(rows["task"]) for _, rows in members_with(context, quantity).groupby("arm")]
     return sorted(set.intersection(*sets)) if sets else []
+
+
+def over(context: Context, quantity: str) -> tuple[str, str]:
+    """What a caption says of the tasks of a quantity: those it is a mean over, and those left out."""
+    tasks = shared_tasks(context, quantity)
+    return describe(context.study, tasks), not_in(context.study, tasks)
 
 
 def mean_curves(context: Context, quantity: str) -> pd.DataFrame:

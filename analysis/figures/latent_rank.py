@@ -9,13 +9,12 @@ from analysis.figures.drawing import (
     Drawing,
     bootstrap_text,
     canvas,
-    describe,
     draw_curves,
     finish,
     legend_above,
     step_axis,
 )  # fmt: skip
-from analysis.figures.latent_curves import lacking, mean_curves
+from analysis.figures.latent_curves import lacking, mean_curves, over
 
 TITLE = "Latent rank"
 QUANTITY = "rank_0.01"
@@ -38,10 +37,11 @@ def draw(context: Context) -> Drawing:
     widths = sorted({int(width) for width in latents["width"].dropna().unique()})
     samples = latents["samples"].dropna()
     counts = {int(samples.min()), int(samples.max())}
+    shown, left_out = over(context, QUANTITY)
     caption = (
         f"{TITLE}: singular values of the latent matrix above max(0.01, 0.01 of the largest), mean over "
-        f"{describe(context.study)}. Latent width {' or '.join(map(str, widths))}, "
+        f"{shown}. Latent width {' or '.join(map(str, widths))}, "
         f"{' to '.join(map(str, sorted(counts)))} samples. "
-        f"Bands: {bootstrap_text(context)}.{lacking(context, frame)}"
+        f"Bands: {bootstrap_text(context)}.{lacking(context, frame)}{left_out}"
     )
     return Drawing(figure, finish(context, figure, caption), [(axes[0, 0], series)])

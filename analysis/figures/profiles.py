@@ -16,6 +16,7 @@ from analysis.figures.drawing import (
     finish,
     hover_series,
     legend_above,
+    not_in,
 )  # fmt: skip
 
 TITLE = "Performance profiles"
@@ -46,7 +47,7 @@ def draw(context: Context) -> Drawing:
     for i, arm in enumerate(study.arms):
         rows, colour = frame[frame["arm"] == arm.name], context.colours[arm.name]
         ax.plot(rows["threshold"], rows["point"], color=colour, label=style.label(arm), markevery=(i, 12),
-                marker=style.MARKERS[i % len(style.MARKERS)],
+                marker=context.markers[arm.name],
                 markersize=2.2 * context.style.line_width)  # fmt: skip
         ax.fill_between(rows["threshold"], rows["low"], rows["high"], color=colour, alpha=0.18, linewidth=0)
         series.append(hover_series(style.label(arm), colour, rows, x="threshold"))
@@ -57,6 +58,7 @@ def draw(context: Context) -> Drawing:
     legend_above(context, figure)
     caption = (
         f"{TITLE} at {style.steps(study.mark)} environment steps (return / 1000), "
-        f"{describe(study, study.shared_tasks())}. Bands: {bootstrap_text(context)}, pointwise."
+        f"{describe(study, study.shared_tasks())}. Bands: pointwise {bootstrap_text(context)}."
+        f"{not_in(study, study.shared_tasks())}"
     )
     return Drawing(figure, finish(context, figure, caption), [(ax, series)])

@@ -8,14 +8,16 @@ from matplotlib.lines import Line2D
 from scipy import stats
 
 from analysis import style
-from analysis.figures.drawing import Context, Drawing, Skip, arms_with, canvas, describe, finish
+from analysis.figures.drawing import Context, Drawing, Skip, arms_with, canvas, describe, finish, legend_above
 
 TITLE = "Latent rank against return"
 
 
 def data(context: Context) -> pd.DataFrame:
-    """One row a run at the compared env step: arm, task, seed, rank_percent (of the width), score."""
+    """One row a run at the compared env step: arm, task, rank_percent (of the width), score."""
     study = context.study
+    if not study.normalised_tasks:
+        raise Skip("no task with a known return scale")
     mark = np.array([study.mark])
     frames = []
     for arm in arms_with(context, "rank_0.01"):
@@ -51,10 +53,10 @@ def draw(context: Context) -> Drawing:
     figure, axes = canvas(context, height=2.6)
     ax = axes[0, 0]
     handles = []
-    for i, arm in enumerate(context.study.arms):
+    for arm in context.study.arms:
         rows = frame[frame["arm"] == arm.name]
         if len(rows):
-            marker, colour = style.MARKERS[i % len(style.MARKERS)], context.colours[arm.name]
+            marker, colour = context.markers[arm.name], context.colours[arm.name]
             size = 30 if len(frame) < 30 else 12 if len(frame) < 300 else 5
             ax.scatter(
                 rows["rank_percent"],
@@ -73,9 +75,9 @@ def draw(context: Context) -> Drawing:
     ax.set_xlabel("Latent rank at tolerance $10^{-2}$ (% of latent width)")
     ax.set_ylabel("Normalised return")
     ax.set_xlim(left=0)
-    figure.legend(handles=handles, loc="outside upper center", ncols=min(6, len(handles)))
+    legend_above(context, figure, handles, arms=())  # dots, not the lines of arms
     correlation = within_task_correlation(frame)
     known = f"Rank correlation within tasks: {correlation:.2f}." if np.isfinite(correlation) else ""
-    mark = style.steps(context.study.mark)
-    caption = f"{TITLE} at {mark} environment steps, a dot a run; {describe(context.study)}. {known}"
+    mark, shown = style.steps(context.study.mark), sorted(set(frame["task"]))
+    caption = f"{TITLE} at {mark} environment steps, a dot a run; {describe(context.study, shown)}. {known}"
     return Drawing(figure, finish(context, figure, caption))

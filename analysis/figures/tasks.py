@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
-from matplotlib.lines import Line2D
 
 from analysis import style
 from analysis.figures.drawing import (
@@ -18,13 +17,14 @@ from analysis.figures.drawing import (
     canvas,
     describe,
     draw_curves,
+    draw_published,
     finish,
     frame_of,
-    hover_series,
     legend_above,
+    published_handle,
     step_axis,
 )  # fmt: skip
-from analysis.published import agent_of
+from analysis.published import LATE
 from analysis.statistics import FEWEST_RUNS, student_half_width, student_t
 
 TITLE = "Return by task"
@@ -46,13 +46,13 @@ def data(context: Context) -> pd.DataFrame:
 
 def published_data(context: Context) -> pd.DataFrame:
     """Published means over seeds up to the study's budget: task, arm (= algorithm), env_step, point, low,
-    high.
+    high, seeds.
     """
     if context.published is None:
         return pd.DataFrame(columns=["task", "arm", "env_step", "point", "low", "high", "seeds"])
     budget = context.study.members["budget"].max()
     frame = context.published.frame
-    frame = frame[frame["task"].isin(context.study.tasks) & (frame["env_step"] <= budget)]
+    frame = frame[frame["task"].isin(context.study.tasks) & (frame["env_step"] <= budget + LATE)]
     rows = (
         frame.groupby(["task", "algorithm", "env_step"])["episode_return"]
         .agg(["mean", "std", "count"])
@@ -86,12 +86,7 @@ def draw(context: Context) -> Drawing:
         series = draw_curves(context, ax, frame[frame["task"] == task], small=columns > 2)
         if study.seeds[1] <= FEW_SEEDS:
             _draw_runs(context, ax, task)
-        for algorithm, own in published[published["task"] == task].groupby("arm"):
-            colour = published_colour(str(algorithm))
-            ax.plot(
-                own["env_step"], own["point"], "--", color=colour, linewidth=context.style.line_width * 0.8
-            )
-            series.append(hover_series(f"{algorithm} (published)", colour, own))
+        series += draw_published(context, ax, published[published["task"] == task], " (published)")
         ax.set_title(task, fontsize=context.style.font_size - (1 if len(task) < 20 else 2))
         step_axis(ax, label=False)
         ax.locator_params(axis="x", nbins=3 if columns > 2 else 5)
@@ -108,8 +103,7 @@ def draw(context: Context) -> Drawing:
     figure.supylabel("Mean return", fontsize=context.style.font_size)
     seeds = published.groupby("arm")["seeds"].max()
     legend_above(context, figure, [
-        Line2D([], [], linestyle="--", color=published_colour(str(name)),
-               label=f"{name}, published ({style.counted(count, 'seed')})")
+        published_handle(context, str(name), f"{name}, published ({style.counted(count, 'seed')})")
         for name, count in seeds.items()
     ], small=columns > 2)  # fmt: skip
     caption = (
@@ -142,10 +136,3 @@ def _limits(frame: pd.DataFrame, published: pd.DataFrame) -> tuple[float, float]
     widest = float(np.nanmax([*frame["high"], highest]))
     bound = 1000.0 if highest <= 1000.0 else widest
     return min(0.0, lowest * 1.05), max(highest * 1.05, min(widest, bound), 1e-9)
-
-
-def published_colour(algorithm: str) -> str:
-    """The colour of the agent that implements a published algorithm; grey for one that this project has
-    not.
-    """
-    return style.COLOURS.get(agent_of(algorithm), "#8A8A8A")

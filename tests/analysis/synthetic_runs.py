@@ -51,6 +51,8 @@ def write_run(
     rank: float = 1.0,
     preset: str = "default",
     pack: int = 5,
+    precision: str = "bfloat16",
+    commit: str = "0123456789abcdef",
     **agent_config: Any,
 ) -> Path:
     """One run directory.
@@ -100,9 +102,9 @@ def write_run(
         "start": "2026-11-20T08:00:00+00:00",
         "end": None if end == "running" else "2026-11-20T09:00:00+00:00",
         "ended": None if end == "running" else end,
-        "host": "node-1", "device": "cuda", "device_name": "NVIDIA H100", "precision": "bfloat16",
+        "host": "node-1", "device": "cuda", "device_name": "NVIDIA H100", "precision": precision,
         "compile": "default",
-        "pack": pack, "threads": 4, "job_id": "17", "commit": "0123456789abcdef", "dirty": False,
+        "pack": pack, "threads": 4, "job_id": "17", "commit": commit, "dirty": False,
         "command": f"python -m iqrl train agent={agent} task={task} seeds={seed}",
         "packages": {"torch": "2.13.0", "dm_control": "1.0.50", "mujoco": "3.17.0"},
     }  # fmt: skip

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import importlib
 import re
+import shutil
 from pathlib import Path
 
 import matplotlib
 import numpy as np
+import pandas as pd
 import pytest
 from synthetic_runs import write_manifest, write_run, write_study
 
 from analysis import style
 from analysis.figures import FIGURES
 from analysis.figures.drawing import Context, Skip
+from analysis.published import Published
 from analysis.render import render
 from analysis.runs import load
 from analysis.statistics import interval
@@ -80,6 +83,41 @@ def test_an_agent_keeps_its_colour_whoever_is_beside_it(runs: Path) -> None:
     assert context(runs).colours == {"td3": style.COLOURS["td3"], "iqrl": style.COLOURS["iqrl"]}
 
 
+def test_an_arm_keeps_its_colour_and_marker_while_a_sweep_fills(runs: Path) -> None:
+    made = write_study(runs, agents=("mine", "yours", "ours"), seeds=1)
+    before = context(runs)
+    for run in made[:2]:
+        shutil.rmtree(run)
+    after = context(runs)
+    assert [arm.name for arm in after.study.arms] == ["yours", "ours"]
+    assert after.colours == before.colours and after.markers == before.markers
+    line = drawn("iqm_return", after).figure.axes[0].get_lines()[0]
+    assert (line.get_color(), line.get_marker()) == (before.colours["yours"], before.markers["yours"])
+
+
+def test_published_curves_share_no_look_and_take_no_colour_of_an_arm(runs: Path) -> None:
+    """TCRL's points lie 1k late, the last one too; SAC's two points are dots, and what lies between is dashed."""
+    members, arms = [], []
+    for i in range(3):
+        run = write_run(runs, "iqrl", "walker-walk", env_steps=50_000, horizon=i)
+        arms.append({"name": f"h{i}", "label": f"H = {i}", "agent": "iqrl"})
+        members.append((run.name, f"h{i}", "walker-walk", 0, 50_000))
+    write_manifest(runs, "horizon", arms, members)
+    (study,), _ = build(load([runs]), [runs])
+    curves = {"TCRL": [1000, 26_000, 51_000], "TD3": [0, 50_000], "BRO": [0, 50_000], "DDPG": [0, 50_000]}
+    rows = [(name, "walker-walk", 0, step, 100.0) for name, steps in curves.items() for step in steps]
+    frame = pd.DataFrame(rows, columns=["algorithm", "task", "seed", "env_step", "episode_return"])
+    given = Context(study, style.STYLES["neurips"], 20, published=Published(frame, []))
+    theirs = {style.COLOURS["tcrl"], style.COLOURS["td3"], style.GREY}
+    assert len(set(given.colours.values()) | theirs) == 6
+    for figure in ("iqm_return", "tasks"):
+        lines = drawn(figure, given).figure.axes[0].get_lines()
+        dashed = [line for line in lines if line.is_dashed()]
+        looks = [(line.get_color(), str(line._dash_pattern)) for line in dashed]
+        assert len(set(looks)) == 4 and {line.get_marker() for line in dashed} == {"."}
+        assert max(line.get_xdata().max() for line in dashed) == 51_000
+
+
 def test_colours_of_many_arms_differ(runs: Path) -> None:
     members, arms = [], []
     for i in range(8):
@@ -135,7 +173,19 @@ def test_one_seed_draws_a_line_and_no_band(runs: Path) -> None:
     write_run(runs, "iqrl")
     drawing = drawn("iqm_return", context(runs))
     assert len(drawing.figure.axes[0].get_lines()) == 1
-    assert "none where a task has one seed" in words(drawing)
+    assert "(100 replicates); none for an arm with one seed on a task." in words(drawing)
+
+
+def test_captions_say_what_few_and_unequal_seeds_do(runs: Path) -> None:
+    for task, seeds in (("walker-walk", 1), ("dog-run", 3)):
+        for seed in range(seeds):
+            write_run(runs, "iqrl", task, seed)
+    drawing = drawn("iqm_return", context(runs))
+    assert not [p for band in drawing.figure.axes[0].collections for p in band.get_paths() if len(p.vertices)]
+    assert (
+        "(100 replicates); none for an arm with one seed on a task; with fewer than 5 seeds such intervals are "
+        "too narrow; tasks count alike, whatever their seeds." in words(drawing)
+    )
 
 
 @pytest.mark.parametrize("seeds", [2, 3])
@@ -157,6 +207,86 @@ def test_infinite_condition_numbers_interrupt_the_line(runs: Path) -> None:
     drawing = drawn("condition_number", context(runs))
     assert np.isnan(drawing.figure.axes[0].get_lines()[0].get_ydata().astype(float)).any()
     assert "the median is infinite" in words(drawing)
+
+
+def test_captions_name_the_tasks_that_a_mean_is_over(runs: Path) -> None:
+    """iQRL and TCRL share one task of two, and TD3, which has no latent, has both."""
+    for task in ("dog-run", "walker-walk"):
+        write_run(runs, "iqrl", task)
+        write_run(runs, "td3", task)
+    write_run(runs, "tcrl", "walker-walk")
+    given = context(runs)
+    absent = "Left out of means over tasks, because an arm lacks them or their scale is unknown: dog-run."
+    for name in FIGURES:
+        text = words(drawn(name, given))
+        one = name not in ("active_codebook", "improvement", "tasks", "rank_return")
+        assert ("1 task (walker-walk), 1 seed each" in text) == one, name
+        assert (absent in text) == one, name
+    caption = drawn("arms", given).caption.text
+    assert "Active codebook (%): over dog-run, walker-walk." in caption and "Latent rank: over" not in caption
+
+
+def test_latents_of_arms_that_share_no_task(runs: Path) -> None:
+    write_run(runs, "iqrl", "dog-run")
+    write_run(runs, "tcrl", "walker-walk")
+    with pytest.raises(Skip, match="no task is shared by all arms that have rank_0.01"):
+        drawn("latent_rank", context(runs))
+
+
+def test_hours_and_scores_are_those_of_the_same_tasks(runs: Path) -> None:
+    write_run(runs, "iqrl", "walker-walk", pack=1)
+    slow = write_run(runs, "iqrl", "dog-run", pack=1)
+    write_run(runs, "td3", "walker-walk", pack=1)
+    lines = (slow / "timing.csv").read_text().splitlines()
+    rows = [line.split(",") for line in lines[1:]]
+    slower = [f"{step},{100 * float(seconds)},{updates}" for step, seconds, updates in rows]
+    (slow / "timing.csv").write_text("\n".join([lines[0], *slower]) + "\n")
+    drawing = drawn("gpu_hours", context(runs))
+    assert drawing.figure.axes[0].get_lines()[0].get_xdata()[-1] == pytest.approx((3.1 + 0.004 * 100_000) / 3600)
+
+
+def test_packs_are_whole_numbers_though_a_run_is_missing(runs: Path) -> None:
+    made = write_study(runs)
+    shutil.rmtree(made[0])
+    assert "the seeds that shared the device (5); on" in words(drawn("gpu_hours", context(runs)))
+
+
+def test_gymnasium_alone_says_what_is_lacking(runs: Path) -> None:
+    for agent in ("iqrl", "td3"):
+        write_run(runs, agent, "gym:CartPole-v1")
+    given = context(runs)
+    for name in ("improvement", "rank_return"):
+        with pytest.raises(Skip, match="with a known return scale"):
+            drawn(name, given)
+
+
+def test_a_legend_of_long_labels_is_not_cut_off(runs: Path) -> None:
+    members, arms = [], []
+    for i in range(6):
+        run = write_run(runs, "iqrl", horizon=i)
+        arms.append({"name": f"h{i}", "label": f"a rather long label, {i}", "agent": "iqrl"})
+        members.append((run.name, f"h{i}", "walker-walk", 0, 100_000))
+    write_manifest(runs, "horizon", arms, members)
+    given = context(runs, "icml")
+    with matplotlib.rc_context(given.style.rc):
+        drawing = importlib.import_module("analysis.figures.rank_return").draw(given)
+        drawing.figure.canvas.draw()
+        box, edges = drawing.figure.legends[0].get_window_extent(), drawing.figure.bbox
+    assert box.x0 >= edges.x0 and box.x1 <= edges.x1
+    assert len(drawing.figure.legends[0].get_texts()) == 6
+
+
+def test_condition_numbers_beyond_float64_are_drawn_at_its_end(runs: Path) -> None:
+    run = write_run(runs, "iqrl")
+    lines = (run / "latents.csv").read_text().splitlines()
+    place = lines[0].split(",").index("condition_number")
+    fields = [line.split(",") for line in lines[1:]]
+    last = [*fields[-1][:place], "1e34", *fields[-1][place + 1 :]]
+    (run / "latents.csv").write_text("\n".join([*lines[:-1], ",".join(last)]) + "\n")
+    drawing = drawn("condition_number", context(runs))
+    assert drawing.figure.axes[0].get_lines()[0].get_ydata()[-1] == 1e16
+    assert drawing.figure.axes[0].get_ylim()[1] < 1e18
+    assert "Values above 1e16, which are rounding, are drawn there." in words(drawing)
 
 
 def test_figures_without_data_say_so(runs: Path) -> None:

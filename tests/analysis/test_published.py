@@ -102,6 +102,15 @@ def test_an_unknown_algorithm_is_refused(tmp_path: Path) -> None:
         published.select(found, "TD9")
 
 
+def test_remarks_are_of_the_formats_that_are_shown(tmp_path: Path) -> None:
+    write(tmp_path / "dmc.csv", "agent,env,env_step,episode_reward,seed\nDCWM,dog-run,0,1.0,1\n")
+    write(tmp_path / "sac" / "dog-run.csv", "step,reward,seed\n0,4.5,2\n")
+    found = published.load(tmp_path)
+    assert found.remarks == ["DC-MPC files count env steps", "tdmpc2 files count env steps"]
+    assert published.select(found, None).remarks == ["DC-MPC files count env steps"]
+    assert published.select(found, "SAC").remarks == ["tdmpc2 files count env steps"]
+
+
 def test_nothing_to_compare_is_an_error(tmp_path: Path, runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write_run(runs, "td7", "walker-walk", env_steps=40_000)
     write_run(runs, "td7", "dog-run", env_steps=80_000)

@@ -54,9 +54,23 @@ def test_tasks_with_unequal_seeds() -> None:
     own = scores(20, 6)
     even = interval(own, iqm, 5000)
     uneven = interval([own[0][:-1], *own[1:]], iqm, 5000)
-    assert uneven.point[0] == pytest.approx(stats.trim_mean(np.concatenate([own[0][:-1], *own[1:]]), 0.25)[0])
+    runs = sorted((value, 1 / (6 * len(task))) for task in [own[0][:-1], *own[1:]] for value in task[:, 0])
+    values, weights = np.array(runs).T
+    upto = np.cumsum(weights)
+    kept = (upto > 0.25) & (upto - weights < 0.75)
+    assert uneven.point[0] == pytest.approx(np.average(values[kept], weights=weights[kept]))
     assert uneven.low[0] == pytest.approx(even.low[0], abs=0.02)
     assert uneven.high[0] == pytest.approx(even.high[0], abs=0.02)
+
+
+def test_a_task_with_more_seeds_counts_no_more() -> None:
+    """Each run doubled on one task alone: the statistics stay what they were."""
+    own = scores(8, 4)
+    uneven = [np.repeat(own[0], 2, axis=0), *own[1:]]
+    for statistic in [*AGGREGATES.values(), statistics.profile(np.linspace(0, 1, 11))]:
+        assert point(uneven, statistic) == pytest.approx(point(own, statistic))
+    low, high = np.array([[0.2], [0.3]]), np.array([[0.8], [0.9], [0.85], [0.95]])
+    assert point([low, high], iqm)[0] == pytest.approx((0.3 + 0.8 / 2 + 0.85 / 2) / 2)
 
 
 def test_the_mean_of_one_task_has_the_closed_form_of_the_bootstrap() -> None:
@@ -95,6 +109,15 @@ def test_a_task_without_runs_is_refused() -> None:
 def test_one_seed_has_no_interval() -> None:
     estimate = interval(scores(runs=1))
     assert np.isfinite(estimate.point[0]) and np.isnan(estimate.low[0]) and np.isnan(estimate.high[0])
+
+
+def test_one_seed_on_one_task_has_no_interval() -> None:
+    uneven = [scores(1, 1)[0], *scores(5, 2)]
+    assert np.isnan(interval(uneven).low[0])
+    difference = statistics.aggregate_difference(uneven, scores(5, 3, seed=1), replicates=20)
+    assert np.isfinite(difference.point[0]) and np.isnan([difference.low[0], difference.high[0]]).all()
+    better = statistics.probability_of_improvement([np.ones(1), np.ones(3)], [np.zeros(3), np.zeros(3)], 20)
+    assert better.point[0] == 1.0 and np.isnan([better.low[0], better.high[0]]).all()
 
 
 def test_several_statistics_share_resamples() -> None:
@@ -141,6 +164,11 @@ def test_student_and_welch_are_those_of_scipy() -> None:
 def test_student_says_nothing_of_two_runs() -> None:
     own = statistics.student_t(np.array([[1.0], [3.0]]))
     assert own.point[0] == 2.0 and np.isnan([own.low[0], own.high[0]]).all()
+
+
+def test_welch_says_nothing_of_two_runs() -> None:
+    own = statistics.welch(np.array([1.0, 3.0]), np.array([1.0, 2.0, 3.0, 6.0]))
+    assert own.point[0] == -1.0 and np.isnan([own.low[0], own.high[0]]).all()
 
 
 def test_the_difference_of_iqms_is_antisymmetric() -> None:

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from synthetic_runs import write_manifest, write_run, write_study
 
+from analysis import style
 from analysis.errors import InputError
 from analysis.runs import load
 from analysis.study import Problem, Study, build
@@ -82,6 +83,43 @@ def test_of_two_folders_the_more_complete_one_counts(tmp_path: Path) -> None:
     assert [problem.kind for problem in study.problems] == ["duplicate"]
 
 
+def test_of_two_folders_the_failed_one_counts_last(tmp_path: Path) -> None:
+    (tmp_path / "a").mkdir(), (tmp_path / "b").mkdir()
+    write_run(tmp_path / "a", stop_at=60_000, end="failed", precision="float32")
+    write_run(tmp_path / "b", stop_at=40_000, end="running")
+    folders = [tmp_path / "a", tmp_path / "b"]
+    (study,), _ = build(load(folders), folders)
+    assert study.members["folder"].tolist() == [str(tmp_path / "b")]
+    assert [problem.kind for problem in study.problems] == ["duplicate", "short"]
+    assert study.problems[0].detail.endswith(" (float32, the other bfloat16)")
+
+
+def test_a_sweep_in_two_folders_is_one(tmp_path: Path) -> None:
+    """Seed 0 from one cluster, 1 and 2 from another; seed 2 is missing in both."""
+    folders = [tmp_path / "a", tmp_path / "b"]
+    arms = [{"name": "x", "label": "X", "agent": "iqrl"}]
+    for folder, seeds in zip(folders, ((0,), (1, 2)), strict=True):
+        made = [(write_run(folder, seed=seed), seed) for seed in seeds]
+        write_manifest(folder, "s", arms, [(run.name, "x", "walker-walk", seed, 100_000) for run, seed in made])
+    shutil.rmtree(made[-1][0])
+    (study,), _ = build(load(folders), folders)
+    assert study.members["seed"].tolist() == [0, 1] and kinds(study) == {made[-1][0].name: "missing"}
+    write_manifest(folders[1], "s", [*arms, {"name": "y", "label": "Y", "agent": "td3"}], [])
+    with pytest.raises(InputError, match="sweep=s: two of the given folders have it with different arms: x; and x, y"):
+        build(load(folders), folders)
+
+
+def test_an_arm_of_two_precisions_or_commits_is_named(runs: Path) -> None:
+    for seed in range(3):
+        write_run(runs, seed=seed, precision="float32" if seed else "bfloat16", commit="a" * 20 if seed else "b" * 20)
+    study = studies(runs)["runs"]
+    assert len(study.members) == 3
+    assert list(map(str, study.problems)) == [
+        "iqrl: remark: runs of more than one precision: float32 (2), bfloat16 (1) (counted)",
+        "iqrl: remark: runs of more than one commit: aaaaaaaaaaaa (2), bbbbbbbbbbbb (1) (counted)",
+    ]
+
+
 def test_runs_of_no_sweep_are_grouped_by_what_differs(runs: Path) -> None:
     for seed in range(2):
         write_run(runs, "iqrl", "walker-walk", seed, horizon=5)
@@ -90,6 +128,18 @@ def test_runs_of_no_sweep_are_grouped_by_what_differs(runs: Path) -> None:
     study = studies(runs)["runs"]
     assert [arm.label for arm in study.arms] == ["iqrl (horizon=3)", "iqrl (horizon=5)", "td3"]
     assert study.problems == [] and len(study.members) == 6
+
+
+def test_a_preset_is_named_without_what_it_sets(runs: Path) -> None:
+    """What differs between runs of one preset is named all the same."""
+    write_run(runs, "mrq", batch_size=256)
+    write_run(runs, "mrq", preset="small", batch_size=128, horizon=3)
+    write_run(runs, "mrq", preset="small", batch_size=128, horizon=5)
+    arms = studies(runs)["runs"].arms
+    assert [arm.label for arm in arms] == [
+        "mrq (default, horizon=None)", "mrq (small, horizon=3)", "mrq (small, horizon=5)",
+    ]  # fmt: skip
+    assert style.label(arms[1]) == "MR.Q (small, horizon=3)"
 
 
 def test_settings_that_follow_the_task_make_no_arms(runs: Path) -> None:
@@ -103,6 +153,7 @@ def test_a_seed_that_one_task_lacks_is_named(runs: Path) -> None:
         write_run(runs, "iqrl", "walker-walk", seed)
     write_run(runs, "iqrl", "dog-run", 0)
     problems = studies(runs)["runs"].problems
+    assert [problem.run for problem in problems] == ["iqrl on dog-run, seed 1", "iqrl on dog-run, seed 2"]
     assert [problem.detail for problem in problems] == [
         "no run of seed 1, which iqrl has on other tasks",
         "no run of seed 2, which iqrl has on other tasks",

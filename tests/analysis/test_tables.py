@@ -58,9 +58,52 @@ def test_differences(study: Study) -> None:
     assert (0, 2) in table.bold and (0, 1) not in table.bold
 
 
+def test_two_seeds_are_no_evidence_of_a_difference(runs: Path) -> None:
+    for agent, returns in {"iqrl": (900.0, 901.0), "td3": (300.0, 301.0)}.items():
+        for seed, final in enumerate(returns):
+            write_run(runs, agent, "walker-walk", seed, returns=[0.0, 0.0, 0.0, 0.0, 0.0, final])
+    (built,), _ = build(load([runs]), [runs])
+    table = tables.differences(built, 100)
+    assert table.rows[0] == ["walker-walk", "-600"] and table.rows[1][1].startswith("-0.600 [")
+    assert table.bold == set()
+    assert "over seeds (none where an arm has one or two seeds on a task); for the IQM, 95% strat" in table.caption
+    for made in tables.tables(built, 100):
+        assert "(100 replicates); with fewer than 5 seeds such intervals are too narrow. 1 task" in made.caption
+
+
 def test_efficiency(study: Study) -> None:
     table = tables.efficiency(study, 100)
     assert table.rows[0] == ["walker-walk", "80k (3/3)", "80k (3/3)", "not (0/3)"]
+
+
+def test_efficiency_ends_at_the_compared_step(runs: Path) -> None:
+    """At 90k neither arm is seen beyond its evaluation at 80k: iQRL's 900 at 100k counts for nothing."""
+    for agent, returns in {"iqrl": [0.0, 0, 0, 0, 100, 900], "td3": [0.0, 0, 0, 0, 1000, 1000]}.items():
+        write_run(runs, agent, returns=returns)
+    (built,), _ = build(load([runs]), [runs], at=90_000)
+    table = tables.efficiency(built, 20)
+    assert table.rows[0] == ["walker-walk", "not (0/1)", "80k (1/1)"]
+    assert [row[1:] for row in table.rows[1:]] == [["0.022", "0.222"]]  # trapezia up to 80k, level up to 90k
+    (built,), _ = build(load([runs]), [runs], at=89_999)
+    assert "Mean return at 89.999k environment steps" in tables.scores(built, 20).caption
+
+
+def test_differences_of_gymnasium_tasks(runs: Path) -> None:
+    for agent, final in {"iqrl": 500.0, "td3": 100.0}.items():
+        write_run(runs, agent, "gym:CartPole-v1", returns=[0.0, 0.0, 0.0, 0.0, 0.0, final])
+    (built,), _ = build(load([runs]), [runs])
+    assert tables.differences(built, 20).rows == [["gym:CartPole-v1", "-400"]]
+    left_out = "Left out of means over tasks, because an arm lacks them or their scale is unknown: gym:CartPole-v1."
+    for table in tables.tables(built, 20):
+        assert left_out in table.caption and "bootstrap" not in table.caption
+
+
+def test_differences_of_arms_that_share_no_task_have_a_header(runs: Path, tmp_path: Path) -> None:
+    write_run(runs, "iqrl", "dog-run")
+    write_run(runs, "td3", "walker-walk")
+    (built,), _ = build(load([runs]), [runs])
+    tables.write([tables.differences(built, 20)], tmp_path)
+    assert (tmp_path / "differences.csv").read_text() == "row,arm,point,low,high\n"
 
 
 def test_latex_and_markdown(study: Study, tmp_path: Path) -> None:
@@ -70,5 +113,27 @@ def test_latex_and_markdown(study: Study, tmp_path: Path) -> None:
     assert r"a\_b \& 50\%" in text and r"\textbf{910 $\pm$ 25}" in text
     assert text.count(r"\begin{tabular}{lrrr}") == 1 and text.count(r"\midrule") == 2
     assert "**910 ± 25**" in tables.markdown(table)
+    table.columns[1], table.rows[0][1] = "ρ = 0.9 × |h|", "|"
+    assert r" & TCRL" in tables.latex(table) and r"$\rho$ = 0.9 $\times$ |h|" in tables.latex(table)
+    header, _, first, *_ = tables.markdown(table).splitlines()
+    assert header.replace(r"\|", "").count("|") == first.replace(r"\|", "").count("|") == 5
+    assert r"\label{tab:runs-scores}" in text and r"\begin{table}[t]" in text and "Incomplete" not in text
     tables.write([table], tmp_path / "tables")
     assert {path.suffix for path in (tmp_path / "tables").iterdir()} == {".tex", ".md", ".csv"}
+
+
+def test_a_papers_caption_counts_what_is_missing_and_a_wide_table_spans_the_page(runs: Path) -> None:
+    for agent in ("iqrl", "td3", "tcrl", "mrq"):
+        write_run(runs, agent, "walker-walk")
+    write_run(runs, "iqrl", "dog-run", 1)
+    (built,), _ = build(load([runs]), [runs])
+    named = "iqrl on dog-run, seed 0 (missing, not there); iqrl on walker-walk, seed 1 (missing, not there)"
+    for table in tables.tables(built, 20):
+        assert f"Incomplete: {named}." in table.caption
+        text = tables.latex(table)
+        assert f"% Incomplete: {named}.\n" in text
+        caption = next(line for line in text.splitlines() if line.startswith(r"\caption"))
+        assert " Incomplete: 2 missing." in caption and "seed 0" not in caption
+        wide = table.name != "differences"  # of three arms from the first
+        assert (r"\begin{table*}[t]" in text and r"\end{table*}" in text) == wide
+        assert text.count(r"\resizebox{") == text.count(r"\end{tabular}}") == 1
