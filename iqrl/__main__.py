@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import gc
 import os
 import signal
@@ -154,7 +155,7 @@ def _train(runs: Sequence, folder_execution, folder: Path) -> int:  # type: igno
 
     from iqrl import execution as executing
     from iqrl.environment_pool import WorkerError
-    from iqrl.run_directory import RunDirectory
+    from iqrl.run_directory import LeaseLost, RunDirectory
     from iqrl.trainer import Trainer, disk_message
     from iqrl.transfer import inherited
 
@@ -165,8 +166,9 @@ def _train(runs: Sequence, folder_execution, folder: Path) -> int:  # type: igno
         complete = [RunDirectory(folder / run.directory_name).done() for run in runs]
         new = [run for run, done in zip(runs, complete, strict=True) if not done]
         size = executing.pack_size(folder_execution, runs[0], plan, len(new)) if new else 1
+        if new:  # they differ in their seeds alone
+            executing.check(new[0])
         for run in new:  # a run that cannot start leaves no directory
-            executing.check(run)
             if not (folder / run.directory_name).exists():
                 inherited(run, folder)
         todo = []
@@ -197,7 +199,8 @@ def _train(runs: Sequence, folder_execution, folder: Path) -> int:  # type: igno
                     trainer.fail_all(reason, trace)
                 else:
                     for _, directory in pack:
-                        directory.fail(0, reason, trace)
+                        with contextlib.suppress(LeaseLost):
+                            directory.fail(0, reason, trace)
                         directory.release()
                     print(f"{pack[0][0].agent.name} {pack[0][0].task}  FAILED: {reason}", flush=True)
                 outcome = "done"
