@@ -404,6 +404,20 @@ def test_environments_that_cannot_start_fail_the_run(
     assert "3 times" in (RunDirectory(run).failure() or "") and not RunDirectory(run).writer_alive()
 
 
+@pytest.mark.parametrize("agent", ["mrq", "td3"])
+def test_without_a_warm_up_nothing_is_learned_before_there_is_data(
+    agent: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = [f"agent={agent}", "agent.warmup_decisions=0", "task=cartpole-balance", "preset=tiny", f"runs={tmp_path}"]
+    words += ["agent.profile=official"] if agent == "td3" else []
+    words += ["train.env_steps=40", "eval.episodes=1", "train.threads=1", "train.workers=0"]
+    assert command_line.main(["train", *words]) == 0, capsys.readouterr().out
+    (run,) = tmp_path.iterdir()
+    updates = int((run / "timing.csv").read_text().splitlines()[-1].split(",")[-1])
+    horizon = {"mrq": 5, "td3": 1}[agent]  # a slice is there once the row after it is
+    assert updates == 20 - horizon
+
+
 def test_films_are_refused_before_anything_is_played(intact: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for name, part in (("x.webm", ".mp4 or .gif"), ("nowhere/x.mp4", "no folder")):
         assert command_line.main(["evaluate", str(intact), "--video", str(intact / name)]) == 2
