@@ -147,13 +147,23 @@ def names() -> list[str]:
     return sorted(path.stem for path in FOLDER.glob("*.yaml"))
 
 
+def path_of(name: str) -> Path:
+    """The file that a sweep's name, or path, stands for, whether it is there or not."""
+    return Path(name) if is_path(name) else FOLDER / f"{name}.yaml"
+
+
+def is_path(name: str) -> bool:
+    """Whether that is the path of a file of one's own, and not the name of a sweep of this folder."""
+    return name.endswith((".yaml", ".yml"))
+
+
 def find(name: str) -> Path:
     """The file of a sweep, by its name or path.
 
     Raises:
         InputError: if there is none.
     """
-    path = Path(name) if name.endswith((".yaml", ".yml")) else FOLDER / f"{name}.yaml"
+    path = path_of(name)
     if not os.path.isfile(path):  # without an error for a name that is too long to be a file's
         known = f"{_suggest(name, names())}; expected one of {', '.join(names())}, or a .yaml file"
         raise InputError(f"sweep={name}: no such sweep{known}")

@@ -94,8 +94,13 @@ class Study:
     @property
     def seeds(self) -> tuple[int, int]:
         """Fewest and most seeds that an arm has on a task."""
-        counts = self.members.groupby(["arm", "task"]).size()
+        counts = self.seed_counts()
         return int(counts.min()), int(counts.max())
+
+    def seed_counts(self, tasks: list[str] | None = None) -> pd.Series:
+        """How many seeds each arm has on each task, or each of `tasks`: by (arm, task)."""
+        members = self.members if tasks is None else self.members[self.members["task"].isin(tasks)]
+        return members.groupby(["arm", "task"]).size()
 
     def common_step(self, arm: str) -> int:
         """The last env step that every run of an arm has reached."""

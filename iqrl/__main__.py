@@ -11,9 +11,17 @@ import sys
 import traceback
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from iqrl.command_line import Parser
 from iqrl.errors import InputError
+
+if TYPE_CHECKING:
+    from iqrl.config import RunConfig
+    from iqrl.run_directory import RunDirectory
+    from iqrl.trainer import Trainer
+
+    Pack = Sequence[tuple[RunConfig, RunDirectory]]
 
 INTERRUPTED = 75  # EX_TEMPFAIL: the same command goes on
 
@@ -155,7 +163,7 @@ def _train(runs: Sequence, folder_execution, folder: Path) -> int:  # type: igno
 
     from iqrl import execution as executing
     from iqrl.environment_pool import WorkerError
-    from iqrl.run_directory import LeaseLost, RunDirectory
+    from iqrl.run_directory import RunDirectory
     from iqrl.trainer import Trainer, disk_message
     from iqrl.transfer import inherited
 
@@ -192,18 +200,10 @@ def _train(runs: Sequence, folder_execution, folder: Path) -> int:  # type: igno
                 outcome = trainer.run()
             except (OSError, InputError):
                 raise
+            except WorkerError as error:
+                outcome = _failed(trainer, pack, f"environment workers: {error}")
             except Exception as error:  # of the whole pack, in an update say; to start again would repeat it
-                kind = "environment workers" if isinstance(error, WorkerError) else type(error).__name__
-                reason, trace = f"{kind}: {error}", "" if isinstance(error, WorkerError) else traceback.format_exc()
-                if trainer is not None:
-                    trainer.fail_all(reason, trace)
-                else:
-                    for _, directory in pack:
-                        with contextlib.suppress(LeaseLost):
-                            directory.fail(0, reason, trace)
-                        directory.release()
-                    print(f"{pack[0][0].agent.name} {pack[0][0].task}  FAILED: {reason}", flush=True)
-                outcome = "done"
+                outcome = _failed(trainer, pack, f"{type(error).__name__}: {error}", traceback.format_exc())
             failed += sum(not d.done() for _, d in pack) if outcome == "done" else 0
             if outcome == "interrupted":
                 print("interrupted; the same command goes on from here", flush=True)
@@ -212,6 +212,22 @@ def _train(runs: Sequence, folder_execution, folder: Path) -> int:  # type: igno
         print(f"error: {disk_message(error, folder)}", file=sys.stderr)
         return 1
     return 1 if failed else 0
+
+
+def _failed(trainer: Trainer | None, pack: Pack, reason: str, trace: str = "") -> str:
+    """Mark the runs of a pack that have not ended as failed: all of them if there is no trainer yet. How it ended."""
+    from iqrl.run_directory import LeaseLost
+
+    if trainer is not None:
+        trainer.fail_all(reason, trace)
+        return "done"
+    for _, directory in pack:
+        with contextlib.suppress(LeaseLost):
+            directory.fail(0, reason, trace)
+        directory.release()
+    first = pack[0][0]
+    _say(f"{first.agent.name} {first.task}  FAILED: {reason}")
+    return "done"
 
 
 def _say(line: str) -> None:

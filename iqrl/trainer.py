@@ -151,11 +151,11 @@ class Trainer:
     def _learn(self) -> bool:
         """Do every update that is due. False if asked to stop before they are done."""
         progress = [lane.progress for lane in self.lanes]
+        for i in self._places(self._living()):
+            if progress[i].pending and not self.replay.available(i):  # there is nothing to learn from yet
+                progress[i].pending = 0
         while True:
             due = [i for i in self._places(self._living()) if progress[i].pending > 0]
-            for i in [i for i in due if not self.replay.available(i)]:  # there is nothing to learn from yet
-                progress[i].pending = 0
-                due.remove(i)
             if not due:
                 return True
             if self.stop():
@@ -501,7 +501,8 @@ class Trainer:
             for i, (seen, taken) in episodes.items():
                 if step < len(taken):
                     chosen[i], active[i] = taken[step], True
-                    elsewhere |= {i} if (seen[step] != observation[i]).any() else set()
+                    if (seen[step] != observation[i]).any():
+                        elsewhere.add(i)
             after = self.environments.step(chosen, active)[0]
             observation = np.where(active[:, None], after, observation)
         for i in episodes:

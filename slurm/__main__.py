@@ -208,6 +208,7 @@ def _start(a: argparse.Namespace, options: dict[str, str], words: list[str]) -> 
                 "--profile: missing; python -m slurm profile writes a first one from what this cluster says"
             )
     import ablations
+    from ablations.sweep import is_path
     from iqrl import config
     from slurm import plan
 
@@ -217,7 +218,7 @@ def _start(a: argparse.Namespace, options: dict[str, str], words: list[str]) -> 
     config.runs_folder_writable(runs)
     _only_file_of_its_name(runs, sweep.name, a.sweep)
     # `retry` may stand in another folder. A link stays one: the sweep has its name.
-    source = str(Path(a.sweep).absolute()) if _is_path(a.sweep) else a.sweep
+    source = str(Path(a.sweep).absolute()) if is_path(a.sweep) else a.sweep
     if a.command == "submit":
         from slurm import submit
 
@@ -227,28 +228,24 @@ def _start(a: argparse.Namespace, options: dict[str, str], words: list[str]) -> 
     return local.run(sweep, runs, options.get("jobs", "auto"), how, execution, dry_run=a.dry_run, source=source)
 
 
-def _is_path(sweep: str) -> bool:
-    return sweep.endswith((".yaml", ".yml"))
-
-
 def _only_file_of_its_name(runs: Path, name: str, given: str) -> None:
     """A sweep's manifest and jobs go by its name.
 
     Raises:
         InputError: if the sweep called `name` in this folder came from another file, which is still there.
     """
-    from ablations.sweep import FOLDER, find
-    from slurm.submissions import Submission
+    from ablations.sweep import find, path_of
+    from slurm.submissions import submissions
 
-    handed_out = [s for s in map(Submission.load, sorted((runs / "sweeps" / name).glob("*"))) if s]
-    for last in handed_out[-1:]:
-        said = last.content.get("source", "")
-        before = Path(said) if _is_path(said) else FOLDER / f"{said}.yaml"
-        if before.is_absolute() and before.is_file() and not before.samefile(find(given)):
-            raise InputError(
-                f"sweep={given}: {name} in {runs} is {before}; "
-                "expected that file, one of another name, or another runs=FOLDER"
-            )
+    handed_out = submissions(runs, name)
+    if not handed_out:
+        return
+    before = path_of(handed_out[-1].content.get("source", ""))
+    if before.is_absolute() and before.is_file() and not before.samefile(find(given)):
+        raise InputError(
+            f"sweep={given}: {name} in {runs} is {before}; "
+            "expected that file, one of another name, or another runs=FOLDER"
+        )
 
 
 def _status(runs: Path, sweeps: Sequence[str], watch: bool, machine: bool) -> int:

@@ -123,9 +123,11 @@ class Submission:
         return self.folder / "logs" / f"{pack}.log"
 
 
-def submissions(runs: Path) -> list[Submission]:
-    """Those of all sweeps, oldest first."""
-    loaded = [Submission.load(path.parent) for path in (runs / "sweeps").glob("*/*/submission.json")]
+def submissions(runs: Path, sweep: str | None = None) -> list[Submission]:
+    """Those of all sweeps, or of one, oldest first."""
+    folder = runs / "sweeps"
+    files = folder.glob("*/*/submission.json") if sweep is None else (folder / sweep).glob("*/submission.json")
+    loaded = [Submission.load(file.parent) for file in files]
     found = [s for s in loaded if s is not None]
     return sorted(found, key=lambda s: (s.created, s.folder.name, s.sweep))
 

@@ -149,7 +149,7 @@ def describe(study: Study, tasks: list[str] | None = None) -> str:
     """Tasks, seeds and budget of a study, for a caption."""
     tasks = study.tasks if tasks is None else tasks
     names = ", ".join(tasks) if len(tasks) <= 4 else f"{tasks[0]} to {tasks[-1]}"
-    counts = study.members[study.members["task"].isin(tasks)].groupby(["arm", "task"]).size()
+    counts = study.seed_counts(tasks)
     low, high = counts.min(), counts.max()
     seeds = style.counted(high, "seed") if low == high else f"{low} to {high} seeds"
     budgets = sorted(set(study.members["budget"]))
@@ -181,8 +181,8 @@ def intervals_text(study: Study, replicates: int) -> str:
     text = f"95% stratified bootstrap intervals over seeds ({style.counted(replicates, 'replicate')})"
     text += "; none for an arm with one seed on a task" if low < 2 else ""
     text += "; with fewer than 5 seeds such intervals are too narrow" if low < 5 and high > 1 else ""
-    counts = study.members.groupby(["arm", "task"]).size().groupby("arm").nunique()
-    return text + ("; tasks count alike, whatever their seeds" if counts.max() > 1 else "")
+    uneven = study.seed_counts().groupby("arm").nunique().max() > 1
+    return text + ("; tasks count alike, whatever their seeds" if uneven else "")
 
 
 def frame_of(arm: str, steps: np.ndarray, estimate: Estimate, **columns: Any) -> pd.DataFrame:

@@ -37,6 +37,16 @@ def words(drawing) -> str:
     return " ".join(text.get_text().replace("\n", " ") for text in drawing.figure.texts)
 
 
+def write_horizons(runs: Path, count: int, label: str = "H = {}", env_steps: int = 100_000, **fields: str) -> None:
+    """A sweep of `count` arms of one agent, a run each."""
+    members, arms = [], []
+    for i in range(count):
+        run = write_run(runs, "iqrl", "walker-walk", env_steps=env_steps, horizon=i)
+        arms.append({"name": f"h{i}", "label": label.format(i), "agent": "iqrl"})
+        members.append((run.name, f"h{i}", "walker-walk", 0, env_steps))
+    write_manifest(runs, "horizon", arms, members, **fields)
+
+
 @pytest.fixture
 def study(runs: Path) -> Context:
     write_study(runs, agents=("iqrl", "tcrl", "td3"), seeds=5)
@@ -96,13 +106,8 @@ def test_an_arm_keeps_its_colour_and_marker_while_a_sweep_fills(runs: Path) -> N
 
 
 def test_published_curves_share_no_look_and_take_no_colour_of_an_arm(runs: Path) -> None:
-    """TCRL's points lie 1k late, the last one too; SAC's two points are dots, and what lies between is dashed."""
-    members, arms = [], []
-    for i in range(3):
-        run = write_run(runs, "iqrl", "walker-walk", env_steps=50_000, horizon=i)
-        arms.append({"name": f"h{i}", "label": f"H = {i}", "agent": "iqrl"})
-        members.append((run.name, f"h{i}", "walker-walk", 0, 50_000))
-    write_manifest(runs, "horizon", arms, members)
+    """TCRL's points lie 1k late, the last one too; few points are dots, and what lies between is dashed."""
+    write_horizons(runs, 3, env_steps=50_000)
     (study,), _ = build(load([runs]), [runs])
     curves = {"TCRL": [1000, 26_000, 51_000], "TD3": [0, 50_000], "BRO": [0, 50_000], "DDPG": [0, 50_000]}
     rows = [(name, "walker-walk", 0, step, 100.0) for name, steps in curves.items() for step in steps]
@@ -119,12 +124,7 @@ def test_published_curves_share_no_look_and_take_no_colour_of_an_arm(runs: Path)
 
 
 def test_colours_of_many_arms_differ(runs: Path) -> None:
-    members, arms = [], []
-    for i in range(8):
-        run = write_run(runs, "iqrl", horizon=i)
-        arms.append({"name": f"h{i}", "label": f"H = {i}", "agent": "iqrl"})
-        members.append((run.name, f"h{i}", "walker-walk", 0, 100_000))
-    write_manifest(runs, "horizon", arms, members, figure="arms", question="How far ahead?")
+    write_horizons(runs, 8, figure="arms", question="How far ahead?")
     given = context(runs)
     assert len(set(given.colours.values())) == 8
     drawing = drawn("arms", given)
@@ -261,12 +261,7 @@ def test_gymnasium_alone_says_what_is_lacking(runs: Path) -> None:
 
 
 def test_a_legend_of_long_labels_is_not_cut_off(runs: Path) -> None:
-    members, arms = [], []
-    for i in range(6):
-        run = write_run(runs, "iqrl", horizon=i)
-        arms.append({"name": f"h{i}", "label": f"a rather long label, {i}", "agent": "iqrl"})
-        members.append((run.name, f"h{i}", "walker-walk", 0, 100_000))
-    write_manifest(runs, "horizon", arms, members)
+    write_horizons(runs, 6, label="a rather long label, {}")
     given = context(runs, "icml")
     with matplotlib.rc_context(given.style.rc):
         drawing = importlib.import_module("analysis.figures.rank_return").draw(given)
