@@ -94,23 +94,23 @@ class WorldModel:
             goal_index = None if isinstance(self.quantise, Continuous) else self.quantise.classify(vector, codebook)
         vector = world.run("encoder", batch.observation[0])
         latent = Latent(self.quantise(vector, codebook))
-        codes, consistency, mistakes = [latent.code], [], []
+        codes, consistency, mistakes = [], [], []  # no loss needs the last code that is sampled: it is not kept
         for h in range(c.horizon):
+            codes.append(latent.code)
             mistakes.append((world.reward(latent, batch.action[h]) - batch.reward[h]).square())
             out = world.dynamics(latent, batch.action[h])
             following = world.following(out, latent, c.unc_prop, None if keys is None else keys[h])
             index = None if goal_index is None else goal_index[h]
             consistency.append(world.error(out, latent, following, goal[h], index))
             latent = following
-            codes.append(latent.code)
         parts: Metrics = {
             "consistency_loss": (scale * torch.stack(consistency)).mean(1).sum(),
             "reward_loss": (scale * torch.stack(mistakes)).mean(1).sum(),
         }
         loss = c.consistency_coef * parts["consistency_loss"] + c.reward_coef * parts["reward_loss"]
-        unrolled = torch.stack(codes)  # (H + 1, B, Z)
+        unrolled = torch.stack(codes)  # (H, B, Z)
         if c.use_decoder:
-            error = (world.run("decoder", unrolled[:-1]) - batch.observation[: c.horizon]).square().mean(-1)
+            error = (world.run("decoder", unrolled) - batch.observation[: c.horizon]).square().mean(-1)
             parts["reconstruction_loss"] = (scale * error).mean(1).sum()
             loss = loss + parts["reconstruction_loss"]
         if isinstance(self.quantise, VQ):
