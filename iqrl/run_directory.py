@@ -34,6 +34,7 @@ import numpy as np
 import torch
 import yaml
 
+from iqrl import processes
 from iqrl.config import RunConfig
 from iqrl.errors import InputError
 
@@ -134,7 +135,7 @@ class RunDirectory:
         record = self.writer()
         if record is None or record.get("host") != socket.gethostname() or record.get("released"):
             return False
-        return lives(int(record["pid"]), record.get("started"))
+        return processes.lives(int(record["pid"]), record.get("started"))
 
     def claim(self) -> None:
         """Become the run's only writer.
@@ -195,7 +196,7 @@ class RunDirectory:
         if os.environ.get("SLURM_ARRAY_TASK_ID"):
             job = f"{job}_{os.environ['SLURM_ARRAY_TASK_ID']}"
         pid = os.getpid()
-        return {"host": socket.gethostname(), "pid": pid, "started": process_started(pid), "job_id": job}
+        return {"host": socket.gethostname(), "pid": pid, "started": processes.started(pid), "job_id": job}
 
     # --- writing
 
@@ -480,27 +481,6 @@ def replace_text(path: Path, text: str, durable: bool = False) -> None:
 
 def now() -> str:
     return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
-
-
-def process_started(pid: int) -> int | None:
-    """When a process on this host started, in the kernel's ticks, or None if there is none (or no /proc)."""
-    try:
-        return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19])
-    except (OSError, IndexError, ValueError):
-        return None
-
-
-def lives(pid: int, started: int | None) -> bool:
-    """Whether a process that started then still lives; without /proc (None), whether one of its number does."""
-    if started is not None:
-        return process_started(pid) == started
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        pass
-    return True
 
 
 def code_version() -> dict[str, Any]:

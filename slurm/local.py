@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TextIO
 
 from ablations import Sweep
-from iqrl import execution
+from iqrl import execution, processes
 from iqrl.config import Execution
 from iqrl.errors import InputError
 from slurm import queue, run_files, states, tables
@@ -126,7 +126,7 @@ def _work(submission: Submission, packs: list[Pack], slots: list[dict[str, str]]
     submission.content["queue"] = {
         "host": run_files.HERE,
         "pid": pid,
-        "started": run_files.process_started(pid),
+        "started": processes.started(pid),
     }
     submission.save()
     view = tables.Live(packs, out)

@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from iqrl import processes
+
 HERE = socket.gethostname()
 
 
@@ -102,17 +104,7 @@ def newest_writer(base: Path | str) -> tuple[int, dict[str, Any]]:
 def alive(writer: dict[str, Any]) -> bool:
     """Whether a recorded process lives. False on another host: unknown."""
     pid, started = int(writer.get("pid", -1)), writer.get("started")
-    return writer.get("host") == HERE and started is not None and process_started(pid) == started
-
-
-def process_started(pid: int) -> int | None:
-    """When a process on this host started, in the kernel's ticks, or None if there is none."""
-    try:
-        with open(f"/proc/{pid}/stat") as file:
-            fields = file.read().rpartition(")")[2].split()
-        return None if fields[0] == "Z" else int(fields[19])
-    except (OSError, IndexError, ValueError):
-        return None
+    return writer.get("host") == HERE and started is not None and processes.lives(pid, started)
 
 
 def checkpoints(directory: Path) -> list[str]:

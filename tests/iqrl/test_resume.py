@@ -8,6 +8,7 @@ import os
 import random
 import re
 import signal
+import subprocess
 import zlib
 from pathlib import Path
 from typing import Any
@@ -30,7 +31,8 @@ from training import (
     wait_for,
 )
 
-from iqrl.run_directory import RunDirectory, lives, process_started
+from iqrl import processes
+from iqrl.run_directory import RunDirectory
 
 AGENTS = {"iqrl": [*IQRL, "seeds=0,1"], "td3": TD3_DECISION}
 
@@ -463,12 +465,22 @@ def test_a_second_process_on_this_machine_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_process_is_known_by_its_start_or_without_proc_by_its_number() -> None:
-    started = process_started(os.getpid())
-    assert lives(os.getpid(), started) and not lives(os.getpid(), (started or 0) + 1)
+    started = processes.started(os.getpid())
+    assert processes.lives(os.getpid(), started) and not processes.lives(os.getpid(), (started or 0) + 1)
     process = forks.Process()
     process.start()
     process.join()
-    assert lives(os.getpid(), None) and not lives(process.pid, None)
+    assert processes.lives(os.getpid(), None) and not processes.lives(process.pid, None)
+
+
+def test_a_killed_process_that_nobody_has_asked_after_does_not_live() -> None:
+    process = subprocess.Popen(["sleep", "600"])
+    started = processes.started(process.pid)
+    assert processes.lives(process.pid, started)
+    process.kill()
+    os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)  # it has ended, and stays a zombie
+    assert not processes.lives(process.pid, started)
+    process.wait()
 
 
 def test_a_process_whose_run_was_taken_over_leaves_it(tmp_path: Path, undisturbed: Any) -> None:

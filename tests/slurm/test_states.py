@@ -12,7 +12,8 @@ import pytest
 from sweep_files import TINY, fake_command, slurm
 
 import ablations
-from slurm import queue, reports, run_files
+from iqrl import processes
+from slurm import queue, reports
 from slurm.submissions import Job, Submission, submissions
 
 TABLES = ("evaluations.csv", "training.csv")
@@ -42,7 +43,7 @@ def make_run(runs, name, *, done=False, failed=None, lease=None, released=False,
     return folder
 
 
-ME = {"host": socket.gethostname(), "pid": os.getpid(), "started": run_files.process_started(os.getpid())}
+ME = {"host": socket.gethostname(), "pid": os.getpid(), "started": processes.started(os.getpid())}
 GONE = {**ME, "started": 1}
 AWAY = {"host": "elsewhere", "pid": 1, "started": 1}
 
