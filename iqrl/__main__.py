@@ -195,15 +195,16 @@ def _train(runs: Sequence, folder_execution, folder: Path) -> int:  # type: igno
             trainer = None  # of the pack before: this one wants its memory
             gc.collect()
             torch.cuda.empty_cache()
+            outcome = "done"
             try:
                 trainer = Trainer([r for r, _ in pack], [d for _, d in pack], plan, stop=stop, announce=_say)
                 outcome = trainer.run()
             except (OSError, InputError):
                 raise
             except WorkerError as error:
-                outcome = _failed(trainer, pack, f"environment workers: {error}")
+                _fail(trainer, pack, f"environment workers: {error}")
             except Exception as error:  # of the whole pack, in an update say; to start again would repeat it
-                outcome = _failed(trainer, pack, f"{type(error).__name__}: {error}", traceback.format_exc())
+                _fail(trainer, pack, f"{type(error).__name__}: {error}", traceback.format_exc())
             failed += sum(not d.done() for _, d in pack) if outcome == "done" else 0
             if outcome == "interrupted":
                 print("interrupted; the same command goes on from here", flush=True)
@@ -214,20 +215,19 @@ def _train(runs: Sequence, folder_execution, folder: Path) -> int:  # type: igno
     return 1 if failed else 0
 
 
-def _failed(trainer: Trainer | None, pack: Pack, reason: str, trace: str = "") -> str:
-    """Mark the runs of a pack that have not ended as failed: all of them if there is no trainer yet. How it ended."""
+def _fail(trainer: Trainer | None, pack: Pack, reason: str, trace: str = "") -> None:
+    """Mark the runs of a pack that have not ended as failed: all of them if there is no trainer yet."""
     from iqrl.run_directory import LeaseLost
 
     if trainer is not None:
         trainer.fail_all(reason, trace)
-        return "done"
+        return
     for _, directory in pack:
         with contextlib.suppress(LeaseLost):
             directory.fail(0, reason, trace)
         directory.release()
     first = pack[0][0]
     _say(f"{first.agent.name} {first.task}  FAILED: {reason}")
-    return "done"
 
 
 def _say(line: str) -> None:
