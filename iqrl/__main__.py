@@ -11,6 +11,7 @@ import sys
 import traceback
 from collections.abc import Sequence
 from pathlib import Path
+from statistics import fmean, pstdev
 from typing import TYPE_CHECKING
 
 from iqrl.command_line import Parser
@@ -264,10 +265,11 @@ def evaluate_run(path: Path, episodes: int, video: Path | None) -> int:
     from iqrl import config, evaluation
 
     run = config.load_run(path)
-    returns = evaluation.evaluate_checkpoint(run, path, episodes, video)
-    for i, value in enumerate(returns):
-        print(f"episode {i:3d}  return {value:8.2f}")
-    print(f"mean {returns.mean():.2f}  standard deviation {returns.std():.2f}  episodes {episodes}")
+    returns: list[float] = []
+    for value in evaluation.evaluate_checkpoint(run, path, episodes, video):
+        print(f"episode {len(returns):3d}  return {value:8.2f}", flush=True)
+        returns.append(value)
+    print(f"mean {fmean(returns):.2f}  standard deviation {pstdev(returns):.2f}  episodes {episodes}")
     return 0
 
 

@@ -5,7 +5,8 @@ seeds, under `torch.func.vmap`, so that one kernel serves them all. Either way i
 may be compiled, and which is given everything it depends on: state, replay, random numbers, clock.
 
 On a CPU a pack runs seed after seed: batching would win nothing there, and each seed's arithmetic is then
-bitwise the same in any pack.
+bitwise the same in any pack. Compiled planners plan for one environment after another there, too: their buffers then
+fit the cache, and evaluation needs no compilation of its own.
 """
 
 from __future__ import annotations
@@ -83,8 +84,10 @@ class Engine:
         self.metric_counts: list[dict[str, int]] = [{} for _ in self.seeds]
         self._functions: dict[str, Lifted] = {}
         self._acting: Callable[..., Any] = act_all(agent)
+        self.one_by_one = False  # whether one call acts for one environment
         if compiled and agent.compile_act:
             self._acting = with_fallback("act", self._acting)
+            self.one_by_one = not self.packed
         if self.recorded:
             self._acting = Recorded("act", self._acting, fixed=1)
         self._chunks: dict[tuple[str, tuple[int, ...]], tuple[int, dict[str, Tensor]]] = {}
@@ -219,6 +222,17 @@ class Engine:
             ]
             after = {k: torch.cat([c[k] for _, c in acted]) for k in carry}
             return np.concatenate([action for action, _ in acted]), after
+        if self.one_by_one and observation.shape[1] > 1:
+            parts = [slice(i, i + 1) for i in range(observation.shape[1])]
+            acted = [
+                self.act(
+                    lane, observation[:, p], {k: v[:, p] for k, v in carry.items()},
+                    [{k: v[p] for k, v in n.items()} for n in noise], progress,
+                )
+                for p in parts
+            ]  # fmt: skip
+            after = {k: torch.cat([c[k] for _, c in acted], 1) for k in carry}
+            return np.concatenate([action for action, _ in acted], 1), after
         seen = {"observation": torch.from_numpy(np.ascontiguousarray(observation)).to(self.device)}
         clock = self.clock([progress[s] for s in lane])
         numbers = {k: torch.stack([n[k] for n in noise]) for k in noise[0]}

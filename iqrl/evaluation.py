@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 
 from iqrl import tasks
 from iqrl.agent import Progress
-from iqrl.config import RunConfig
+from iqrl.config import Execution, RunConfig
 from iqrl.engine import Engine
 from iqrl.environment import Environment
 from iqrl.errors import InputError
+from iqrl.execution import decide
 from iqrl.replay import Replay
 from iqrl.run_directory import RunDirectory
 
@@ -19,15 +21,18 @@ AFTERWARDS = 2  # second entry of an episode's key; training has 0 and 1
 FRAME_SIZE = (480, 480)
 
 
-def evaluate_checkpoint(run: RunConfig, path: Path, episodes: int, video: Path | None = None) -> np.ndarray:
-    """Returns (episodes,) of greedy episodes, seeded by the run's seed and apart from every episode of training.
+def evaluate_checkpoint(run: RunConfig, path: Path, episodes: int, video: Path | None = None) -> Iterator[float]:
+    """Returns of greedy episodes, as they end, seeded by the run's seed and apart from every episode of training.
+
+    They are played with the device, precision and compilation that training here would choose by itself.
 
     Raises:
         InputError: without a usable checkpoint, if an episode cannot be played, or a film not be made here.
     """
-    spec = tasks.spec(run.task)
-    agent = run.agent(run.settings, spec)
-    engine = Engine(agent, [run.seed], Replay(spec, 1, agent.slices, 1000))
+    spec, plan = tasks.spec(run.task), decide(Execution(), run)
+    agent = run.agent(run.settings, spec, plan.dtype)
+    replay = Replay(spec, 1, agent.slices, 1000, plan.device)
+    engine = Engine(agent, [run.seed], replay, device=plan.device, compiled=plan.compiled)
     _, saved = next(RunDirectory(path).usable(0, needs_replay=False), (None, None))
     if saved is None:
         raise InputError(f"{path}: has no usable checkpoint to evaluate")
@@ -37,9 +42,8 @@ def evaluate_checkpoint(run: RunConfig, path: Path, episodes: int, video: Path |
         raise InputError(f"{path}: {error}") from None
     progress = [Progress(**saved["progress"])]
     environment = Environment(run.task, spec.action_repeat)
-    frames: list[np.ndarray] = []
-    returns = []
     for episode in range(episodes):
+        frames: list[np.ndarray] = []
         observation = environment.reset((run.seed, AFTERWARDS, progress[0].decisions, episode))
         carry, total, step, ended = engine.initial_carry(1, 1), 0.0, 0, False
         while not ended:
@@ -53,10 +57,9 @@ def evaluate_checkpoint(run: RunConfig, path: Path, episodes: int, video: Path |
                 reason = " ".join(f"{type(error).__name__}: {error}".split())
                 raise InputError(f"{path}: episode {episode}, decision {step}: {reason}") from error
             total, step, ended = total + reward, step + 1, terminated or truncated
-        returns.append(total)
-    if video is not None:
-        write_video(video, frames, fps=25)
-    return np.array(returns)
+        if video is not None and episode == 0:
+            write_video(video, frames, fps=25)
+        yield total
 
 
 def write_video(path: Path, frames: list[np.ndarray], fps: int) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import importlib.metadata
 import math
 import os
@@ -22,6 +24,7 @@ from iqrl.replay import Replay
 from iqrl.run_directory import ROOT, code_version
 
 PACKAGES = ("torch", "numpy", "dm_control", "mujoco", "omegaconf")
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
 
 
 @dataclass(frozen=True)
@@ -108,9 +111,23 @@ def decide(execution: Execution, config: RunConfig) -> Plan:
         torch.backends.cuda.matmul.allow_tf32 = precision == "tf32"
     elif precision == "tf32":
         raise InputError(f"train.precision=tf32: {device} does not have it; expected float32, bfloat16 or auto")
+    else:
+        keep_freed_memory()
     compiled = execution.compile == "on" or (execution.compile == "auto" and _worth_compiling(config))
     workers: int | Literal["auto"] = "auto" if execution.workers == "auto" else int(execution.workers)
     return Plan(device, precision, compiled, threads, workers, execution.checkpoint_seconds)
+
+
+def keep_freed_memory() -> None:
+    """Have glibc's allocator keep what tensors give back for those that come next; elsewhere, do nothing.
+
+    By default it returns memory to the system as soon as 64 MB or less are free at the heap's end. Each update then
+    maps its buffers anew, page by page: a sixth of the time of DC-MPC's.
+    """
+    with contextlib.suppress(AttributeError, OSError):
+        libc = ctypes.CDLL(None)
+        libc.mallopt(M_MMAP_THRESHOLD, 32 * 2**20)  # as high as it rises by itself; setting either stops that
+        libc.mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
 
 
 def fast_bfloat16(device: torch.device) -> bool:

@@ -690,6 +690,27 @@ def test_a_pack_plans_for_all_its_evaluation_environments_at_once() -> None:
             torch.testing.assert_close(after["mean"][i, n], mean["mean"][0], atol=1e-5, rtol=0)
 
 
+def test_compiled_on_a_cpu_environments_are_planned_for_one_by_one() -> None:
+    agent, seeds = make_agent("dcwm"), [0, 1]
+    engine, progress = make_engine(agent, seeds)
+    assert [make_engine(agent, seeds, packed=p, compiled=True)[0].one_by_one for p in (False, True)] == [True, False]
+    observation = np.random.default_rng(0).normal(size=(2, 3, SPEC.observation_dim)).astype(np.float32)
+    carry = {"mean": torch.rand(2, 3, 3, 2) - 0.5}
+    noise = [engine.evaluation_noise(i, 480, 7, 3) for i in seeds]
+    together, mean = engine.act(seeds, observation, carry, noise, progress)
+    engine.one_by_one, sizes, acting = True, [], engine._acting
+
+    def counted(*arguments: Any) -> Any:
+        sizes.append(arguments[2]["observation"].shape[:2])
+        return acting(*arguments)
+
+    engine._acting = counted
+    alone, own_mean = engine.act(seeds, observation, carry, noise, progress)
+    assert sizes == [(1, 1)] * 6
+    np.testing.assert_allclose(alone, together, atol=1e-5)
+    torch.testing.assert_close(own_mean["mean"], mean["mean"], atol=1e-5, rtol=0)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("words, seeds", [
     ([], [0]), ([], [0, 1]), (["agent.quantizer=vq", "agent.head_encoding=onehot"], [0, 1]),

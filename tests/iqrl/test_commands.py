@@ -418,6 +418,22 @@ def test_without_a_warm_up_nothing_is_learned_before_there_is_data(
     assert updates == 20 - horizon
 
 
+def test_a_finished_run_is_evaluated_again(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["agent=td3", "task=cartpole-balance", "preset=tiny", f"runs={tmp_path}", "train.env_steps=40"]
+    assert command_line.main(["train", *words, "eval.episodes=1", "train.threads=1", "train.workers=0"]) == 0
+    (run,) = tmp_path.iterdir()
+    told = []
+    for _ in range(2):
+        capsys.readouterr()
+        assert command_line.main(["evaluate", str(run), "--episodes", "2"]) == 0
+        told.append(capsys.readouterr().out)
+    assert told[0] == told[1]
+    *episodes, summary = told[0].splitlines()
+    returns = [float(line.split()[-1]) for line in episodes]
+    assert len(returns) == 2 and 0 < min(returns) <= max(returns) <= 1000
+    assert float(summary.split()[1]) == pytest.approx(sum(returns) / 2, abs=0.01)
+
+
 def test_films_are_refused_before_anything_is_played(intact: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for name, part in (("x.webm", ".mp4 or .gif"), ("nowhere/x.mp4", "no folder")):
         assert command_line.main(["evaluate", str(intact), "--video", str(intact / name)]) == 2
