@@ -45,6 +45,7 @@ class WorldModel:
         width: Z.
         classes: |C|, 0 for latents without codes.
         seen: width of what reward, actor and critics see of a latent.
+        predicted: width of what the dynamics put out.
         group: the networks.
     """
 
@@ -60,6 +61,7 @@ class WorldModel:
         predicted = c.latent_dim * self.classes if c.dynamics == "stochastic" else z
         if self.components:
             predicted = self.components * (2 * z + 1)  # means, logarithms of deviations, logits
+        self.predicted = predicted
         networks = {
             "encoder": MLP(o, tuple(c.enc_mlp_dims), z, initialisation=c.init, precise_input=True),
             "dynamics": MLP(z + a, hidden, predicted, initialisation=c.init),

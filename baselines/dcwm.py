@@ -175,6 +175,7 @@ class DCWM(Agent[Config]):
         critic = MLP(seen + a, hidden, 1, ensemble=c.num_critics, initialisation=c.init, precise_output=True)
         self.actor = ParameterGroup({"actor": MLP(seen, hidden, a, initialisation=c.init, precise_output=True)})
         self.critic = ParameterGroup({"critic": critic})
+        self.act_bytes = 4 * c.plan_samples * self.model.predicted if c.mpc else 0
         self.world_optimiser = Adam(c.enc_lr, weight_decay=c.enc_weight_decay, clip=c.clip)
         self.optimiser = Adam(c.lr, clip=c.clip)
         self.planner = MPPI(

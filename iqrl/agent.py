@@ -155,6 +155,7 @@ class Agent(Generic[C]):
     profiles: ClassVar[Mapping[str, Mapping[str, Any]]] = {}  # likewise, chosen by the key `profile`
     name: ClassVar[str] = ""
     compile_act: ClassVar[bool] = False  # compile `act` too, where learning is compiled: for planners
+    act_bytes: int = 0  # of the largest tensor that `act` makes for one environment, where that is megabytes
 
     def __init_subclass__(cls, **keywords: Any) -> None:
         super().__init_subclass__(**keywords)

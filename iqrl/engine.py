@@ -5,8 +5,8 @@ seeds, under `torch.func.vmap`, so that one kernel serves them all. Either way i
 may be compiled, and which is given everything it depends on: state, replay, random numbers, clock.
 
 On a CPU a pack runs seed after seed: batching would win nothing there, and each seed's arithmetic is then
-bitwise the same in any pack. Compiled planners plan for one environment after another there, too: their buffers then
-fit the cache, and evaluation needs no compilation of its own.
+bitwise the same in any pack. Large planners plan for one environment after another there, too: their buffers then
+fit the cache, and an evaluation needs no compilation of its own.
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ from iqrl.replay import Priorities, Replay, gather, sample_uniform
 # Streams of random numbers; each is a function of (seed, stream, counter) and of nothing else.
 INITIALISATION, EXPLORATION, EVALUATION, DIAGNOSTICS, STAGES = 0, 1, 2, 3, 100
 CHUNK_NUMBERS = 1_000_000  # random numbers drawn at once, at most
+CACHE = 32 * 2**20  # bytes of a CPU's last-level cache, about
 
 
 def generator(device: torch.device | str, *key: int) -> torch.Generator:
@@ -84,10 +85,8 @@ class Engine:
         self.metric_counts: list[dict[str, int]] = [{} for _ in self.seeds]
         self._functions: dict[str, Lifted] = {}
         self._acting: Callable[..., Any] = act_all(agent)
-        self.one_by_one = False  # whether one call acts for one environment
         if compiled and agent.compile_act:
             self._acting = with_fallback("act", self._acting)
-            self.one_by_one = not self.packed
         if self.recorded:
             self._acting = Recorded("act", self._acting, fixed=1)
         self._chunks: dict[tuple[str, tuple[int, ...]], tuple[int, dict[str, Tensor]]] = {}
@@ -222,8 +221,9 @@ class Engine:
             ]
             after = {k: torch.cat([c[k] for _, c in acted]) for k in carry}
             return np.concatenate([action for action, _ in acted]), after
-        if self.one_by_one and observation.shape[1] > 1:
-            parts = [slice(i, i + 1) for i in range(observation.shape[1])]
+        count = observation.shape[1]
+        if not self.packed and count > 1 and count * self.agent.act_bytes > CACHE:
+            parts = [slice(i, i + 1) for i in range(count)]
             acted = [
                 self.act(
                     lane, observation[:, p], {k: v[:, p] for k, v in carry.items()},

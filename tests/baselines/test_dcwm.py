@@ -26,7 +26,7 @@ from baselines.codebook_world import Latent, class_weights, cross_entropy, decod
 from iqrl import counter_random
 from iqrl.agent import Batch, Progress
 from iqrl.config import parse_words, resolve
-from iqrl.engine import draw, generator
+from iqrl.engine import CACHE, draw, generator
 from iqrl.errors import InputError
 from iqrl.quantisers import FSQ
 from iqrl.tasks import TaskSpec
@@ -690,15 +690,16 @@ def test_a_pack_plans_for_all_its_evaluation_environments_at_once() -> None:
             torch.testing.assert_close(after["mean"][i, n], mean["mean"][0], atol=1e-5, rtol=0)
 
 
-def test_compiled_on_a_cpu_environments_are_planned_for_one_by_one() -> None:
+def test_large_plans_are_made_for_one_environment_after_another() -> None:
+    size = {preset: make_agent("dcwm", preset=preset).act_bytes for preset in ("default", "small", "tiny")}
+    assert size == {"default": 4 * 512 * 512 * 15, "small": 4 * 128 * 64 * 15, "tiny": 4 * 12 * 8 * 15}
     agent, seeds = make_agent("dcwm"), [0, 1]
     engine, progress = make_engine(agent, seeds)
-    assert [make_engine(agent, seeds, packed=p, compiled=True)[0].one_by_one for p in (False, True)] == [True, False]
     observation = np.random.default_rng(0).normal(size=(2, 3, SPEC.observation_dim)).astype(np.float32)
     carry = {"mean": torch.rand(2, 3, 3, 2) - 0.5}
     noise = [engine.evaluation_noise(i, 480, 7, 3) for i in seeds]
     together, mean = engine.act(seeds, observation, carry, noise, progress)
-    engine.one_by_one, sizes, acting = True, [], engine._acting
+    agent.act_bytes, sizes, acting = CACHE // 3 + 1, [], engine._acting
 
     def counted(*arguments: Any) -> Any:
         sizes.append(arguments[2]["observation"].shape[:2])
@@ -707,6 +708,9 @@ def test_compiled_on_a_cpu_environments_are_planned_for_one_by_one() -> None:
     engine._acting = counted
     alone, own_mean = engine.act(seeds, observation, carry, noise, progress)
     assert sizes == [(1, 1)] * 6
+    agent.act_bytes -= 1
+    engine.act(seeds, observation, carry, noise, progress)
+    assert sizes[6:] == [(1, 3)] * 2
     np.testing.assert_allclose(alone, together, atol=1e-5)
     torch.testing.assert_close(own_mean["mean"], mean["mean"], atol=1e-5, rtol=0)
 
