@@ -199,7 +199,9 @@ def test_the_submission_script(tmp_path, monkeypatch):
         ("gres=nvme:1", ["--gpus-per-node=1", "--gres=nvme:1"]),
     ],
 )
-def test_an_option_that_names_gpus_comes_instead_of_their_number(tmp_path, option, flags):
+def test_an_option_that_names_gpus_comes_instead_of_their_number(tmp_path, monkeypatch, option, flags):
+    fake_command(tmp_path / "bin", "srun", "true")
+    monkeypatch.setenv("PATH", str(tmp_path / "bin"), prepend=":")
     executor = submit._executor(profile.load(write(tmp_path, options=[option])), "n", tmp_path / "f", tmp_path / "code")
     text = executor._make_submission_file_text("true", "id")
     assert [line.split()[1] for line in text.splitlines() if "--gpus" in line or "--gres" in line] == flags
