@@ -173,10 +173,15 @@ def test_a_first_profile_from_what_sinfo_says(tmp_path):
     assert (made.partition, made.gpus, made.cpus, made.minutes) == ("main", 0, 1, 1440)
 
 
-def test_the_submission_script(tmp_path, monkeypatch):
-    """It keeps srun (without it there is no USR2), asks for requeueing, and stands in the snapshot of the code."""
+@pytest.fixture
+def srun(tmp_path, monkeypatch):
+    """A stand-in for the command, without which submitit makes no job script."""
     fake_command(tmp_path / "bin", "srun", "true")
     monkeypatch.setenv("PATH", str(tmp_path / "bin"), prepend=":")
+
+
+def test_the_submission_script(tmp_path, srun):
+    """It keeps srun (without it there is no USR2), asks for requeueing, and stands in the snapshot of the code."""
     file = write(tmp_path, partition="p", gpus=2, cpus=8, packs_per_job=2, time="5:00", grace_seconds=90,
                  options=["reservation=r", "exclusive"], setup=["module load x"])  # fmt: skip
     executor = submit._executor(profile.load(file), "name", tmp_path / "f", tmp_path / "code")
@@ -199,9 +204,7 @@ def test_the_submission_script(tmp_path, monkeypatch):
         ("gres=nvme:1", ["--gpus-per-node=1", "--gres=nvme:1"]),
     ],
 )
-def test_an_option_that_names_gpus_comes_instead_of_their_number(tmp_path, monkeypatch, option, flags):
-    fake_command(tmp_path / "bin", "srun", "true")
-    monkeypatch.setenv("PATH", str(tmp_path / "bin"), prepend=":")
+def test_an_option_that_names_gpus_comes_instead_of_their_number(tmp_path, srun, option, flags):
     executor = submit._executor(profile.load(write(tmp_path, options=[option])), "n", tmp_path / "f", tmp_path / "code")
     text = executor._make_submission_file_text("true", "id")
     assert [line.split()[1] for line in text.splitlines() if "--gpus" in line or "--gres" in line] == flags
