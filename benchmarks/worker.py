@@ -53,7 +53,7 @@ def main() -> None:
         if plan.device.type == "cuda":
             torch.cuda.synchronize()
 
-    with EnvironmentPool(run.task, len(runs), spec.action_repeat, plan.workers) as environments:
+    with EnvironmentPool(run.task, len(runs), spec.action_repeat, plan.workers, plan.threads) as environments:
         observation = environments.reset([(0, 0, i) for i in everyone])
         carry = engine.initial_carry(len(runs), 1)
 

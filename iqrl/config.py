@@ -69,7 +69,9 @@ class Execution:
     )
     compile: str = setting("auto", "compile the updates; on CUDA, as graphs", choices=("auto", "on", "off"))
     pack: str = setting("auto", "seeds trained side by side: auto, or 1 to 32")
-    threads: int = setting(0, "CPU threads for tensors; 0 means every core at hand", low=0, high=1024)
+    threads: int = setting(
+        0, "CPU threads for tensors, and the most workers of auto; 0: every core at hand", low=0, high=1024
+    )
     workers: str = setting("auto", "environment worker processes: auto, or a number (0: in this process)")
     checkpoint_seconds: float = setting(300.0, "between checkpoints, wall seconds", low=0.0, high=1e7)
 

@@ -28,7 +28,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from iqrl import tasks
+from iqrl import processes, tasks
 from iqrl.environment import Environment, check_key
 from iqrl.tasks import TaskSpec
 
@@ -55,8 +55,9 @@ class EnvironmentPool:
         task_name: as `tasks.parse` takes it.
         count: number of environments, N.
         action_repeat: env steps a decision.
-        workers: processes; 0 steps here; "auto" times a few decisions and takes workers, up to one for each
-            core that this process may use, where they should make a step shorter.
+        workers: processes; 0 steps here; "auto" times a few decisions and takes workers, up to one a core, where
+            they should make a step shorter.
+        cores: for those; 0 means every core that this process may use.
         reply_timeout_s: seconds after which a worker that gives no answer counts as dead.
     Attributes:
         spec: the task's sizes.
@@ -74,13 +75,14 @@ class EnvironmentPool:
         count: int,
         action_repeat: int = 2,
         workers: int | Literal["auto"] = "auto",
+        cores: int = 0,
         reply_timeout_s: float = 600.0,
     ):
         if count < 1:
             raise ValueError(f"count={count}: expected at least 1 environment")
         self.spec: TaskSpec = tasks.spec(task_name, action_repeat)
         self.count = count
-        self.workers = _automatic_workers(count, self.spec) if workers == "auto" else min(workers, count)
+        self.workers = _automatic_workers(count, self.spec, cores) if workers == "auto" else min(workers, count)
         self.errors: dict[int, str] = {}
         self._reply_timeout_s = reply_timeout_s
         self._keys: list[Key | None] = [None] * count  # of running episodes
@@ -313,9 +315,9 @@ def _anonymous_memory(size: int) -> int:
     return descriptor
 
 
-def _automatic_workers(count: int, spec: TaskSpec) -> int:
+def _automatic_workers(count: int, spec: TaskSpec, cores: int) -> int:
     """The number of workers that should take a step soonest; 0 unless workers save a quarter of the time."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    cores = cores or processes.cores()
     if cores == 1 or count == 1:
         return 0
     environment = Environment(spec.name, spec.action_repeat)

@@ -16,7 +16,7 @@ from typing import Any, Literal
 
 import torch
 
-from iqrl import tasks
+from iqrl import processes, tasks
 from iqrl.config import Execution, RunConfig
 from iqrl.errors import InputError
 from iqrl.networks import ParameterGroup
@@ -80,11 +80,6 @@ def command() -> str:
     return shlex.join(["python", *start, *sys.argv[1:]])
 
 
-def cores() -> int:
-    """CPU cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
 def decide(execution: Execution, config: RunConfig) -> Plan:
     """Resolve every `auto`, and set this process up accordingly.
 
@@ -101,7 +96,7 @@ def decide(execution: Execution, config: RunConfig) -> Plan:
     device = torch.device(wanted)
     if device.type == "cuda" and device.index is not None and device.index >= torch.cuda.device_count():
         raise InputError(f"train.device={execution.device}: there are {torch.cuda.device_count()} CUDA devices")
-    threads = execution.threads or cores()
+    threads = execution.threads or processes.cores()
     torch.set_num_threads(threads)
     precision = execution.precision
     if precision == "auto":

@@ -1,8 +1,14 @@
-"""Whether the process that a file names still lives, told by its number and the time at which it started."""
+"""Cores that this process may use; and whether the process that a file names still lives, told by its number and the
+time at which it started."""
 
 from __future__ import annotations
 
 import os
+
+
+def cores() -> int:
+    """CPU cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def started(pid: int) -> int | None:

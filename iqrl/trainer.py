@@ -84,7 +84,7 @@ class Trainer:
         self.engine = Engine(self.agent, seeds, self.replay, device=plan.device, compiled=plan.compiled)
         self.lanes = [Lane(c, d, Progress(), self.agent.remember()) for c, d in zip(configs, directories, strict=True)]
         self.carry = self.engine.initial_carry(len(seeds), 1)
-        self.environments = EnvironmentPool(first.task, len(seeds), self.spec.action_repeat, plan.workers)
+        self.environments = EnvironmentPool(first.task, len(seeds), self.spec.action_repeat, plan.workers, plan.threads)
         self.evaluators: EnvironmentPool | None = None
         self.started = time.monotonic()
         self.saved_at = self.reported_at = self.started
@@ -311,7 +311,7 @@ class Trainer:
             self.evaluators = None
         if self.evaluators is None:
             self.evaluators = EnvironmentPool(
-                self.lanes[0].config.task, count, self.spec.action_repeat, self.plan.workers
+                self.lanes[0].config.task, count, self.spec.action_repeat, self.plan.workers, self.plan.threads
             )
         return self.evaluators
 

@@ -85,14 +85,14 @@ def places(jobs: str, asked: Execution) -> tuple[list[dict[str, str]], dict[str,
     gains nothing. On GPUs, a pack of seeds costs little more than one seed, and the cores are divided.
     """
     gpus = [] if asked.device == "cpu" else _gpus()
-    count = len(gpus) or _by_memory(execution.cores())
+    count = len(gpus) or _by_memory(processes.cores())
     if jobs != "auto":
         if not jobs.isdigit() or not 1 <= int(jobs) <= 1024:
             raise InputError(f"jobs={jobs}: expected auto, or how many processes to run at once, 1 to 1024")
         count = int(jobs)
     if gpus:
         size = AUTOMATIC_PACK if asked.pack == "auto" else int(asked.pack)
-        threads = str(max(1, execution.cores() // count))
+        threads = str(max(1, processes.cores() // count))
         slots = [{"CUDA_VISIBLE_DEVICES": gpus[i % len(gpus)]} for i in range(count)]
         return slots, {"train.threads": threads}, size
     size = 1 if asked.pack == "auto" else int(asked.pack)

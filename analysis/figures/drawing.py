@@ -163,11 +163,20 @@ def describe(study: Study, tasks: list[str] | None = None) -> str:
     return text + (f"; shown up to the last common step: {', '.join(cut)}" if cut else "")
 
 
-def not_in(study: Study, tasks: list[str]) -> str:
-    """Names the tasks of a study that a figure over `tasks` leaves out."""
-    absent = [task for task in study.tasks if task not in tasks]
-    reason = "because an arm lacks them or their scale is unknown"
-    return f" Left out of means over tasks, {reason}: {', '.join(absent)}." if absent else ""
+def not_in(study: Study, tasks: list[str], members: pd.DataFrame | None = None) -> str:
+    """Names the tasks of a study that a figure over `tasks` leaves out, and the arms for which it does.
+
+    members: the runs that the figure could use; all of the study if None.
+    """
+    members = study.members if members is None else members
+    arms = {arm.name: style.label(arm) for arm in study.arms if arm.name in set(members["arm"])}
+    absent = []
+    for task in (task for task in study.tasks if task not in tasks):
+        have = set(members.loc[members["task"] == task, "arm"])
+        without = [label for name, label in arms.items() if name not in have]
+        listed = ", ".join(without) if len(without) <= 4 else f"{len(without)} of {len(arms)} arms"
+        absent.append(f"{task} ({f'no runs of {listed}' if without else 'its scale is unknown'})")
+    return f" Left out of means over tasks: {', '.join(absent)}." if absent else ""
 
 
 def bootstrap_text(context: Context) -> str:

@@ -41,7 +41,7 @@ def shared_tasks(context: Context, quantity: str) -> list[str]:
 def over(context: Context, quantity: str) -> tuple[str, str]:
     """What a caption says of the tasks of a quantity: those it is a mean over, and those left out."""
     tasks = shared_tasks(context, quantity)
-    return describe(context.study, tasks), not_in(context.study, tasks)
+    return describe(context.study, tasks), not_in(context.study, tasks, members_with(context, quantity))
 
 
 def mean_curves(context: Context, quantity: str) -> pd.DataFrame:

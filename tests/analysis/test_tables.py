@@ -93,7 +93,7 @@ def test_differences_of_gymnasium_tasks(runs: Path) -> None:
         write_run(runs, agent, "gym:CartPole-v1", returns=[0.0, 0.0, 0.0, 0.0, 0.0, final])
     (built,), _ = build(load([runs]), [runs])
     assert tables.differences(built, 20).rows == [["gym:CartPole-v1", "-400"]]
-    left_out = "Left out of means over tasks, because an arm lacks them or their scale is unknown: gym:CartPole-v1."
+    left_out = "Left out of means over tasks: gym:CartPole-v1 (its scale is unknown)."
     for table in tables.tables(built, 20):
         assert left_out in table.caption and "bootstrap" not in table.caption
 

@@ -309,12 +309,13 @@ def test_automatic_workers(monkeypatch):
     spec = pool.spec
     # Free messages: one worker a core; dear ones: none.
     monkeypatch.setattr(environment_pool, "_MESSAGE_S", 0.0)
-    assert environment_pool._automatic_workers(8, spec) == 4
+    assert environment_pool._automatic_workers(8, spec, 0) == 4
+    assert environment_pool._automatic_workers(8, spec, 2) == 2  # as many as train.threads gives
     monkeypatch.setattr(environment_pool, "_MESSAGE_S", 1.0)
-    assert environment_pool._automatic_workers(8, spec) == 0
+    assert environment_pool._automatic_workers(8, spec, 0) == 0
     monkeypatch.setattr(environment_pool, "_MESSAGE_S", 0.0)
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0})
-    assert environment_pool._automatic_workers(8, spec) == 0
+    assert environment_pool._automatic_workers(8, spec, 0) == 0
 
 
 def test_an_episode_that_comes_back_differently_is_an_error(capfd):

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from sweep_files import BROKEN_AGENT, ROOT, TINY, slurm
 
-from iqrl import execution
+from iqrl import processes
 from iqrl.config import Execution
 from slurm import crew, local, run_files
 from slurm.packs import Pack
@@ -176,7 +176,7 @@ def test_a_stopped_crew_starts_nothing(make_crew, tmp_path):
 @pytest.mark.parametrize("visible", ["2,3", "GPU-8f,GPU-a0"])
 def test_only_gpus_that_were_given_are_used(monkeypatch, visible):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
-    monkeypatch.setattr(execution, "cores", lambda: 7)
+    monkeypatch.setattr(processes, "cores", lambda: 7)
     slots, words, size = local.places("3", Execution())
     assert words == {"train.threads": "2"}  # the cores are shared out, too
     first, second = visible.split(",")
