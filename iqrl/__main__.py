@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
     Pack = Sequence[tuple[RunConfig, RunDirectory]]
 
+EVALUATE_KEYS = ("train.device", "train.precision", "train.compile", "train.threads")
 INTERRUPTED = 75  # EX_TEMPFAIL: the same command goes on
 
 TRAIN_EXAMPLES = """examples:
@@ -65,11 +66,13 @@ def main(words: Sequence[str] | None = None) -> int:
     resume.add_argument("words", nargs="+", metavar="RUN | train.key=value")
     evaluate = add(
         "evaluate",
-        "Evaluate the newest checkpoint of a run, in float32.",
+        "Evaluate the newest checkpoint of a run, executed as training here would be.",
         "examples:\n  python -m iqrl evaluate runs/iqrl-walker-walk-s0-3f2a91bc --episodes 20\n"
-        "  python -m iqrl evaluate runs/iqrl-walker-walk-s0-3f2a91bc --episodes 1 --video walk.mp4",
+        "  python -m iqrl evaluate runs/iqrl-walker-walk-s0-3f2a91bc --episodes 1 --video walk.mp4\n"
+        "  python -m iqrl evaluate runs/iqrl-walker-walk-s0-3f2a91bc train.device=cpu train.threads=1",
     )
     evaluate.add_argument("run", type=Path)
+    evaluate.add_argument("words", nargs="*", metavar="train.key=value", help=", ".join(EVALUATE_KEYS))
     evaluate.add_argument("--episodes", type=int, default=10, help="how many (default 10)")
     evaluate.add_argument("--video", type=Path, help="also write the first episode as a film (needs a renderer)")
     add("agents", "List the agents.", "example:\n  python -m iqrl agents")
@@ -83,11 +86,11 @@ def main(words: Sequence[str] | None = None) -> int:
     config.add_argument("words", nargs="*", metavar="key=value")
 
     try:
-        arguments = parser.parse_args(words)
+        arguments = parser.parse_mixed(words)
         return {
             "train": lambda: train(arguments.words),
             "resume": lambda: resume_runs(arguments.words),
-            "evaluate": lambda: evaluate_run(arguments.run, arguments.episodes, arguments.video),
+            "evaluate": lambda: evaluate_run(arguments.run, arguments.words, arguments.episodes, arguments.video),
             "agents": show_agents,
             "tasks": show_tasks,
             "config": lambda: show_config(arguments.words),
@@ -253,9 +256,12 @@ class StopFlag:
         return self.raised
 
 
-def evaluate_run(path: Path, episodes: int, video: Path | None) -> int:
+def evaluate_run(path: Path, words: Sequence[str], episodes: int, video: Path | None) -> int:
     if episodes < 1:
         raise InputError(f"--episodes {episodes}: expected at least 1")
+    for word in words:
+        if word.partition("=")[0] not in EVALUATE_KEYS:
+            raise InputError(f"{word}: expected one run, and how to execute it: {', '.join(EVALUATE_KEYS)}")
     if video is not None:
         if video.suffix not in (".mp4", ".gif"):
             raise InputError(f"--video {video}: expected a name ending in .mp4 or .gif")
@@ -265,8 +271,9 @@ def evaluate_run(path: Path, episodes: int, video: Path | None) -> int:
     from iqrl import config, evaluation
 
     run = config.load_run(path)
+    execution = config.resolve([("command line", config.parse_words(words))])[1]
     returns: list[float] = []
-    for value in evaluation.evaluate_checkpoint(run, path, episodes, video):
+    for value in evaluation.evaluate_checkpoint(run, path, execution, episodes, video):
         print(f"episode {len(returns):3d}  return {value:8.2f}", flush=True)
         returns.append(value)
     print(f"mean {fmean(returns):.2f}  standard deviation {pstdev(returns):.2f}  episodes {episodes}")

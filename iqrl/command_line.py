@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 from typing import NoReturn
 
 from iqrl.errors import InputError
@@ -13,3 +14,12 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         raise InputError(f"{' '.join(message.split())}; {self.prog} --help tells more")
+
+    def parse_mixed(self, words: Sequence[str] | None) -> argparse.Namespace:
+        """As `parse_args`, with words after options too, `submit main --profile gpu runs=here`: argparse takes none."""
+        arguments, later = self.parse_known_args(words)
+        if strange := [w for w in later if w.startswith("-") or not hasattr(arguments, "words")]:
+            self.error(f"unrecognized arguments: {' '.join(strange)}")
+        if later:
+            arguments.words += later
+        return arguments

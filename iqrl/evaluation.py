@@ -21,15 +21,15 @@ AFTERWARDS = 2  # second entry of an episode's key; training has 0 and 1
 FRAME_SIZE = (480, 480)
 
 
-def evaluate_checkpoint(run: RunConfig, path: Path, episodes: int, video: Path | None = None) -> Iterator[float]:
+def evaluate_checkpoint(
+    run: RunConfig, path: Path, execution: Execution, episodes: int, video: Path | None = None
+) -> Iterator[float]:
     """Returns of greedy episodes, as they end, seeded by the run's seed and apart from every episode of training.
-
-    They are played with the device, precision and compilation that training here would choose by itself.
 
     Raises:
         InputError: without a usable checkpoint, if an episode cannot be played, or a film not be made here.
     """
-    spec, plan = tasks.spec(run.task), decide(Execution(), run)
+    spec, plan = tasks.spec(run.task), decide(execution, run)
     agent = run.agent(run.settings, spec, plan.dtype)
     replay = Replay(spec, 1, agent.slices, 1000, plan.device)
     engine = Engine(agent, [run.seed], replay, device=plan.device, compiled=plan.compiled)
@@ -71,7 +71,7 @@ def write_video(path: Path, frames: list[np.ndarray], fps: int) -> None:
     try:
         import imageio.v3 as imageio
     except ImportError as error:
-        raise InputError(f"--video {path}: needs the extra packages of `pip install iqrl[video]`") from error
+        raise InputError(f"--video {path}: needs two more packages: pip install imageio imageio-ffmpeg") from error
     try:
         imageio.imwrite(path, np.stack(frames), fps=fps)
     except OSError as error:

@@ -112,13 +112,7 @@ def main(words: Sequence[str] | None = None) -> int:
     command.add_argument("name", nargs="?", default="default", help="of the profile (default: default)")
 
     try:
-        # `submit main --profile gpu runs=here`: argparse alone takes no words after an option.
-        arguments, later = parser.parse_known_args(words)
-        if strange := [w for w in later if w.startswith("-") or not hasattr(arguments, "words")]:
-            parser.error(f"unrecognized arguments: {' '.join(strange)}")
-        if later:
-            arguments.words += later
-        return _dispatch(arguments)
+        return _dispatch(parser.parse_mixed(words))
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

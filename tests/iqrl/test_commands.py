@@ -11,10 +11,11 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from iqrl import __main__ as command_line
-from iqrl import config, tasks, trainer
+from iqrl import config, evaluation, tasks, trainer
 from iqrl.config import Evaluate, Execution, RunConfig, Train
 from iqrl.environment_pool import WorkerError
 from iqrl.run_directory import RunDirectory
@@ -425,13 +426,32 @@ def test_a_finished_run_is_evaluated_again(tmp_path: Path, capsys: pytest.Captur
     told = []
     for _ in range(2):
         capsys.readouterr()
-        assert command_line.main(["evaluate", str(run), "--episodes", "2"]) == 0
+        assert command_line.main(["evaluate", str(run), "--episodes", "2", "train.precision=float32"]) == 0
         told.append(capsys.readouterr().out)
     assert told[0] == told[1]
     *episodes, summary = told[0].splitlines()
     returns = [float(line.split()[-1]) for line in episodes]
     assert len(returns) == 2 and 0 < min(returns) <= max(returns) <= 1000
     assert float(summary.split()[1]) == pytest.approx(sum(returns) / 2, abs=0.01)
+
+
+@pytest.mark.parametrize("kind", ["mp4", "gif"])
+def test_films_have_every_frame(tmp_path: Path, kind: str) -> None:
+    import imageio.v3 as imageio
+
+    frames = [np.full((64, 96, 3), 25 * i, np.uint8) for i in range(8)]
+    evaluation.write_video(tmp_path / f"walk.{kind}", frames, fps=25)
+    film = imageio.imread(tmp_path / f"walk.{kind}")
+    assert film.shape == (8, 64, 96, 3)
+    assert np.abs(film.mean((1, 2, 3)) - [25 * i for i in range(8)]).max() < 5  # what compression changes
+
+
+def test_evaluation_takes_one_run_and_how_to_execute_it(intact: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for word in (str(intact), "agent.horizon=3", "train.env_steps=10", "train.workers=2"):
+        assert command_line.main(["evaluate", str(intact), "--episodes", "1", word]) == 2
+        assert f"{word}: expected one run, and how to execute it" in capsys.readouterr().err
+    assert command_line.main(["evaluate", str(intact), "train.threads=many"]) == 2
+    assert "train.threads" in capsys.readouterr().err
 
 
 def test_films_are_refused_before_anything_is_played(intact: Path, capsys: pytest.CaptureFixture[str]) -> None:
