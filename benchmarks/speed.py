@@ -27,6 +27,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from iqrl import processes
 from iqrl.config import AGENTS, agent_class
 from iqrl.errors import InputError
 from iqrl.run_directory import code_version
@@ -333,7 +334,7 @@ def machine_name() -> str:
         return torch.cuda.get_device_name()
     lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
     model = next((x.partition(":")[2].strip() for x in lines if x.startswith("model name")), "cpu")
-    return f"{model}, {len(os.sched_getaffinity(0))} cores"
+    return f"{model}, {processes.cores()} cores"
 
 
 def write(path: Path, rows: Sequence[dict[str, Any]], columns: Sequence[str] = COLUMNS, digits: int = 5) -> None:

@@ -424,9 +424,9 @@ def test_a_finished_run_is_evaluated_again(tmp_path: Path, capsys: pytest.Captur
     assert command_line.main(["train", *words, "eval.episodes=1", "train.threads=1", "train.workers=0"]) == 0
     (run,) = tmp_path.iterdir()
     told = []
-    for _ in range(2):
+    for how in ([], [], ["train.precision=float32"]):
         capsys.readouterr()
-        assert command_line.main(["evaluate", str(run), "--episodes", "2", "train.precision=float32"]) == 0
+        assert command_line.main(["evaluate", str(run), "--episodes", "2", *how]) == 0
         told.append(capsys.readouterr().out)
     assert told[0] == told[1]
     *episodes, summary = told[0].splitlines()
