@@ -74,7 +74,7 @@ def main(words: Sequence[str] | None = None) -> int:
     evaluate.add_argument("run", type=Path)
     evaluate.add_argument("words", nargs="*", metavar="train.key=value", help=", ".join(EVALUATE_KEYS))
     evaluate.add_argument("--episodes", type=int, default=10, help="how many (default 10)")
-    evaluate.add_argument("--video", type=Path, help="also write the first episode as a film (needs a renderer)")
+    evaluate.add_argument("--video", type=Path, help="film the first episode, in real time (needs a renderer)")
     add("agents", "List the agents.", "example:\n  python -m iqrl agents")
     add("tasks", "List the tasks.", "example:\n  python -m iqrl tasks")
     config = add(

@@ -39,6 +39,7 @@ class ControlSuiteTask:
         action_low, action_high: native bounds, (A,) float64.
         discrete: False.
         episode_steps: env steps of an episode.
+        step_seconds: simulated time of an env step.
     """
 
     discrete = False
@@ -82,6 +83,7 @@ class ControlSuiteTask:
         limit = environment._step_limit
         self._step_limit = _DEFAULT_EPISODE_STEPS if limit == float("inf") else limit
         self.episode_steps = int(np.ceil(self._step_limit))
+        self.step_seconds: float = environment.control_timestep()
         self._steps = 0
 
         entries = [np.asarray(value) for value in self._task.get_observation(self._physics).values()]

@@ -29,6 +29,9 @@ class Environment:
     Args:
         task_name: as `tasks.parse` takes it.
         action_repeat: env steps a decision.
+    Attributes:
+        spec: what an agent needs to know of the task.
+        decision_seconds: simulated time of a decision.
     Raises:
         InputError: the task, a modifier or the action repeat cannot be.
     """
@@ -53,6 +56,7 @@ class Environment:
             group=ref.group,
             terminates=ref.domain in ("gym", "lqr"),
         )
+        self.decision_seconds = action_repeat * self._task.step_seconds
         self._action_shape = (self.spec.action_dim,)
         # Affine to native bounds. Bounds of -1 and 1 leave an action as it is, to the last bit.
         self._centre = (self._task.action_high + self._task.action_low) / 2

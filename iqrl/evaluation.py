@@ -58,12 +58,12 @@ def evaluate_checkpoint(
                 raise InputError(f"{path}: episode {episode}, decision {step}: {reason}") from error
             total, step, ended = total + reward, step + 1, terminated or truncated
         if video is not None and episode == 0:
-            write_video(video, frames, fps=25)
+            write_video(video, frames, 1.0 / environment.decision_seconds)
         yield total
 
 
-def write_video(path: Path, frames: list[np.ndarray], fps: int) -> None:
-    """Frames (height, width, 3) uint8 as a film.
+def write_video(path: Path, frames: list[np.ndarray], rate: float) -> None:
+    """Frames (height, width, 3) uint8 as a film of `rate` frames a second.
 
     Raises:
         InputError: if the optional packages for it are missing, or the file cannot be written.
@@ -73,6 +73,6 @@ def write_video(path: Path, frames: list[np.ndarray], fps: int) -> None:
     except ImportError as error:
         raise InputError(f"--video {path}: needs two more packages: pip install imageio imageio-ffmpeg") from error
     try:
-        imageio.imwrite(path, np.stack(frames), fps=fps)
+        imageio.imwrite(path, np.stack(frames), fps=rate)
     except OSError as error:
         raise InputError(f"--video {path}: {error}") from error

@@ -58,6 +58,7 @@ class GymnasiumTask:
         if limit is None:
             raise InputError(f"task={ref.name}: has no time limit; expected one in its registration")
         self.episode_steps: int = limit
+        self.step_seconds = 1.0 / (self._environment.metadata.get("render_fps") or 30)
 
     def reset(self, seeds: np.random.SeedSequence) -> np.ndarray:
         """Start the episode that `seeds` determines; its first observation, (O,) float32."""

@@ -436,14 +436,16 @@ def test_a_finished_run_is_evaluated_again(tmp_path: Path, capsys: pytest.Captur
 
 
 @pytest.mark.parametrize("kind", ["mp4", "gif"])
-def test_films_have_every_frame(tmp_path: Path, kind: str) -> None:
+def test_films_have_every_frame_at_its_time(tmp_path: Path, kind: str) -> None:
     import imageio.v3 as imageio
 
     frames = [np.full((64, 96, 3), 25 * i, np.uint8) for i in range(8)]
-    evaluation.write_video(tmp_path / f"walk.{kind}", frames, fps=25)
+    evaluation.write_video(tmp_path / f"walk.{kind}", frames, rate=12.5)
     film = imageio.imread(tmp_path / f"walk.{kind}")
     assert film.shape == (8, 64, 96, 3)
     assert np.abs(film.mean((1, 2, 3)) - [25 * i for i in range(8)]).max() < 5  # what compression changes
+    told = imageio.immeta(tmp_path / f"walk.{kind}")
+    assert (told["fps"] if kind == "mp4" else 1000.0 / told["duration"]) == pytest.approx(12.5)
 
 
 def test_evaluation_takes_one_run_and_how_to_execute_it(intact: Path, capsys: pytest.CaptureFixture[str]) -> None:

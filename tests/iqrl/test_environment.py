@@ -171,6 +171,16 @@ def test_time_limit_is_truncation_after_500_decisions():
     assert len(rewards) == 334 and truncated
 
 
+@pytest.mark.parametrize("name, repeat", [("walker-walk", 2), ("cartpole-swingup", 3)])
+def test_a_decision_lasts_as_the_simulations_clock_says(name, repeat):
+    environment = Environment(name, repeat)
+    environment.reset(KEY)
+    clock = environment._task._data
+    before = clock.time
+    environment.step(np.zeros(environment.spec.action_dim, np.float32))
+    assert environment.decision_seconds == pytest.approx(clock.time - before)
+
+
 def test_reward_is_the_sum_over_repeats():
     ones = np.ones(1, np.float32)
     single, double = Environment("cartpole-balance", 1), Environment("cartpole-balance", 2)
@@ -282,6 +292,7 @@ def test_gymnasium_keeps_termination_and_truncation_apart():
     assert terminated and not truncated and observation.dtype == np.float32 and reward == 1.0
     pendulum = Environment("gym:Pendulum-v1", action_repeat=2)
     assert pendulum.spec.episode_decisions == 100 and not pendulum.spec.discrete
+    assert pendulum.decision_seconds == pytest.approx(2 / 30) and environment.decision_seconds == pytest.approx(1 / 50)
     _, rewards, truncated = play(pendulum, KEY, 200)
     assert truncated and len(rewards) == 100
 
