@@ -83,6 +83,7 @@ watch: $(ready) ## refresh the report while a sweep runs
 
 test: $(ready) ## lint, types and the test suite (under 12 minutes on 2 cores)
 	@$(python) -m ruff check .
+	@$(python) -m ruff format --check --quiet .
 	@$(python) -m mypy
 	@$(python) -m pytest $(ARGS)
 
@@ -91,6 +92,7 @@ test-slow: $(ready) ## the slower evidence
 
 lint: $(ready)
 	@$(python) -m ruff check .
+	@$(python) -m ruff format --check --quiet .
 	@$(python) -m mypy
 
 bench: $(ready) ## updates/s of every agent on this machine (PEER=AGENT:/path/to/its/official/checkout compares)

@@ -25,20 +25,24 @@ docs/ablations.md says what a sweep file holds."""
 def main(words: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit status: 0, or 2 for bad input and for sweeps that are not right."""
     parser = Parser(
-        prog="python -m ablations", description="Look at the sweeps of this folder, or at any sweep file.",
-        formatter_class=argparse.RawDescriptionHelpFormatter, epilog=EXAMPLES,
+        prog="python -m ablations",
+        description="Look at the sweeps of this folder, or at any sweep file.",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        epilog=EXAMPLES,
     )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     commands.add_parser("list", help="every sweep: arms, runs, question")
     show_parser = commands.add_parser(
-        "show", help="one sweep: arms x tasks x seeds = runs, and how long they take",
+        "show",
+        help="one sweep: arms x tasks x seeds = runs, and how long they take",
         formatter_class=argparse.RawDescriptionHelpFormatter,
         epilog="examples:\n  python -m ablations show horizon\n  python -m ablations show horizon scale=lite",
     )
     show_parser.add_argument("sweep", metavar="NAME", help="a sweep's name, or a .yaml file")
     show_parser.add_argument("words", nargs="*", metavar="scale=lite|full")
     check_parser = commands.add_parser(
-        "check", help="whether keys and tasks exist, arms differ, and every change changes something",
+        "check",
+        help="whether keys and tasks exist, arms differ, and every change changes something",
         formatter_class=argparse.RawDescriptionHelpFormatter,
         epilog="examples:\n  python -m ablations check\n  python -m ablations check horizon my_sweep.yaml",
     )
@@ -95,9 +99,7 @@ def show(name: str, words: Sequence[str]) -> int:
 
 
 def _paragraph(title: str, text: str) -> str:
-    return textwrap.fill(
-        text, 110, initial_indent=f"{title:9s} ", subsequent_indent=" " * 10, break_on_hyphens=False
-    )
+    return textwrap.fill(text, 110, initial_indent=f"{title:9s} ", subsequent_indent=" " * 10, break_on_hyphens=False)
 
 
 def _value(value: object) -> str:

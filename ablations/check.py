@@ -104,4 +104,3 @@ def _plain(run: config.RunConfig) -> dict[str, Any]:
     content = run.resolved()
     content["agent"] = {k: v for k, v in content["agent"].items() if k not in ("profile", "init_from")}
     return {k: v for k, v in content.items() if k != "preset"}
-

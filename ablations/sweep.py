@@ -131,12 +131,23 @@ class Sweep:
         """What `runs/sweeps/<name>.json` holds: which run belongs to which arm."""
         agents = {arm.name: arm.agent for arm in self.arms}
         return {
-            "name": self.name, "title": self.title, "question": self.question, "finding": self.finding,
-            "figure": self.figure, "scale": self.scale, "note": self.note,
+            "name": self.name,
+            "title": self.title,
+            "question": self.question,
+            "finding": self.finding,
+            "figure": self.figure,
+            "scale": self.scale,
+            "note": self.note,
             "arms": [{"name": arm.name, "label": arm.label, "agent": arm.agent} for arm in self.arms],
             "runs": [
-                {"run": run.name, "arm": run.arm, "agent": agents[run.arm], "task": run.config.task,
-                 "seed": run.config.seed, "env_steps": run.config.train.env_steps}
+                {
+                    "run": run.name,
+                    "arm": run.arm,
+                    "agent": agents[run.arm],
+                    "task": run.config.task,
+                    "seed": run.config.seed,
+                    "env_steps": run.config.train.env_steps,
+                }
                 for run in self.runs
             ],
         }
@@ -250,9 +261,14 @@ def plan(stem: str, content: Mapping[str, Any], scale: str | None = None) -> Swe
             with within(f"arm {arm.name}"):
                 runs[arm.name] = _started(arm, {a.name: a for a in arms}, runs)
     return Sweep(
-        name=stem if scale == own else f"{stem}-{scale}", scale=scale, note=chosen.get("note", ""),
-        title=content["title"], question=content["question"].strip(), finding=content["finding"].strip(),
-        figure=content.get("figure", "arms"), arms=arms,
+        name=stem if scale == own else f"{stem}-{scale}",
+        scale=scale,
+        note=chosen.get("note", ""),
+        title=content["title"],
+        question=content["question"].strip(),
+        finding=content["finding"].strip(),
+        figure=content.get("figure", "arms"),
+        arms=arms,
         runs=[run for of_arm in runs.values() for run in of_arm.values()],
     )
 
@@ -370,9 +386,7 @@ def _budgets(value: Any, all_tasks: Sequence[str]) -> dict[str, int]:
     return {task: int(said.get(task, said.get(group))) for task, group in groups.items()}
 
 
-def _mapping(
-    key: str, value: Any, known: Sequence[str] | None = None, sections: bool = False
-) -> dict[str, Any]:
+def _mapping(key: str, value: Any, known: Sequence[str] | None = None, sections: bool = False) -> dict[str, Any]:
     """`value`, if it is a mapping of known keys; with `sections`, of dotted keys too."""
     if not isinstance(value, dict):
         raise InputError(f"{key}={value}: expected a mapping of keys to values")

@@ -49,24 +49,16 @@ RUNS = Key("runs", _paths, "folders of run directories, separated by commas")
 KEYS = {
     "runs": RUNS,
     "out": Key("figures", Path, "the folder that results go to"),
-    "sweep": Key(
-        None, str, "the name of one sweep (runs/sweeps/NAME.json); without it, all, and the runs of none"
-    ),
+    "sweep": Key(None, str, "the name of one sweep (runs/sweeps/NAME.json); without it, all, and the runs of none"),
     "style": Key("neurips", _one_of("neurips", "icml", "slides"), "neurips, icml or slides"),
-    "published": Key(
-        None, Path, "a checkout with published results, one of its files, or a tidy Parquet file"
-    ),
+    "published": Key(None, Path, "a checkout with published results, one of its files, or a tidy Parquet file"),
     "algorithms": Key(None, str, "published algorithms to show, separated by commas, or all"),
     "replicates": Key(2000, _count, "bootstrap replicates, a number of at least 1"),
-    "short": Key(
-        "cut", _one_of("cut", "drop"), "cut (an arm ends where its shortest run does) or drop (short runs)"
-    ),
+    "short": Key("cut", _one_of("cut", "drop"), "cut (an arm ends where its shortest run does) or drop (short runs)"),
     "at": Key(
         None, _count, "the env step at which arms are compared (default, and at most: the last that all have reached)"
     ),
-    "caption": Key(
-        True, _switch, "on or off: print captions on the figures (they are in captions.md as well)"
-    ),
+    "caption": Key(True, _switch, "on or off: print captions on the figures (they are in captions.md as well)"),
     "only": Key(None, str, "figures to draw, by name, separated by commas"),
     "every": Key(60, _count, "seconds between two looks at the runs"),
     "times": Key(None, _count, "stop after this many reports (default: when no run is left to wait for)"),
@@ -145,9 +137,7 @@ OUT = {"export": "tables", "tensorboard": "tensorboard", "wandb": "wandb"}  # wh
 def usage() -> str:
     lines = ["usage: python -m analysis COMMAND [key=value ...]", "", "commands:"]
     lines += [f"  {name:12} {command.summary}" for name, command in COMMANDS.items()]
-    return "\n".join(
-        [*lines, "", "python -m analysis COMMAND --help tells the keys of a command, with examples."]
-    )
+    return "\n".join([*lines, "", "python -m analysis COMMAND --help tells the keys of a command, with examples."])
 
 
 def command_usage(name: str) -> str:
@@ -167,19 +157,14 @@ def parse(name: str, arguments: list[str]) -> dict[str, Any]:
         InputError: an unknown key, or a value that its key does not take.
     """
     command = COMMANDS[name]
-    options = {
-        key: KEYS[key].parse(KEYS[key].default) if key == "runs" else KEYS[key].default
-        for key in command.keys
-    }
+    options = {key: KEYS[key].parse(KEYS[key].default) if key == "runs" else KEYS[key].default for key in command.keys}
     if "out" in options:
         options["out"] = Path(OUT.get(name, "figures"))
     for argument in arguments:
         key, equals, text = argument.partition("=")
         key = key.lower()
         if not equals:
-            raise InputError(
-                f"{argument}: expected key=value (python -m analysis {name} --help lists the keys)"
-            )
+            raise InputError(f"{argument}: expected key=value (python -m analysis {name} --help lists the keys)")
         if key not in command.keys:
             close = difflib.get_close_matches(key, command.keys, 1)
             hint = f"did you mean {close[0]}?" if close else f"its keys are {', '.join(command.keys)}"

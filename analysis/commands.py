@@ -38,10 +38,7 @@ def _published(options: dict[str, Any]) -> Published | None:
 def _contexts(studies: list[Study], options: dict[str, Any]) -> list[Context]:
     overlay = _published(options)
     chosen = style.STYLES[options.get("style", "neurips")]
-    return [
-        Context(study, chosen, options["replicates"], overlay, options.get("caption", True))
-        for study in studies
-    ]
+    return [Context(study, chosen, options["replicates"], overlay, options.get("caption", True)) for study in studies]
 
 
 def figures(options: dict[str, Any]) -> None:
@@ -55,10 +52,7 @@ def figures(options: dict[str, Any]) -> None:
         own = [figure for figure in rendered if figure.study == study.name]
         _write_captions(options["out"] / study.name, own)
         _print_study(study, _listing(options))
-        print(
-            f"  {options['out'] / study.name}/: {', '.join(f.name for f in own if not f.skipped)} (.pdf, "
-            f".png)"
-        )
+        print(f"  {options['out'] / study.name}/: {', '.join(f.name for f in own if not f.skipped)} (.pdf, .png)")
         for figure in own:
             if figure.skipped:
                 print(f"  no {figure.name}: {figure.skipped}")
@@ -139,9 +133,7 @@ def compare(options: dict[str, Any]) -> None:
 
     overlay = _published(options)
     if overlay is None:
-        raise InputError(
-            "published=: expected the path of published results (a checkout, a file, a tidy Parquet file)"
-        )
+        raise InputError("published=: expected the path of published results (a checkout, a file, a tidy Parquet file)")
     studies, problems, _ = _studies(options | {"at": None})  # here `at` is a mark, not where arms are compared
     marks = comparison.MARKS if options["at"] is None else (options["at"],)
     nothing = []
@@ -190,9 +182,7 @@ def export(options: dict[str, Any]) -> None:
         frame = getattr(tables, name)
         frame.to_csv(path, index=False) if options["format"] == "csv" else frame.to_parquet(path, index=False)
         print(f"{path}: {style.counted(len(frame), 'row')}")
-    damaged = tables.runs[
-        tables.runs["status"].isin(["unreadable", "torn", "failed"]) | (tables.runs["remarks"] != "")
-    ]
+    damaged = tables.runs[tables.runs["status"].isin(["unreadable", "torn", "failed"]) | (tables.runs["remarks"] != "")]
     for row in runs.records(damaged):
         print(f"  {row.run}: {row.status}: {'; '.join(filter(None, [row.reason, row.remarks]))}")
 

@@ -48,9 +48,7 @@ def compare(study: Study, published: Published, marks: tuple[int, ...] = MARKS) 
 def table(study: Study, published: Published, frame: pd.DataFrame) -> Table:
     """The comparison as a table: the arm's own algorithm first, then the others."""
     labels = {arm.name: style.label(arm) for arm in study.arms}
-    ordered = frame.sort_values(
-        ["env_step", "task", "arm", "same", "algorithm"], ascending=[True] * 3 + [False, True]
-    )
+    ordered = frame.sort_values(["env_step", "task", "arm", "same", "algorithm"], ascending=[True] * 3 + [False, True])
     rows = [
         [
             row.task, style.steps(row.env_step), labels[row.arm], f"{row.own:.0f} ({row.own_seeds})",

@@ -79,9 +79,7 @@ def load(path: Path) -> Published:
     frame["algorithm"] = [_algorithm(str(name)) for name in frame["algorithm"]]
     frame = _named_by_source(frame)
     frame["task"] = frame["task"].str.replace("_", "-").str.replace("ball-in-cup", "cup", regex=False)
-    frame = frame.dropna(subset=["episode_return"]).astype(
-        {"seed": int, "env_step": int, "episode_return": float}
-    )
+    frame = frame.dropna(subset=["episode_return"]).astype({"seed": int, "env_step": int, "episode_return": float})
     frame = _split_repeated_seeds(frame)
     return _remarked(frame[[*COLUMNS, "format"]])
 
@@ -101,9 +99,7 @@ def select(published: Published, algorithms: str | None) -> Published:
         chosen = algorithms.split(",")
         for name in chosen:
             if name not in present:
-                raise InputError(
-                    f"algorithms={name}: not in the published results; expected some of {present}"
-                )
+                raise InputError(f"algorithms={name}: not in the published results; expected some of {present}")
     return _remarked(published.frame[published.frame["algorithm"].isin(chosen)])
 
 
@@ -126,9 +122,7 @@ def common_scores(frame: pd.DataFrame, tasks: list[str], last: int) -> tuple[np.
         lacking.
     """
     frame = frame[frame["task"].isin(tasks) & (frame["env_step"] <= last + LATE)]
-    table = frame.pivot_table(index=["task", "seed"], columns="env_step", values="episode_return").dropna(
-        axis=1
-    )
+    table = frame.pivot_table(index=["task", "seed"], columns="env_step", values="episode_return").dropna(axis=1)
     if set(table.index.get_level_values("task")) != set(tasks):
         return np.empty(0), []
     return table.columns.to_numpy(), [table.loc[task].to_numpy() / 1000.0 for task in tasks]
@@ -179,9 +173,7 @@ def _read_tidy(file: Path) -> tuple[str, pd.DataFrame] | None:
         raise InputError(f"published={file}: not a Parquet file ({str(error).splitlines()[0]})") from None
     required = {"algorithm", "task", "seed", "env_step", "episode_return"}
     if lacking := required - set(frame.columns):
-        raise InputError(
-            f"published={file}: no column {sorted(lacking)[0]!r}; expected {', '.join(sorted(required))}"
-        )
+        raise InputError(f"published={file}: no column {sorted(lacking)[0]!r}; expected {', '.join(sorted(required))}")
     if "variant" in frame:
         frame = frame[frame["variant"] == ""]
     if "suite" in frame:
@@ -203,9 +195,7 @@ def _read_mrq(file: Path) -> tuple[str, pd.DataFrame] | None:
             fields = line.split()
             if fields and fields[0].isdigit():
                 step = 2 * int(fields[0])
-                rows += [
-                    ("mrq", "MR.Q", task, seed, step, float(value)) for seed, value in enumerate(fields[1:])
-                ]
+                rows += [("mrq", "MR.Q", task, seed, step, float(value)) for seed, value in enumerate(fields[1:])]
     return ("MR.Q", pd.DataFrame(rows, columns=list(COLUMNS))) if rows else None
 
 

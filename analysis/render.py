@@ -49,9 +49,7 @@ def render(
     processes = min(os.cpu_count() or 1, 4)
     if processes > 1 and runs >= PARALLEL_FROM and hasattr(os, "fork"):
         _JOBS[:] = [(contexts, out, svg)]  # inherited by the forked workers: the tables are not copied
-        slowest_first = sorted(
-            jobs, key=lambda job: job[1] not in ("tasks", "iqm_return", "gpu_hours", "latent_rank")
-        )
+        slowest_first = sorted(jobs, key=lambda job: job[1] not in ("tasks", "iqm_return", "gpu_hours", "latent_rank"))
         import multiprocessing
 
         with ProcessPoolExecutor(processes, mp_context=multiprocessing.get_context("fork")) as pool:

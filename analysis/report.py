@@ -91,9 +91,7 @@ def _header(studies: list[Study], runs: pd.DataFrame, command: str) -> str:
 
 
 def _navigation(studies: list[Study]) -> str:
-    links = "".join(
-        f'<a href="#{_anchor(study.name)}">{_text(study.title or study.name)}</a>' for study in studies
-    )
+    links = "".join(f'<a href="#{_anchor(study.name)}">{_text(study.title or study.name)}</a>' for study in studies)
     return f'<nav>{links}<a href="#runs-list">All runs</a></nav>'
 
 
@@ -113,9 +111,7 @@ def _study(study: Study, rendered: list[Rendered], tables: list[Table]) -> str:
         remarks = len(study.problems) - len(counted)
         words = ", ".join(filter(None, [word, style.counted(remarks, "remark") if remarks else ""]))
         opened = " open" if len(study.problems) <= 10 else ""
-        parts.append(
-            f"<details{opened}><summary>Runs: {words}</summary>{_problems(study.problems)}</details>"
-        )
+        parts.append(f"<details{opened}><summary>Runs: {words}</summary>{_problems(study.problems)}</details>")
     parts += [_figure(figure) for figure in rendered if not figure.skipped]
     skipped = [figure for figure in rendered if figure.skipped]
     if skipped:
@@ -150,9 +146,7 @@ def _facts(study: Study) -> str:
                            for commit, dirty in zip(members["commit"], members["dirty"], strict=True)),
         "Versions": ", ".join(sorted(packages)) or "unknown",
     }  # fmt: skip
-    items = "".join(
-        f"<dt>{_text(name)}</dt><dd>{_text(value)}</dd>" for name, value in facts.items() if value
-    )
+    items = "".join(f"<dt>{_text(name)}</dt><dd>{_text(value)}</dd>" for name, value in facts.items() if value)
     return f'<dl class="facts">{items}</dl>'
 
 

@@ -92,9 +92,7 @@ def _load_folder(folder: Path, cache: bool, processes: int | None) -> RunTables:
 def _joined(prefix: str, runs: pd.Series) -> pd.Series:
     """Prefix a column of few distinct names through its categories, not row by row."""
     names = runs.astype("category")
-    return names.cat.rename_categories([prefix + str(name) for name in names.cat.categories]).astype(
-        "category"
-    )
+    return names.cat.rename_categories([prefix + str(name) for name in names.cat.categories]).astype("category")
 
 
 def _signatures(folder: Path) -> dict[str, str]:
@@ -162,9 +160,7 @@ def _merge(cached: RunTables, fresh: RunTables, stale: set[str]) -> RunTables:
 # -------------------------------------------------------------------------------------------- reading one run
 
 
-def _read_runs(
-    folder: Path, names: list[str], signatures: dict[str, str], processes: int | None
-) -> RunTables:
+def _read_runs(folder: Path, names: list[str], signatures: dict[str, str], processes: int | None) -> RunTables:
     if processes is None:
         processes = min(os.cpu_count() or 1, 8) if len(names) >= PARALLEL_FROM else 1
     paths = [str(folder / name) for name in names]
@@ -281,9 +277,7 @@ def _read_provenance(path: str, row: dict[str, Any], remarks: list[str]) -> None
             row[name] = str(last.get(name) or "")
         row["reason"] = {"interrupted": "interrupted", None: "running, or killed"}.get(last.get("ended"), "")
         if len({session.get("pack") for session in sessions}) > 1:
-            remarks.append(
-                "pack size changed between sessions: hours per run are those of the last pack size"
-            )
+            remarks.append("pack size changed between sessions: hours per run are those of the last pack size")
     except FileNotFoundError:
         remarks.append("provenance.json is missing")
     except (ValueError, AttributeError, TypeError, IndexError):
@@ -316,9 +310,7 @@ def _read_csv(path: str, name: str, columns: tuple[str, ...], remarks: list[str]
     commas = len(header) - 1
     bad = next((i for i, line in enumerate(lines) if line.count(",") != commas), None)
     if bad is not None:
-        raise _Unreadable(
-            f"{name}: line {bad + 1} has {lines[bad].count(',') + 1} fields, its header {len(header)}"
-        )
+        raise _Unreadable(f"{name}: line {bad + 1} has {lines[bad].count(',') + 1} fields, its header {len(header)}")
     try:
         fields = ",".join(lines[1:]).split(",")
         if "" in fields:
@@ -369,9 +361,7 @@ def _read_end(path: str, row: dict[str, Any]) -> None:
             promised = json.load(file).get("files", {})
         row.update(status="done", reason="")
         for name, size in promised.items():
-            found = (
-                os.path.getsize(os.path.join(path, name)) if os.path.exists(os.path.join(path, name)) else 0
-            )
+            found = os.path.getsize(os.path.join(path, name)) if os.path.exists(os.path.join(path, name)) else 0
             if found < size:
                 row.update(status="torn", reason=f"{name} has {found} bytes where DONE says {size}")
                 return

@@ -343,9 +343,7 @@ def _from_manifest(
     )  # fmt: skip
 
 
-def _from_unlisted(
-    runs: pd.DataFrame, tables: RunTables, short: str, at: int | None, own: list[Problem]
-) -> Study:
+def _from_unlisted(runs: pd.DataFrame, tables: RunTables, short: str, at: int | None, own: list[Problem]) -> Study:
     """Runs of no sweep: an arm is an agent and the values of those keys that differ within one of its
     tasks.
     """
@@ -424,9 +422,7 @@ def _checked(study: Study, short: str) -> Study:
         keep[index] = False
 
     evaluations = study.tables.evaluations
-    spoiled = (
-        evaluations[~np.isfinite(evaluations["mean_return"])].groupby("key", observed=True)["env_step"].min()
-    )
+    spoiled = evaluations[~np.isfinite(evaluations["mean_return"])].groupby("key", observed=True)["env_step"].min()
     for row in records(members):
         if row.status in ("failed", "unreadable"):
             leave_out(
@@ -439,35 +435,25 @@ def _checked(study: Study, short: str) -> Study:
         elif row.key in spoiled.index:
             leave_out(row.Index, "nan", f"return is not finite at env step {spoiled[row.key]}")
         if row.remarks:
-            problems.append(
-                Problem("remark", row.run, row.remarks, "counted" if keep[row.Index] else "left out")
-            )
+            problems.append(Problem("remark", row.run, row.remarks, "counted" if keep[row.Index] else "left out"))
     for index, kind, detail in _odd_configurations(members[keep]):
         leave_out(index, kind, detail)
     furthest = members[keep].sort_values("env_step", ascending=False, kind="stable")
     for index in furthest.index[furthest.duplicated(["arm", "task", "seed"])]:
         row = members.loc[index]
-        leave_out(
-            index, "duplicate", f"a second run of {row['arm']} on {row['task']}, seed {row['seed']:.0f}"
-        )
+        leave_out(index, "duplicate", f"a second run of {row['arm']} on {row['task']}, seed {row['seed']:.0f}")
     for row in records(members[keep]):
         if row.status != "torn" and row.env_step >= row.budget:
             continue
         kind = "torn" if row.status == "torn" else "short"
-        detail = f"{row.env_step:.0f} of {row.budget:.0f} env steps" + (
-            f", {row.reason}" if row.reason else ""
-        )
+        detail = f"{row.env_step:.0f} of {row.budget:.0f} env steps" + (f", {row.reason}" if row.reason else "")
         if short == "drop":
             leave_out(row.Index, kind, detail)
         elif row.env_step < row.budget:
-            problems.append(
-                Problem(kind, str(row.run), detail, f"cuts {row.arm} there; short=drop leaves it out")
-            )
+            problems.append(Problem(kind, str(row.run), detail, f"cuts {row.arm} there; short=drop leaves it out"))
         else:
             problems.append(Problem(kind, str(row.run), detail, "counted"))
-    study.members = members[keep].astype(
-        {"seed": int, "budget": int, "env_step": int, "key": str, "pack": int}
-    )
+    study.members = members[keep].astype({"seed": int, "budget": int, "env_step": int, "key": str, "pack": int})
     problems += _mixed(study)
     present = set(study.members["arm"])
     for arm in study.arms:
@@ -510,9 +496,7 @@ def _odd_configurations(members: pd.DataFrame) -> list[tuple[Any, str, str]]:
             kind = "action repeat" if key.endswith("action_repeat") else "configuration"
             for index, value in values.items():
                 if value != usual and index not in {index for index, _, _ in odd}:
-                    odd.append(
-                        (index, kind, f"{key}={value} where {count} of {len(indices)} runs have {usual}")
-                    )
+                    odd.append((index, kind, f"{key}={value} where {count} of {len(indices)} runs have {usual}"))
 
     everything = set().union(*(config.keys() for config in configs.values())) if configs else set()
     differences(list(configs), {key for key in everything if key.endswith("action_repeat")})

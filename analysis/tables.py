@@ -64,10 +64,7 @@ def scores(study: Study, replicates: int = REPLICATES) -> Table:
     if shared:
         at_once = statistics.several(list(statistics.AGGREGATES.values()))
         mark = np.array([study.mark])
-        by_arm = [
-            statistics.interval(study.scores(arm.name, mark, shared), at_once, replicates)
-            for arm in study.arms
-        ]
+        by_arm = [statistics.interval(study.scores(arm.name, mark, shared), at_once, replicates) for arm in study.arms]
         for k, name in enumerate(statistics.AGGREGATES):
             estimates = [Estimate(e.point[k : k + 1], e.low[k : k + 1], e.high[k : k + 1]) for e in by_arm]
             bold |= {(len(rows), 1 + i) for i in _best(estimates, sign=-1 if name == "Optimality gap" else 1)}
@@ -143,9 +140,7 @@ def efficiency(study: Study, replicates: int = REPLICATES) -> Table:
         cells, medians = [], []
         for arm in study.arms:
             steps = _until_mark(study, arm)
-            reached = statistics.first_reaching(
-                study.runs(arm.name, task, "mean_return", steps), steps, threshold
-            )
+            reached = statistics.first_reaching(study.runs(arm.name, task, "mean_return", steps), steps, threshold)
             middle = float(np.quantile(reached, 0.5, method="higher")) if len(reached) else np.inf
             count = int(np.isfinite(reached).sum())
             shown = style.steps(middle) if np.isfinite(middle) else "not"
@@ -161,9 +156,7 @@ def efficiency(study: Study, replicates: int = REPLICATES) -> Table:
         estimates = []
         for arm in study.arms:
             steps = _until_mark(study, arm)
-            areas = [
-                statistics.area_under_curve(task, steps) for task in study.scores(arm.name, steps, shared)
-            ]
+            areas = [statistics.area_under_curve(task, steps) for task in study.scores(arm.name, steps, shared)]
             estimates.append(statistics.interval(areas, statistics.iqm, replicates))
             numbers.append(_number("area under curve", arm, estimates[-1]))
         bold |= {(last, 1 + i) for i in _best(estimates)}
@@ -283,9 +276,7 @@ def latex(table: Table) -> str:
     for i, row in enumerate(table.rows):
         if i in table.rules and i:
             lines.append(r"\midrule")
-        cells = [
-            rf"\textbf{{{_tex(text)}}}" if (i, j) in table.bold else _tex(text) for j, text in enumerate(row)
-        ]
+        cells = [rf"\textbf{{{_tex(text)}}}" if (i, j) in table.bold else _tex(text) for j, text in enumerate(row)]
         lines.append(" & ".join(cells) + r" \\")
     return "\n".join([*lines, r"\bottomrule", r"\end{tabular}}", rf"\end{{{environment}}}", ""])
 

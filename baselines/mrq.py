@@ -74,7 +74,12 @@ class MRQ(Agent[Config]):
         "default": {},
         "small": {"zs_dim": 128, "za_dim": 64, "zsa_dim": 128, "hidden_dim": 128, "batch_size": 128},
         "tiny": {
-            "zs_dim": 16, "za_dim": 8, "zsa_dim": 16, "hidden_dim": 16, "batch_size": 16, "target_every": 10,
+            "zs_dim": 16,
+            "za_dim": 8,
+            "zsa_dim": 16,
+            "hidden_dim": 16,
+            "batch_size": 16,
+            "target_every": 10,
         },
     }
 
@@ -83,8 +88,13 @@ class MRQ(Agent[Config]):
         c, o, a, h = config, spec.observation_dim, spec.action_dim, config.hidden_dim
 
         def network(
-            inputs: int, hidden: tuple[int, ...], outputs: int, activation: str = "elu", ensemble: int = 0,
-            precise_input: bool = False, precise_output: bool = False,
+            inputs: int,
+            hidden: tuple[int, ...],
+            outputs: int,
+            activation: str = "elu",
+            ensemble: int = 0,
+            precise_input: bool = False,
+            precise_output: bool = False,
         ) -> MLP:
             precise = {"precise_input": precise_input, "precise_output": precise_output}
             return MLP(inputs, hidden, outputs, activation, "plain", ensemble, "xavier_relu", **precise)
@@ -110,9 +120,7 @@ class MRQ(Agent[Config]):
         """zs = f(s): (..., O) -> (..., zs_dim)."""
         return F.elu(layer_norm(self.target.networks["f"](encoder["f"], observation)))
 
-    def embed_action(
-        self, encoder: Encoder, zs: Tensor, action: Tensor, hidden: list[Tensor] | None = None
-    ) -> Tensor:
+    def embed_action(self, encoder: Encoder, zs: Tensor, action: Tensor, hidden: list[Tensor] | None = None) -> Tensor:
         """zsa = g(zs, a): (B, zsa_dim)."""
         net = self.target.networks
         za = F.elu(net["embedding"](encoder["embedding"], action))
@@ -159,9 +167,7 @@ class MRQ(Agent[Config]):
 
     # --- acting
 
-    def act(
-        self, state: State, carry: State, observation: Tensor, noise: Noises, clock: State
-    ) -> tuple[Tensor, State]:
+    def act(self, state: State, carry: State, observation: Tensor, noise: Noises, clock: State) -> tuple[Tensor, State]:
         zs = self.embed_state(self.encoder.unpack(state["encoder"], self.dtype), observation)
         action = self.squash(self.pre_activation(state["policy"], zs), noise.get("gumbel"))
         if "action" in noise:
@@ -227,9 +233,7 @@ class MRQ(Agent[Config]):
         loss, q = F.smooth_l1_loss(q, y.expand(q.shape)), q.detach()
         return loss, ((q - y).abs(), {"q_mean": q.mean(), "q_min": q.min(), "q_max": q.max()})
 
-    def policy_loss(
-        self, policy: Tensor, value: Tensor, encoder: Tensor, zs: Tensor, noise: Noises
-    ) -> Tensor:
+    def policy_loss(self, policy: Tensor, value: Tensor, encoder: Tensor, zs: Tensor, noise: Noises) -> Tensor:
         """Minus the mean value of both heads; the gradient passes through g into the action."""
         x = self.pre_activation(policy, zs)
         action = self.squash(x, noise.get("gumbel"))
@@ -260,9 +264,7 @@ class MRQ(Agent[Config]):
             noise |= {"target_gumbel": Noise(shape, "uniform"), "gumbel": Noise(shape, "uniform")}
         return Stage(noise=noise)
 
-    def synchronise(
-        self, state: State, batch: None, noise: Noises, clock: State
-    ) -> tuple[dict[str, Tensor], Metrics]:
+    def synchronise(self, state: State, batch: None, noise: Noises, clock: State) -> tuple[dict[str, Tensor], Metrics]:
         """Hard copies to the targets, and a new scale of rewards ("Periodic sync")."""
         scale = torch.clamp(clock["mean_absolute_reward"], min=1e-8)
         seen = torch.maximum(state["terminations_seen"], (clock["terminations"] > 0).float())
@@ -285,17 +287,13 @@ class MRQ(Agent[Config]):
         changed, _ = self.encoder_optimiser.step("encoder", state, gradient)
         return changed, {"encoder_loss": loss, **parts}
 
-    def update_rl(
-        self, state: State, batch: Batch, noise: Noises, clock: State
-    ) -> tuple[dict[str, Tensor], Metrics]:
+    def update_rl(self, state: State, batch: Batch, noise: Noises, clock: State) -> tuple[dict[str, Tensor], Metrics]:
         """Values, then policy, on embeddings that stay as they are."""
         c, encoder = self.config, self.encoder.unpack(state["encoder"], self.dtype)
         y = self.target_value(state, batch, noise)
         zs = self.embed_state(encoder, batch.observation[0])
         zsa = self.embed_action(encoder, zs, self.realise(batch.action[0]))
-        gradient, (loss, (error, parts)) = grad_and_value(self.value_loss, has_aux=True)(
-            state["value"], zsa, y
-        )
+        gradient, (loss, (error, parts)) = grad_and_value(self.value_loss, has_aux=True)(state["value"], zsa, y)
         changed, norm = self.value_optimiser.step("value", state, gradient)
         metrics = {"value_loss": loss, **parts, "target_mean": y.mean(), "target_std": y.std()}
         gradient, loss = grad_and_value(self.policy_loss)(

@@ -31,11 +31,15 @@ class Config:
     # latent
     latent_dim: int = setting(50, "l, width of the latent; 100 on hard tasks", low=1, high=65536)
     quantizer: str = setting(
-        "none", "iQRL's difference: `fsq` gives latents of width l times the channels",
+        "none",
+        "iQRL's difference: `fsq` gives latents of width l times the channels",
         choices=("none", "fsq", "tanh", "simnorm", "l2"),
     )
     fsq_levels: list[int] = setting(
-        [8, 8], "levels of each FSQ channel", low=3, high=1024,
+        [8, 8],
+        "levels of each FSQ channel",
+        low=3,
+        high=1024,
         hint="a level is at least 2, and 2 is degenerate under FSQ's bound: expected 3 or more",
     )
     unsynced_targets: bool = setting(False, "released code: target networks start from weights of their own (T1)")

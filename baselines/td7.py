@@ -77,18 +77,24 @@ class TD7(Agent[Config]):
         super().__init__(config, spec, dtype)
         o, a, w = spec.observation_dim, spec.action_dim, config.width
         embedded = w if config.use_sale else 0
-        self.encoder = ParameterGroup({
-            "f": MLP(o, (w, w), w, "elu", "none", precise_input=True),
-            "g": MLP(w + a, (w, w), w, "elu", "none"),
-        })
-        self.actor = ParameterGroup({
-            "input": MLP(o, (), w, precise_input=True),
-            "trunk": MLP(w + embedded, (w, w), a, "relu", "none", precise_output=True),
-        })
-        self.critic = ParameterGroup({
-            "input": MLP(o + a, (), w, ensemble=2, precise_input=True),
-            "trunk": MLP(w + 2 * embedded, (w, w), 1, "elu", "none", ensemble=2, precise_output=True),
-        })
+        self.encoder = ParameterGroup(
+            {
+                "f": MLP(o, (w, w), w, "elu", "none", precise_input=True),
+                "g": MLP(w + a, (w, w), w, "elu", "none"),
+            }
+        )
+        self.actor = ParameterGroup(
+            {
+                "input": MLP(o, (), w, precise_input=True),
+                "trunk": MLP(w + embedded, (w, w), a, "relu", "none", precise_output=True),
+            }
+        )
+        self.critic = ParameterGroup(
+            {
+                "input": MLP(o + a, (), w, ensemble=2, precise_input=True),
+                "trunk": MLP(w + 2 * embedded, (w, w), 1, "elu", "none", ensemble=2, precise_output=True),
+            }
+        )
         self.encoder_optimiser = Adam(config.enc_lr)
         self.actor_optimiser, self.critic_optimiser = Adam(config.actor_lr), Adam(config.critic_lr)
 
@@ -108,16 +114,19 @@ class TD7(Agent[Config]):
         parameters = self.encoder.unpack(encoder, self.dtype)["g"]
         return self.encoder.networks["g"](parameters, torch.cat([zs, action], -1))
 
-    def policy(
-        self, actor: Tensor, observation: Tensor, zs: Tensor, hidden: list[Tensor] | None = None
-    ) -> Tensor:
+    def policy(self, actor: Tensor, observation: Tensor, zs: Tensor, hidden: list[Tensor] | None = None) -> Tensor:
         """pi(s, zs) in [-1, 1]: (B, A)."""
         parameters, net = self.actor.unpack(actor, self.dtype), self.actor.networks
         u = avg_l1_norm(net["input"](parameters["input"], observation))
         return torch.tanh(net["trunk"].forward(parameters["trunk"], torch.cat([u, zs], -1), hidden))
 
     def values(
-        self, critic: Tensor, observation: Tensor, action: Tensor, zsa: Tensor, zs: Tensor,
+        self,
+        critic: Tensor,
+        observation: Tensor,
+        action: Tensor,
+        zsa: Tensor,
+        zs: Tensor,
         hidden: list[Tensor] | None = None,
     ) -> Tensor:
         """Q(s, a, zsa, zs) of both heads: (2, B)."""

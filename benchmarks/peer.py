@@ -273,7 +273,8 @@ def td3(path: str, slices: Slices, size: int = 0) -> Peer:
     ):
         networks[f"{state}actor/actor"] = actor
         networks[f"{state}critic/critic"] = [
-            nn.Sequential(critic.l1, critic.l2, critic.l3), nn.Sequential(critic.l4, critic.l5, critic.l6)
+            nn.Sequential(critic.l1, critic.l2, critic.l3),
+            nn.Sequential(critic.l4, critic.l5, critic.l6),
         ]
     return Peer(repeat(lambda: agent.train(replay, size)), networks, smoothing, lambda o, noise: agent.actor(o))
 

@@ -91,8 +91,7 @@ class ControlSuiteTask:
         self._observation = np.zeros(self.observation_dim, np.float32)
         ends = np.cumsum([entry.size for entry in entries])
         self._observation_entries = [
-            self._observation[end - entry.size : end].reshape(entry.shape)
-            for end, entry in zip(ends, entries)
+            self._observation[end - entry.size : end].reshape(entry.shape) for end, entry in zip(ends, entries)
         ]
         self._renderer: Any = None
 

@@ -93,21 +93,15 @@ class _CupSpin(ball_in_cup.BallInCup):
     def get_reward(self, physics: ball_in_cup.Physics) -> float:
         distance = float(np.linalg.norm(physics.ball_to_target()))
         speed = float(np.linalg.norm(physics.named.data.qvel[["ball_x", "ball_z"]]))
-        away = rewards.tolerance(
-            distance, bounds=(0.5, _INFINITY), margin=0.25, value_at_margin=0.5, sigmoid="linear"
-        )
-        fast = rewards.tolerance(
-            speed, bounds=(6, _INFINITY), margin=3, value_at_margin=0.5, sigmoid="linear"
-        )
+        away = rewards.tolerance(distance, bounds=(0.5, _INFINITY), margin=0.25, value_at_margin=0.5, sigmoid="linear")
+        fast = rewards.tolerance(speed, bounds=(6, _INFINITY), margin=3, value_at_margin=0.5, sigmoid="linear")
         return (1 - physics.in_target()) * (away + 2 * fast) / 3
 
 
 class _PendulumSpin(pendulum.SwingUp):
     def get_reward(self, physics: pendulum.Physics) -> float:
         speed = abs(float(physics.angular_velocity()[0]))
-        return rewards.tolerance(
-            speed, bounds=(9, _INFINITY), margin=4.5, value_at_margin=0.5, sigmoid="linear"
-        )
+        return rewards.tolerance(speed, bounds=(9, _INFINITY), margin=4.5, value_at_margin=0.5, sigmoid="linear")
 
 
 def _builder(base: Callable[..., control.Environment], task: Callable[..., Any]) -> Callable[..., Any]:
@@ -127,14 +121,8 @@ _BUILDERS: dict[tuple[str, str], Callable[..., control.Environment]] = {
     ("cheetah", "run_back"): _builder(cheetah.run, lambda random: _CheetahOnOneFoot("ffoot", random)),
     ("cheetah", "run_backwards"): _builder(cheetah.run, _CheetahBackwards),
     ("cheetah", "run_front"): _builder(cheetah.run, lambda random: _CheetahOnOneFoot("bfoot", random)),
-    ("hopper", "hop_backwards"): _builder(
-        hopper.hop, lambda random: _HopperBackwards(hopping=True, random=random)
-    ),
+    ("hopper", "hop_backwards"): _builder(hopper.hop, lambda random: _HopperBackwards(hopping=True, random=random)),
     ("pendulum", "spin"): _builder(pendulum.swingup, _PendulumSpin),
-    ("walker", "run_backwards"): _builder(
-        walker.run, lambda random: _WalkerBackwards(move_speed=8, random=random)
-    ),
-    ("walker", "walk_backwards"): _builder(
-        walker.walk, lambda random: _WalkerBackwards(move_speed=1, random=random)
-    ),
+    ("walker", "run_backwards"): _builder(walker.run, lambda random: _WalkerBackwards(move_speed=8, random=random)),
+    ("walker", "walk_backwards"): _builder(walker.walk, lambda random: _WalkerBackwards(move_speed=1, random=random)),
 }

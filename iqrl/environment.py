@@ -39,9 +39,7 @@ class Environment:
     def __init__(self, task_name: str, action_repeat: int = 2):
         ref = tasks.parse(task_name)
         if not isinstance(action_repeat, int) or not 1 <= action_repeat <= _LARGEST_REPEAT:
-            raise InputError(
-                f"action_repeat={action_repeat}: expected a whole number from 1 to {_LARGEST_REPEAT}"
-            )
+            raise InputError(f"action_repeat={action_repeat}: expected a whole number from 1 to {_LARGEST_REPEAT}")
         self._task = GymnasiumTask(ref) if ref.domain == "gym" else ControlSuiteTask(ref)
         self._modifiers = ref.modifiers
         if self._task.discrete and ref.modifiers.action_noise:
@@ -77,8 +75,7 @@ class Environment:
         self._running = True
         # A stream for each modifier: switching one on leaves the others' draws as they were.
         self._action_noise, self._observation_noise, self._sticky = (
-            np.random.default_rng(np.random.SeedSequence(seed_sequence_key, spawn_key=(stream,)))
-            for stream in range(3)
+            np.random.default_rng(np.random.SeedSequence(seed_sequence_key, spawn_key=(stream,))) for stream in range(3)
         )
         self._command: np.ndarray | None = None
         return self._observed(observation)

@@ -96,8 +96,7 @@ class EnvironmentPool:
             self._slots = _Slots(mmap.mmap(memory, 0), count, self.spec)
             shares = np.array_split(np.arange(count), self.workers)
             self._crew = [
-                _Worker(number, share.tolist(), memory, count, self.spec)
-                for number, share in enumerate(shares)
+                _Worker(number, share.tolist(), memory, count, self.spec) for number, share in enumerate(shares)
             ]
             self._memory = memory
             try:
@@ -146,16 +145,12 @@ class EnvironmentPool:
             WorkerError: a worker died too often.
         """
         if actions.shape != (self.count, self.spec.action_dim):
-            raise ValueError(
-                f"actions of shape {actions.shape}: expected {(self.count, self.spec.action_dim)}"
-            )
+            raise ValueError(f"actions of shape {actions.shape}: expected {(self.count, self.spec.action_dim)}")
         running = np.array([key is not None for key in self._keys])
         failed = np.array([i in self.errors for i in range(self.count)])
         asked = running if active is None else np.asarray(active, bool) & ~failed
         if (asked & ~running).any():
-            raise RuntimeError(
-                f"environments {np.flatnonzero(asked & ~running).tolist()} have no running episode"
-            )
+            raise RuntimeError(f"environments {np.flatnonzero(asked & ~running).tolist()} have no running episode")
         slots = self._slots
         slots.active[:] = asked
         slots.rewards[:] = 0.0
@@ -494,9 +489,7 @@ def _work(connection: Connection, memory: int) -> None:
     errors: dict[int, str] = {}
     for i, key in setup["episodes"]:
         try:
-            slots.observations[i] = _replay(
-                environments[i], tuple(key), slots.actions[i, : slots.decisions[i]]
-            )
+            slots.observations[i] = _replay(environments[i], tuple(key), slots.actions[i, : slots.decisions[i]])
         except Exception as error:
             errors[i] = _described(error)
     while True:

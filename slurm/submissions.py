@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
 ROW = ("run", "agent", "task", "arm", "env_steps")  # what is read of a manifest's rows
 
+
 @dataclass
 class Job:
     """One unit of work of a submission: id in Slurm's queue ("" for the local queue), and its packs.

@@ -29,9 +29,7 @@ def run_folders(folders: list[Path]) -> Iterator[Path]:
         for path in sorted(folder.iterdir()):
             if not path.name.startswith(".") and (path / "config.yaml").is_file():
                 if path.name in seen:
-                    raise InputError(
-                        f"runs={path}: a run of this name is in {seen[path.name].parent} as well"
-                    )
+                    raise InputError(f"runs={path}: a run of this name is in {seen[path.name].parent} as well")
                 seen[path.name] = path
                 yield path
 
@@ -68,9 +66,7 @@ def _table(path: Path) -> list[dict[str, float]]:
     table = []
     for line in lines[1:]:
         try:
-            fields = {
-                name: float(field) for name, field in zip(header, line.split(","), strict=True) if field
-            }
+            fields = {name: float(field) for name, field in zip(header, line.split(","), strict=True) if field}
         except ValueError:
             break  # a damaged line: what follows it cannot be trusted either
         if "env_step" not in fields:

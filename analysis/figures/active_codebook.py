@@ -33,9 +33,7 @@ def extremes(context: Context, quantity: str) -> pd.DataFrame:
         steps, values = aligned(context, arm, quantity)
         means = sum(task.mean(axis=0) for task in values) / len(values)
         frames.append(pd.DataFrame({"arm": arm.name, "env_step": steps, "point": means}))
-    return (
-        pd.concat(frames, ignore_index=True) if frames else pd.DataFrame(columns=["arm", "env_step", "point"])
-    )
+    return pd.concat(frames, ignore_index=True) if frames else pd.DataFrame(columns=["arm", "env_step", "point"])
 
 
 def draw(context: Context) -> Drawing:
@@ -49,9 +47,7 @@ def draw(context: Context) -> Drawing:
     step_axis(ax)
     ax.set_ylim(0, 102)
     ax.set_ylabel("Active codebook (%)")
-    dotted = Line2D(
-        [], [], linestyle=":", color="#606060", linewidth=0.9, label="least and most used dimension"
-    )
+    dotted = Line2D([], [], linestyle=":", color="#606060", linewidth=0.9, label="least and most used dimension")
     legend_above(context, figure, [dotted], arms=frame["arm"])
     shown, left_out = over(context, "active_codebook_mean")
     caption = (

@@ -40,11 +40,7 @@ def draw(context: Context) -> Drawing:
     caption = (
         f"{TITLE}: median over runs of {shown}. Bands: quartiles over runs, not a "
         f"confidence interval.{lacking(context, frame)}{left_out}"
-        + (
-            f" Where the line of {', '.join(infinite)} is interrupted, the median is infinite."
-            if infinite
-            else ""
-        )
+        + (f" Where the line of {', '.join(infinite)} is interrupted, the median is infinite." if infinite else "")
         + (" Values above 1e16, which are rounding, are drawn there." if beyond else "")
     )
     return Drawing(figure, finish(context, figure, caption), [(axes[0, 0], series)])

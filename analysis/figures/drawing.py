@@ -112,9 +112,7 @@ def finish(context: Context, figure: Figure, caption: str, x_label: str = "") ->
     share = foot / (body + foot)
     label = 1.5 * context.style.font_size / 72 / (body + foot) if x_label else 0.0  # its height, as a share
     if x_label:
-        figure.text(
-            0.5, share + label / 2, x_label, ha="center", va="center", fontsize=context.style.font_size
-        )
+        figure.text(0.5, share + label / 2, x_label, ha="center", va="center", fontsize=context.style.font_size)
     engine = figure.get_layout_engine()
     if engine is not None:
         engine.set(rect=(0, share + label, 1, 1 - share - label))  # type: ignore[call-arg]
@@ -200,9 +198,7 @@ def frame_of(arm: str, steps: np.ndarray, estimate: Estimate, **columns: Any) ->
     return pd.DataFrame({"arm": arm, "env_step": steps, **values, **columns})
 
 
-def draw_curves(
-    context: Context, axes: Axes, frame: pd.DataFrame, small: bool = False
-) -> list[dict[str, Any]]:
+def draw_curves(context: Context, axes: Axes, frame: pd.DataFrame, small: bool = False) -> list[dict[str, Any]]:
     """Lines and bands of a tidy frame (arm, env_step, point, low, high); returns the series behind them.
 
     `small` is for panels in a grid: thinner lines, no markers.
@@ -293,9 +289,7 @@ def legend_above(
     columns = math.ceil(len(handles) / rows)
     width, height = figure.get_size_inches()
     figure.set_size_inches(width, height + (rows - 1) * 1.4 * context.style.font_size / 72)
-    figure.legend(
-        handles=handles, loc="outside upper center", ncols=columns, columnspacing=1.2, handlelength=1.8
-    )
+    figure.legend(handles=handles, loc="outside upper center", ncols=columns, columnspacing=1.2, handlelength=1.8)
 
 
 def arms_with(context: Context, quantity: str) -> list[Arm]:

@@ -34,9 +34,7 @@ def data(context: Context) -> pd.DataFrame:
             continue
         x, y = ([task[:, 0] for task in study.scores(arm.name, mark, tasks)] for arm in (first, second))
         estimate = statistics.probability_of_improvement(x, y, context.replicates)
-        rows.append(
-            (first.name, second.name, estimate.point[0], estimate.low[0], estimate.high[0], len(tasks))
-        )
+        rows.append((first.name, second.name, estimate.point[0], estimate.low[0], estimate.high[0], len(tasks)))
     if not rows:
         raise Skip("no two arms share a task with a known return scale")
     return pd.DataFrame(rows, columns=["first", "second", "point", "low", "high", "tasks"])

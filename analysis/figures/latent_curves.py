@@ -63,9 +63,7 @@ def quartile_curves(context: Context, quantity: str) -> pd.DataFrame:
     for arm in arms_with(context, quantity):
         steps, values = aligned(context, arm, quantity)
         if len(steps):
-            low, point, high = np.quantile(
-                np.concatenate(values), [0.25, 0.5, 0.75], axis=0, method="nearest"
-            )
+            low, point, high = np.quantile(np.concatenate(values), [0.25, 0.5, 0.75], axis=0, method="nearest")
             estimate = Estimate(point, low, high)
             frames.append(frame_of(arm.name, steps, estimate, runs=sum(map(len, values)), tasks=len(values)))
     return _all(frames, quantity)

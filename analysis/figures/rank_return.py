@@ -22,13 +22,9 @@ def data(context: Context) -> pd.DataFrame:
     frames = []
     for arm in arms_with(context, "rank_0.01"):
         for task in study.shared_tasks([arm]):
-            rank, width, score = (
-                study.runs(arm.name, task, q, mark)[:, 0] for q in ("rank_0.01", "width", "score")
-            )
+            rank, width, score = (study.runs(arm.name, task, q, mark)[:, 0] for q in ("rank_0.01", "width", "score"))
             frames.append(
-                pd.DataFrame(
-                    {"arm": arm.name, "task": task, "rank_percent": 100 * rank / width, "score": score}
-                )
+                pd.DataFrame({"arm": arm.name, "task": task, "rank_percent": 100 * rank / width, "score": score})
             )
     frame = pd.concat(frames, ignore_index=True).dropna() if frames else pd.DataFrame()
     if frame.empty:
@@ -68,9 +64,7 @@ def draw(context: Context) -> Drawing:
                 linewidths=0,
             )
             handles.append(
-                Line2D(
-                    [], [], linestyle="", marker=marker, markersize=4, color=colour, label=style.label(arm)
-                )
+                Line2D([], [], linestyle="", marker=marker, markersize=4, color=colour, label=style.label(arm))
             )
     ax.set_xlabel("Latent rank at tolerance $10^{-2}$ (% of latent width)")
     ax.set_ylabel("Normalised return")

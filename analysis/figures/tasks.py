@@ -54,9 +54,7 @@ def published_data(context: Context) -> pd.DataFrame:
     frame = context.published.frame
     frame = frame[frame["task"].isin(context.study.tasks) & (frame["env_step"] <= budget + LATE)]
     rows = (
-        frame.groupby(["task", "algorithm", "env_step"])["episode_return"]
-        .agg(["mean", "std", "count"])
-        .reset_index()
+        frame.groupby(["task", "algorithm", "env_step"])["episode_return"].agg(["mean", "std", "count"]).reset_index()
     )
     complete = rows["count"] == rows.groupby(["task", "algorithm"])["count"].transform("max")
     rows = rows[complete]
@@ -95,9 +93,7 @@ def draw(context: Context) -> Drawing:
         hover.append((ax, series))
     for ax in axes.flat[len(study.tasks) :]:
         ax.set_visible(False)
-    for column in range(
-        columns
-    ):  # with a last row not full, the lowest panel of each column carries the numbers
+    for column in range(columns):  # with a last row not full, the lowest panel of each column carries the numbers
         lowest = max(i for i in range(column, len(study.tasks), columns))
         axes.flat[lowest].tick_params(labelbottom=True)
     figure.supylabel("Mean return", fontsize=context.style.font_size)

@@ -76,9 +76,7 @@ def test_an_arm_learns_and_acts(runs):
     }  # of both seeds
     assert any("critic" in k for k in changed) or any("value" in k for k in changed), changed
     metrics = [engine.metrics(place) for place in (0, 1)]
-    assert metrics[0].keys() == metrics[1].keys() and all(
-        np.isfinite(list(m.values())).all() for m in metrics
-    )
+    assert metrics[0].keys() == metrics[1].keys() and all(np.isfinite(list(m.values())).all() for m in metrics)
 
     for place, seed in enumerate(SEEDS):
         carry, total = engine.initial_carry(1, 1), 0.0

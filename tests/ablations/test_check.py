@@ -222,9 +222,7 @@ def test_check_tells_every_problem_at_once(tmp_path, capsys):
     path = tmp_path / "mine.yaml"
     path.write_text(RIGHT.replace("agent.horizon: 1", "agent.horizon: 5").replace("10000}", "20000}"))
     err = run(["check", str(path)], capsys)[2]
-    assert (
-        "base: eval.every=20000" in err and "arm h1: agent.horizon=5" in err and "same configuration" in err
-    )
+    assert "base: eval.every=20000" in err and "arm h1: agent.horizon=5" in err and "same configuration" in err
 
 
 @pytest.mark.parametrize("name", ablations.names())

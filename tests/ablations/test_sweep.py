@@ -68,9 +68,7 @@ def test_an_arm_is_the_base_and_its_delta(file):
     )
     assert c.agent.name == "td3" and c.settings.lr == 1e-4  # and the base's agent.horizon is not TD3's
     assert all(run.words == ("train.precision=float32",) for run in sweep.runs)
-    assert [run.config.settings.latent_dim for run in by_arm(sweep, "a")] == [512] * 3 + [
-        1024
-    ] * 3  # dog's own
+    assert [run.config.settings.latent_dim for run in by_arm(sweep, "a")] == [512] * 3 + [1024] * 3  # dog's own
 
 
 def test_lite_changes_what_it_says_and_no_more(file):
@@ -119,8 +117,7 @@ def test_runs_that_arms_share_are_executed_once(tmp_path):
     path = tmp_path / "shared.yaml"
     arms = "{a: {}, b: {agent.nstep: 1}, c: {agent.nstep: 3}}"
     path.write_text(
-        f"{{title: t, question: q, finding: f, arms: {arms},"
-        " tasks: [walker-walk, dog-run], seeds: 0, env_steps: 9}"
+        f"{{title: t, question: q, finding: f, arms: {arms}, tasks: [walker-walk, dog-run], seeds: 0, env_steps: 9}}"
     )
     sweep = ablations.load(str(path))
     assert len(sweep.runs) == 6
@@ -177,9 +174,7 @@ def test_runs_start_from_a_run_of_the_same_seed_which_comes_first(tmp_path):
     path = tmp_path / "transfer.yaml"
     path.write_text(TRANSFER)
     sweep = ablations.load(str(path))
-    sources = {
-        run.config.seed: run.name for run in by_arm(sweep, "scratch") if run.config.task == "walker-walk"
-    }
+    sources = {run.config.seed: run.name for run in by_arm(sweep, "scratch") if run.config.task == "walker-walk"}
     tuned = by_arm(sweep, "tuned")
     assert [run.after for run in tuned] == [sources[0], sources[1]]
     assert [run.config.settings.init_from for run in tuned] == [sources[0], sources[1]]

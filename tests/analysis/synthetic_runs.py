@@ -112,9 +112,7 @@ def write_run(
     (run / "provenance.json").write_text(json.dumps(provenance))
     last = int(steps[-1]) if len(steps) else 0
     if end == "done":
-        files = {
-            name: (run / name).stat().st_size for name in ("evaluations.csv", "latents.csv", "training.csv")
-        }
+        files = {name: (run / name).stat().st_size for name in ("evaluations.csv", "latents.csv", "training.csv")}
         (run / "DONE").write_text(json.dumps({"env_step": last, "files": files}))
     elif end == "failed":
         failure = {
@@ -126,9 +124,7 @@ def write_run(
     return run
 
 
-def _write_latents(
-    run: Path, agent: str, steps: np.ndarray, rank: float, random: np.random.Generator
-) -> None:
+def _write_latents(run: Path, agent: str, steps: np.ndarray, rank: float, random: np.random.Generator) -> None:
     rows = [
         "env_step,samples,width,rank_0.1,rank_0.01,rank_0.001,condition_number,"
         "active_codebook_mean,active_codebook_min,active_codebook_max,dormant_percent,dormant_count"
@@ -138,9 +134,7 @@ def _write_latents(
         if agent in LATENT_AGENTS:
             full = 512 * min(1.0, rank * (0.35 + 0.5 * np.exp(-4 * step / budget)) + random.normal(0, 0.04))
             ranks = f"1024,512,{int(full * 0.5)},{int(full)},{int(min(512, full * 1.2))}"
-            condition = (
-                "inf" if full < 40 else repr(float(10 ** (3 + 2 * step / budget + random.normal(0, 0.1))))
-            )
+            condition = "inf" if full < 40 else repr(float(10 ** (3 + 2 * step / budget + random.normal(0, 0.1))))
         else:
             ranks, condition = ",,,,", ""
         codebook = ",,"

@@ -37,9 +37,7 @@ def test_figures_end_to_end(runs: Path, tmp_path: Path) -> None:
     text = (made[0] / "evaluations.csv").read_text().splitlines(keepends=True)
     (made[0] / "evaluations.csv").write_text("".join(text[:31]))
     out = tmp_path / "figures"
-    done = analysis(
-        "figures", f"runs={runs}", f"OUT={out}", "SWEEP=quickstart", "PUBLISHED=", "replicates=50"
-    )
+    done = analysis("figures", f"runs={runs}", f"OUT={out}", "SWEEP=quickstart", "PUBLISHED=", "replicates=50")
     assert done.returncode == 0, done.stderr
     assert f"{made[0].name}: short: 40000 of 100000 env steps" in done.stdout
     for name in ("iqm_return", "latent_rank", "active_codebook"):

@@ -22,10 +22,7 @@ def test_every_column_of_every_file(runs: Path) -> None:
     )  # fmt: skip
     assert {"training/critic_loss", "training/updates"} <= found["training.csv"][1][1].keys()
     assert "training/critic_loss" not in found["training.csv"][0][1]  # blank before the first update
-    assert (
-        "latents/rank_0.01" in found["latents.csv"][0][1]
-        and "timing/wall_seconds" in found["timing.csv"][0][1]
-    )
+    assert "latents/rank_0.01" in found["latents.csv"][0][1] and "timing/wall_seconds" in found["timing.csv"][0][1]
 
 
 def test_only_what_is_new(runs: Path, tmp_path: Path) -> None:
@@ -47,9 +44,7 @@ def test_an_evaluation_that_is_still_written_waits(runs: Path) -> None:
 
 
 @pytest.mark.parametrize(("module", "package"), [(tensorboard, "tensorboard"), (wandb, "wandb")])
-def test_a_package_that_is_not_there_is_named(
-    runs: Path, tmp_path: Path, monkeypatch, module, package: str
-) -> None:
+def test_a_package_that_is_not_there_is_named(runs: Path, tmp_path: Path, monkeypatch, module, package: str) -> None:
     write_run(runs)
     monkeypatch.setitem(sys.modules, package, None)
     for name in [name for name in sys.modules if name.startswith(package + ".")]:
@@ -58,9 +53,7 @@ def test_a_package_that_is_not_there_is_named(
         module.export([runs], tmp_path)
 
 
-@pytest.mark.skipif(
-    importlib.util.find_spec("tensorboard") is None, reason="tensorboard (an extra) is not installed"
-)
+@pytest.mark.skipif(importlib.util.find_spec("tensorboard") is None, reason="tensorboard (an extra) is not installed")
 def test_tensorboard_reads_it_back(runs: Path, tmp_path: Path) -> None:
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 

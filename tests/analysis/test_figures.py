@@ -64,9 +64,7 @@ def test_iqm_lines_are_the_iqm_of_the_runs(study: Context) -> None:
     assert lines["iQRL"].get_color() == style.COLOURS["iqrl"]
     bands = drawing.figure.axes[0].collections
     corners = np.concatenate([band.get_paths()[0].vertices for band in bands])[:, 1]
-    highs = [
-        interval(study.study.scores(arm, steps), replicates=100).high.max() for arm in ("iqrl", "tcrl", "td3")
-    ]
+    highs = [interval(study.study.scores(arm, steps), replicates=100).high.max() for arm in ("iqrl", "tcrl", "td3")]
     assert corners.max() == pytest.approx(max(highs))
     assert drawing.figure.axes[0].get_xlabel() == "Environment steps"
 
@@ -128,16 +126,12 @@ def test_colours_of_many_arms_differ(runs: Path) -> None:
     given = context(runs)
     assert len(set(given.colours.values())) == 8
     drawing = drawn("arms", given)
-    assert [text.get_text() for text in drawing.figure.axes[0].get_yticklabels()] == [
-        f"H = {i}" for i in range(8)
-    ]
+    assert [text.get_text() for text in drawing.figure.axes[0].get_yticklabels()] == [f"H = {i}" for i in range(8)]
     assert drawing.figure.get_suptitle() == "How far ahead?"
 
 
 def test_missing_short_and_failed_runs_and_the_note_stand_on_every_figure(runs: Path) -> None:
-    made = write_study(
-        runs, agents=("iqrl", "td3"), seeds=3, note="narrow networks (preset=small)", scale="lite"
-    )
+    made = write_study(runs, agents=("iqrl", "td3"), seeds=3, note="narrow networks (preset=small)", scale="lite")
     (made[0] / "DONE").unlink()
     (made[0] / "FAILED").write_text('{"env_step": 100000, "reason": "NaN"}')
     given = context(runs)
@@ -294,9 +288,7 @@ def test_figures_without_data_say_so(runs: Path) -> None:
 
 @pytest.mark.parametrize("name", list(style.STYLES))
 def test_every_figure_in_every_style_fits(runs: Path, name: str, recwarn: pytest.WarningsRecorder) -> None:
-    write_study(
-        runs, agents=("iqrl", "td3", "tcrl"), tasks=("cartpole-swingup", "walker-walk", "dog-run"), seeds=2
-    )
+    write_study(runs, agents=("iqrl", "td3", "tcrl"), tasks=("cartpole-swingup", "walker-walk", "dog-run"), seeds=2)
     given = context(runs, name)
     for figure in FIGURES:
         drawing = drawn(figure, given)

@@ -23,9 +23,7 @@ def write(path: Path, text: str) -> Path:
 
 def rows(path: Path) -> list[tuple]:
     frame = published.load(path).frame
-    return [
-        tuple(row) for row in frame[["algorithm", "task", "seed", "env_step", "episode_return"]].to_numpy()
-    ]
+    return [tuple(row) for row in frame[["algorithm", "task", "seed", "env_step", "episode_return"]].to_numpy()]
 
 
 def test_tdmpc2(tmp_path: Path) -> None:

@@ -20,9 +20,7 @@ def row(tables: module.RunTables, run: Path):
 
 
 def test_reads_what_the_trainer_wrote(runs: Path) -> None:
-    run = write_run(
-        runs, "iqrl", "dog-run+sticky=0.25", seed=3, returns=[10.0, 20.5, 300.25, 4.0, 5.0, 6.0], pack=4
-    )
+    run = write_run(runs, "iqrl", "dog-run+sticky=0.25", seed=3, returns=[10.0, 20.5, 300.25, 4.0, 5.0, 6.0], pack=4)
     tables = load([runs])
     found = row(tables, run)
     assert (found.agent, found.task, found.seed, found.status) == ("iqrl", "dog-run+sticky=0.25", 3, "done")
@@ -163,11 +161,7 @@ def test_only_changed_runs_are_read_again(runs: Path, monkeypatch: pytest.Monkey
     assert read == []
     for name in ("runs", "evaluations", "latents"):
         own, other = getattr(first, name), getattr(again, name)
-        assert (
-            own.astype(object)
-            .where(own.notna(), None)
-            .equals(other.astype(object).where(other.notna(), None))
-        )
+        assert own.astype(object).where(own.notna(), None).equals(other.astype(object).where(other.notna(), None))
     with open(made[2] / "evaluations.csv", "a") as file:
         file.write("".join(f"60000,{episode},77.0,1000\n" for episode in range(10)))
     shutil.rmtree(made[0])

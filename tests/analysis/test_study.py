@@ -174,9 +174,7 @@ def test_a_run_may_be_in_several_sweeps_and_listed_runs_are_not_unlisted(runs: P
 
 def test_no_such_sweep(runs: Path) -> None:
     write_study(runs)
-    with pytest.raises(
-        InputError, match="sweep=quikstart: no such sweep in the given runs; there are: quickstart"
-    ):
+    with pytest.raises(InputError, match="sweep=quikstart: no such sweep in the given runs; there are: quickstart"):
         studies(runs, sweep="quikstart")
 
 

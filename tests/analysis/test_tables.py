@@ -17,9 +17,7 @@ def study(runs: Path) -> Study:
     finals = {"iqrl": (900.0, 910.0, 920.0), "tcrl": (890.0, 905.0, 925.0), "td3": (300.0, 310.0, 320.0)}
     for agent, returns in finals.items():
         for seed, final in enumerate(returns):
-            write_run(
-                runs, agent, "walker-walk", seed, returns=[0.0, 100.0, 200.0, 300.0, 0.95 * final, final]
-            )
+            write_run(runs, agent, "walker-walk", seed, returns=[0.0, 100.0, 200.0, 300.0, 0.95 * final, final])
     (built,), _ = build(load([runs]), [runs])
     return built
 

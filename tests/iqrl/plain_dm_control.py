@@ -30,9 +30,7 @@ def play(domain: str, task: str, key: tuple[int, ...], seed: int, decisions: int
         rewards.append(reward)
         if time_step.last():
             break
-    flat = [
-        np.concatenate([np.ravel(entry) for entry in observation.values()]) for observation in observations
-    ]
+    flat = [np.concatenate([np.ravel(entry) for entry in observation.values()]) for observation in observations]
     return np.array(flat, np.float32), np.array(rewards, np.float64), time_step.last()
 
 

@@ -36,7 +36,9 @@ class PlainIQRL:
     def next_latent(self, z: Tensor, action: Tensor) -> Tensor:
         d = self.net["dynamics"](z, action)
         return {
-            "residual": lambda: self.f(z + d), "direct": lambda: self.f(d), "increment": lambda: z + self.f(d),
+            "residual": lambda: self.f(z + d),
+            "direct": lambda: self.f(d),
+            "increment": lambda: z + self.f(d),
         }[self.c.dyn_mode]()
 
     def unroll(self, batch: Batch) -> list[Tensor]:

@@ -99,12 +99,14 @@ def masks(batch: Batch, horizon: int, mode: str) -> list[list[float]]:
         row = []
         for b in range(batch.reward.shape[1]):
             before = any(end(batch, j, b) for j in range(h))
-            row.append({
-                "after_end": 0.0 if before else 1.0,
-                "released": 0.0 if end(batch, h, b) else 1.0,
-                "minimal": 0.0 if before or end(batch, h, b) else 1.0,
-                "none": 1.0,
-            }[mode])
+            row.append(
+                {
+                    "after_end": 0.0 if before else 1.0,
+                    "released": 0.0 if end(batch, h, b) else 1.0,
+                    "minimal": 0.0 if before or end(batch, h, b) else 1.0,
+                    "none": 1.0,
+                }[mode]
+            )
         rows.append(row)
     return rows
 

@@ -107,9 +107,7 @@ def test_fast_tolerance_is_bitwise_the_librarys(sigmoid):
     for i in range(20_000):
         x = special[i] if i < len(special) else np.float64(3 * generator.standard_normal())
         lower = generator.choice([-np.inf, generator.normal(), -0.5])
-        upper = (
-            generator.choice([np.inf, lower + generator.exponential(), lower]) if np.isfinite(lower) else 0.3
-        )
+        upper = generator.choice([np.inf, lower + generator.exponential(), lower]) if np.isfinite(lower) else 0.3
         margin = generator.choice([0.0, 1.0, generator.exponential()])
         value = generator.choice([0.1, 0.5, generator.uniform(0.01, 0.99), 0.0])
         if sigmoid not in ("linear", "quadratic"):

@@ -157,9 +157,7 @@ def test_a_worker_that_keeps_dying_fails_the_pool(monkeypatch, capfd):
     healthy = pids(pool)[1]
     os.kill(pids(pool)[0], signal.SIGKILL)
     monkeypatch.setattr(environment_pool.sys, "executable", "/bin/false")
-    with pytest.raises(
-        WorkerError, match=r"environment worker 0 of pendulum-swingup died \(.*\), 3 times in a"
-    ):
+    with pytest.raises(WorkerError, match=r"environment worker 0 of pendulum-swingup died \(.*\), 3 times in a"):
         pool.step(np.zeros((2, 1), np.float32))
     wait_until(lambda: not psutil.pid_exists(healthy))
     with pytest.raises(RuntimeError, match="closed"):

@@ -98,9 +98,7 @@ def test_a_head_reads_latents_that_it_also_trains(head):
 def test_targets_get_no_gradient(values):
     agent = make(**values)
     state = state_of(agent)
-    gradient = torch.func.grad(lambda t: agent.representation_loss(state["world"], t, batch())[0])(
-        state["target"]
-    )
+    gradient = torch.func.grad(lambda t: agent.representation_loss(state["world"], t, batch())[0])(state["target"])
     assert gradient.abs().max() == 0
     # and yet the loss depends on them
     other = state_of(agent, 1)["target"]
@@ -153,9 +151,7 @@ def test_both_is_the_sum_of_the_two():
     agent = make(enc_grad_from="both", enc_clip=0.0)
     state, data, random = state_of(agent), batch(), noise(agent)
     total = representation_gradient(agent, state) + agent._td_gradient(state, data, random)
-    mean = agent.update_critic(state, data, random, {})[0][
-        "world/mean"
-    ]  # (1 - beta_1) g after the first step
+    mean = agent.update_critic(state, data, random, {})[0]["world/mean"]  # (1 - beta_1) g after the first step
     torch.testing.assert_close(mean, 0.1 * total, rtol=1e-4, atol=1e-8)
 
 
@@ -171,9 +167,7 @@ def test_td_alone_leaves_dynamics_to_weight_decay():
 def test_the_actors_loss_changes_the_actor_alone():
     agent = make()
     state, data, random = state_of(agent), batch(), noise(agent)
-    critic, every = (
-        getattr(agent, stage)(state, data, random, {})[0] for stage in ("update_critic", "update_all")
-    )
+    critic, every = (getattr(agent, stage)(state, data, random, {})[0] for stage in ("update_critic", "update_all"))
     assert {k.split("/")[0] for k in every.keys() - critic.keys()} == {"actor", "target_actor"}
     assert all(torch.equal(every[k], critic[k]) for k in critic)
 
@@ -194,9 +188,7 @@ def test_a_run_that_starts_from_another_takes_its_representation_and_nothing_els
     assert all(torch.equal(taken[k], source[k]) for k in taken)
     learned = make(quantizer="vq")
     codebook = {"codebook", "codebook/count", "codebook/total"}
-    assert (
-        set(learned.start_from(state_of(learned, 0), state_of(learned, 1))) == {"world", "target"} | codebook
-    )
+    assert set(learned.start_from(state_of(learned, 0), state_of(learned, 1))) == {"world", "target"} | codebook
 
 
 # --- quantisers

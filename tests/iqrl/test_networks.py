@@ -47,8 +47,10 @@ def test_iqrl_parameter_counts(
 @pytest.mark.parametrize(
     "profile, spec, actor, critics",
     [
-        ("official", WALKER, 73_734, 147_970), ("official", DOG, 132_902, 266_242),
-        ("protocol", WALKER, 280_582, 562_178), ("protocol", DOG, 398_886, 798_722),
+        ("official", WALKER, 73_734, 147_970),
+        ("official", DOG, 132_902, 266_242),
+        ("protocol", WALKER, 280_582, 562_178),
+        ("protocol", DOG, 398_886, 798_722),
     ],
 )
 def test_td3_parameter_counts(profile: str, spec: TaskSpec, actor: int, critics: int) -> None:

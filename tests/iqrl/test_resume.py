@@ -344,7 +344,7 @@ def test_a_replay_segment_that_is_short(how: str, halfway: tuple[Path, Path, Pat
     runs, directory, expected = halfway
     (segment,) = (directory / "replay").iterdir()
     newest = checkpoints(directory)[-1]
-    (_, rows), = torch.load(newest, weights_only=True)["replay"]
+    ((_, rows),) = torch.load(newest, weights_only=True)["replay"]
     if how == "short":
         width = 4 * (5 + 1 + 2)
         os.truncate(segment, rows * width - 1)  # one byte short for the newest, enough for the one before it

@@ -68,8 +68,11 @@ def test_what_follows_an_end_does_not_count() -> None:
     ended_before = batch.alive == 0
     assert ended_before.any()
     other = Batch(
-        batch.observation, batch.action, torch.where(ended_before, 1e6, batch.reward),
-        torch.where(ended_before, 1 - batch.terminated, batch.terminated), batch.truncated,
+        batch.observation,
+        batch.action,
+        torch.where(ended_before, 1e6, batch.reward),
+        torch.where(ended_before, 1 - batch.terminated, batch.terminated),
+        batch.truncated,
     )
     for a, b in zip(n_step(batch, 4, 0.9), n_step(other, 4, 0.9), strict=True):
         assert torch.equal(a, b)

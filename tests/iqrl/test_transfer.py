@@ -132,8 +132,7 @@ def test_a_source_of_another_agent_is_refused(source):
 
 def test_runs_that_start_from_different_runs_make_one_pack():
     runs = [
-        resolved("task=walker-run", f"seeds={s}", f"agent.init_from=iqrl-walker-walk-s{s}-0000000{s}")
-        for s in (0, 1)
+        resolved("task=walker-run", f"seeds={s}", f"agent.init_from=iqrl-walker-walk-s{s}-0000000{s}") for s in (0, 1)
     ]
     assert config.pack_key(runs[0]) == config.pack_key(runs[1])
     assert runs[0].identity != runs[1].identity

@@ -18,8 +18,15 @@ ROOT = Path(__file__).resolve().parents[2]
 CLOCKLESS = ("evaluations.csv", "training.csv", "latents.csv")
 
 COMMON = [
-    "task=cartpole-balance", "preset=tiny", "train.env_steps=3000", "eval.every=2000", "eval.episodes=1",
-    "train.compile=off", "train.threads=1", "train.workers=0", "train.precision=float32",
+    "task=cartpole-balance",
+    "preset=tiny",
+    "train.env_steps=3000",
+    "eval.every=2000",
+    "eval.episodes=1",
+    "train.compile=off",
+    "train.threads=1",
+    "train.workers=0",
+    "train.precision=float32",
     "train.checkpoint_seconds=0.2",
 ]
 IQRL = ["agent=iqrl", "agent.warmup_episodes=1", "agent.utd=0.2", *COMMON]
