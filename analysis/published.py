@@ -1,5 +1,4 @@
-"""Published learning curves, read from public repositories as they are in a checkout. Never pooled with own
-runs.
+"""Published learning curves, read from public repositories as they are in a checkout. Never pooled with own runs.
 
 `load` takes a checkout, one of its files, or a tidy Parquet file, and recognises each file by its columns.
 Env steps are simulator control steps (1000 an episode of DeepMind Control); every format's own convention:
@@ -238,11 +237,9 @@ CSV_FORMATS: dict[str, tuple[set[str], Callable[[Path], pd.DataFrame]]] = {
 
 
 def at(published: pd.DataFrame, env_steps: Iterable[int], tolerance: float = 0.06) -> pd.DataFrame:
-    """Each published seed's latest value at or before each mark, if it is not older than `tolerance` of the
-    mark.
+    """Each published seed's latest value at or before each mark, if it is not older than `tolerance` of the mark.
 
-    An algorithm's marks count from 1k env steps later where its points lie just behind the mark (TCRL: 101k
-    for 100k).
+    An algorithm's marks count from 1k env steps later where its points lie just behind the mark (TCRL: 101k for 100k).
     """
     rows = []
     for mark in env_steps:

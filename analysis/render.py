@@ -38,9 +38,7 @@ class Rendered:
 def render(
     contexts: list[Context], out: Path | None, svg: bool = False, only: tuple[str, ...] = FIGURES
 ) -> list[Rendered]:
-    """Draw the figures of several studies; files go to `out/<study>/<figure>.pdf|png` unless `out` is
-    None.
-    """
+    """Draw the figures of several studies; files go to `out/<study>/<figure>.pdf|png` unless `out` is None."""
     jobs = [(i, name) for i in range(len(contexts)) for name in only]
     if out is not None:
         for context in contexts:

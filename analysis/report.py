@@ -1,5 +1,4 @@
-"""One HTML file that holds everything: what was run, figures with hover values, sortable tables, failures,
-commands.
+"""One HTML file that holds everything: what was run, figures with hover values, sortable tables, failures, commands.
 
 The file loads nothing from anywhere: figures are inline SVG, style and script are inlined from `page/`.
 """

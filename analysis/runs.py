@@ -4,8 +4,7 @@
 them: a run that cannot be read, or only in part, is in the table `runs` with a status and a reason.
 
     runs         one row a run: what it is (agent, task, seed, configuration), how it ended, on what it ran
-    evaluations  one row an evaluation: mean, spread and extremes of its episodes, wall-clock seconds and
-    updates
+    evaluations  one row an evaluation: mean, spread and extremes of its episodes, wall-clock seconds, updates
     latents      one row a latent diagnostic
 
 The tables are kept in `<folder>/.analysis/*.parquet`. A run is read again only when the size or the
@@ -111,8 +110,7 @@ def _signatures(folder: Path) -> dict[str, str]:
     return found
 
 
-# ---------------------------------------------------------------------------------------------------- the
-# cache
+# ------------------------------------------------------------------------------------------------------------ the cache
 
 
 def _cache_folder(folder: Path) -> Path:
@@ -131,9 +129,7 @@ def _read_cache(folder: Path) -> RunTables | None:
 
 
 def _write_cache(folder: Path, tables: RunTables) -> None:
-    """Replace the cache. The version file goes first and comes back last: a half-written cache is no
-    cache.
-    """
+    """Replace the cache. The version file goes first and comes back last: a half-written cache is no cache."""
     place = _cache_folder(folder)
     try:
         place.mkdir(exist_ok=True)
@@ -157,7 +153,7 @@ def _merge(cached: RunTables, fresh: RunTables, stale: set[str]) -> RunTables:
     return RunTables(merged("runs"), merged("evaluations"), merged("latents"))
 
 
-# -------------------------------------------------------------------------------------------- reading one run
+# ------------------------------------------------------------------------------------------------------ reading one run
 
 
 def _read_runs(folder: Path, names: list[str], signatures: dict[str, str], processes: int | None) -> RunTables:

@@ -33,8 +33,7 @@ class Estimate:
     high: np.ndarray
 
 
-# -------------------------------------------------------------------------------- aggregates (protocol,
-# section 7)
+# ----------------------------------------------------------------------------------- aggregates (protocol.md section 7)
 
 
 def iqm(pooled: np.ndarray, task_means: np.ndarray, weights: np.ndarray | None) -> np.ndarray:
@@ -94,8 +93,7 @@ def several(statistics: list[Statistic]) -> Statistic:
     )
 
 
-# ------------------------------------------------------------------------------------------------------
-# intervals
+# ------------------------------------------------------------------------------------------------------------ intervals
 
 
 @contextmanager
@@ -199,8 +197,7 @@ def welch(first: np.ndarray, second: np.ndarray) -> Estimate:
     return Estimate(difference, difference - half, difference + half)
 
 
-# ------------------------------------------------------------------------------------- pairs of arms, and
-# curves
+# -------------------------------------------------------------------------------------------- pairs of arms, and curves
 
 
 def probability_of_improvement(
@@ -208,9 +205,8 @@ def probability_of_improvement(
 ) -> Estimate:
     """P(a run of `first` beats a run of `second` on a task), averaged over tasks, ties counted half: (1,).
 
-    The wins of every pair of runs are counted once; a resample then only weighs them, which is what makes
-    thousands of replicates cheap. Scores are one (runs,) array a task. The interval is NaN where an arm has one
-    run on a task.
+    The wins of every pair of runs are counted once; a resample then only weighs them, which is what makes thousands of
+    replicates cheap. Scores are one (runs,) array a task. The interval is NaN where an arm has one run on a task.
     """
     random = np.random.default_rng(seed)
     points, resampled = [], []
@@ -239,9 +235,8 @@ def aggregate_difference(
     """
     random = np.random.default_rng(seed)
 
-    def resampled(
-        tasks: list[np.ndarray],
-    ) -> np.ndarray:  # the replicates stand where the steps are elsewhere
+    def resampled(tasks: list[np.ndarray]) -> np.ndarray:
+        # The replicates stand where the steps are elsewhere.
         drawn = [task[random.integers(len(task), size=(len(task), replicates)), 0] for task in tasks]
         return point(drawn, statistic)
 
@@ -265,8 +260,6 @@ def area_under_curve(values: np.ndarray, steps: np.ndarray) -> np.ndarray:
 
 
 def first_reaching(values: np.ndarray, steps: np.ndarray, threshold: float) -> np.ndarray:
-    """The first env step at which each run is at or above a threshold; infinity where it never is:
-    (runs,).
-    """
+    """The first env step at which each run is at or above a threshold; infinity where it never is: (runs,)."""
     reached = values >= threshold
     return np.where(reached.any(axis=1), steps[reached.argmax(axis=1)], np.inf)

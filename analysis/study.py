@@ -181,7 +181,7 @@ class Study:
         return [task for task in self.common_tasks(arms) if task in self.normalised_tasks]
 
 
-# ------------------------------------------------------------------------------------------- building studies
+# ----------------------------------------------------------------------------------------------------- building studies
 
 
 MANIFEST: dict[str, type] = {"name": str, "arms": list, "runs": list}
@@ -344,9 +344,7 @@ def _from_manifest(
 
 
 def _from_unlisted(runs: pd.DataFrame, tables: RunTables, short: str, at: int | None, own: list[Problem]) -> Study:
-    """Runs of no sweep: an arm is an agent and the values of those keys that differ within one of its
-    tasks.
-    """
+    """Runs of no sweep: an arm is an agent and the values of those keys that differ within one of its tasks."""
     readable = runs[runs["agent"] != ""]
     arms: dict[str, Arm] = {}
     names: dict[Any, str] = {}
@@ -389,9 +387,7 @@ def _naming_keys(tasks: pd.Series, configs: dict[Any, dict[str, Any]]) -> list[s
 
 
 def _differing_keys(tasks: pd.Series, configs: dict[Any, dict[str, Any]]) -> list[str]:
-    """Configuration keys with more than one value on one task (a key that only follows the task is no
-    arm).
-    """
+    """Configuration keys with more than one value on one task (a key that only follows the task is no arm)."""
     differing = set()
     for _, indices in tasks.groupby(tasks).groups.items():
         for key in filter(_tells_runs_apart, set().union(*(configs[index].keys() for index in indices))):

@@ -1,7 +1,6 @@
 """How figures look: sizes, fonts, and one colour an agent in every figure.
 
-The colours are those of Okabe and Ito, which readers with the common colour-vision deficiencies can tell
-apart.
+The colours are those of Okabe and Ito, which readers with the common colour-vision deficiencies can tell apart.
 """
 
 from __future__ import annotations

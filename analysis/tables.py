@@ -48,9 +48,7 @@ def _final(study: Study, arm: Arm, task: str) -> np.ndarray:
 
 
 def scores(study: Study, replicates: int = REPLICATES) -> Table:
-    """Per-task mean return with its half interval, and the aggregates; the best and all within its
-    interval bold.
-    """
+    """Per-task mean return with its half interval, and the aggregates; the best and all within its interval bold."""
     rows: list[list[str]] = []
     numbers: list[dict[str, object]] = []
     bold: set[tuple[int, int]] = set()
@@ -128,9 +126,7 @@ def differences(study: Study, replicates: int = REPLICATES) -> Table:
 
 
 def efficiency(study: Study, replicates: int = REPLICATES) -> Table:
-    """Env steps to reach a share of the best arm's final mean (median over seeds), and area under the
-    curve.
-    """
+    """Env steps to reach a share of the best arm's final mean (median over seeds), and area under the curve."""
     rows: list[list[str]] = []
     numbers: list[dict[str, object]] = []
     bold: set[tuple[int, int]] = set()
@@ -237,7 +233,7 @@ def _origin(study: Study) -> tuple[str, str, str]:
     return study.name, problem_line(study), f"Incomplete: {counts}." if counts else ""
 
 
-# -------------------------------------------------------------------------------------------------- rendering
+# ------------------------------------------------------------------------------------------------------------ rendering
 
 
 def markdown(table: Table) -> str:

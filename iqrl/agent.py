@@ -1,12 +1,10 @@
 """The agent interface: what every algorithm offers, and all that the trainer knows of it.
 
-An agent is written for **one seed**. Its learning stages are pure functions of (state, batch, random
-numbers, clock); `iqrl.engine` lifts them over a pack of seeds, compiles them and keeps the state. An
-agent holds its configuration and the descriptions of its networks, never tensors, files, clocks,
-environments or random generators.
+An agent is written for **one seed**. Its learning stages are pure functions of (state, batch, random numbers, clock);
+`iqrl.engine` lifts them over a pack of seeds, compiles them and keeps the state. An agent holds its configuration and
+the descriptions of its networks, never tensors, files, clocks, environments or random generators.
 
-Adding one: a module with a `Config` dataclass and an `Agent` subclass under ``@register("name")``; see
-docs/agents.md.
+Adding one: a module with a `Config` dataclass and an `Agent` subclass under ``@register("name")``; see docs/agents.md.
 """
 
 from __future__ import annotations

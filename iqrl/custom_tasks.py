@@ -1,8 +1,7 @@
 """Tasks that TD-MPC2 added on models of the DeepMind Control suite (protocol.md section 6).
 
-Observations, episode length and, unless said, the start are those of the suite task the model belongs to.
-The longer floor of the original is only drawn: MuJoCo's planes have no end for collisions.
-Importing this loads dm_control.
+Observations, episode length and, unless said, the start are those of the suite task the model belongs to. The longer
+floor of the original is only drawn: MuJoCo's planes have no end for collisions. Importing this loads dm_control.
 """
 
 from collections.abc import Callable

@@ -1,10 +1,9 @@
 """What a Slurm job does: train its packs, and get out of the way in time.
 
-submitit calls `work` in the snapshot of the code that was made at submission. Its own signal handlers are
-replaced: they checkpoint and requeue inside the handler, count time limits, and swallow SIGTERM. Here signals
-set a flag, the trainers save at their next safe point, and then the job puts itself back into the queue, as
-often as it takes. What is left to do is read from the run directories, so a job that starts over needs no
-memory.
+submitit calls `work` in the snapshot of the code that was made at submission. Its own signal handlers are replaced:
+they checkpoint and requeue inside the handler, count time limits, and swallow SIGTERM. Here signals set a flag, the
+trainers save at their next safe point, and then the job puts itself back into the queue, as often as it takes. What is
+left to do is read from the run directories, so a job that starts over needs no memory.
 """
 
 from __future__ import annotations

@@ -88,9 +88,8 @@ def _prefixed(prefix: str, table: list[dict[str, float]]) -> list[Row]:
 def _evaluations(table: list[dict[str, float]]) -> list[Row]:
     """One row an evaluation: mean, least and greatest return, and mean length of its episodes.
 
-    The newest evaluation counts only once a later one or the end of the run shows that it is whole; as
-    episodes are written together, that is the case whenever its episodes are as many as the first
-    evaluation's.
+    The newest evaluation counts only once a later one or the end of the run shows that it is whole; as episodes are
+    written together, that is the case whenever its episodes are as many as the first evaluation's.
     """
     by_step: dict[int, list[dict[str, float]]] = {}
     for fields in table:

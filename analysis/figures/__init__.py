@@ -1,6 +1,4 @@
-"""The figures, one module each; a new figure is a new module with `TITLE`, `data` and `draw`, and one
-name here.
-"""
+"""The figures, one module each; a new figure is a new module with `TITLE`, `data` and `draw`, and one name here."""
 
 from __future__ import annotations
 

@@ -1,6 +1,4 @@
-"""What all figures share: a canvas with its caption below it, curves with bands, and the values
-behind them.
-"""
+"""What all figures share: a canvas with its caption below it, curves with bands, and the values behind them."""
 
 from __future__ import annotations
 
@@ -84,9 +82,7 @@ class Skip(Exception):
 def canvas(
     context: Context, height: float, rows: int = 1, columns: int = 1, wide: bool = False, **options: Any
 ) -> tuple[Figure, np.ndarray]:
-    """A figure and its axes (rows, columns). `height` is that of the body; `finish` adds room for the
-    caption.
-    """
+    """A figure and its axes (rows, columns). `height` is that of the body; `finish` adds room for the caption."""
     width = context.style.page if wide else context.style.column
     figure = Figure(figsize=(width, height * context.style.font_size / 9), layout="constrained")
     return figure, figure.subplots(rows, columns, squeeze=False, **options)

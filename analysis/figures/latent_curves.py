@@ -1,6 +1,4 @@
-"""What the four latent-diagnostic figures share: one quantity of latents.csv over env steps, an arm a
-line.
-"""
+"""What the four latent-diagnostic figures share: one quantity of latents.csv over env steps, an arm a line."""
 
 from __future__ import annotations
 
@@ -13,8 +11,7 @@ from analysis.study import Arm
 
 
 def aligned(context: Context, arm: Arm, quantity: str) -> tuple[np.ndarray, list[np.ndarray]]:
-    """Env steps and one (runs, steps) array a task; steps at which a run has no value yet are cut off the
-    end.
+    """Env steps and one (runs, steps) array a task; steps at which a run has no value yet are cut off the end.
 
     Runs without a single value of the quantity are not in it.
 
@@ -45,9 +42,7 @@ def over(context: Context, quantity: str) -> tuple[str, str]:
 
 
 def mean_curves(context: Context, quantity: str) -> pd.DataFrame:
-    """Mean of task means with its stratified bootstrap interval: arm, env_step, point, low, high, runs,
-    tasks.
-    """
+    """Mean of task means with its stratified bootstrap interval: arm, env_step, point, low, high, runs, tasks."""
     frames = []
     for arm in arms_with(context, quantity):
         steps, values = aligned(context, arm, quantity)

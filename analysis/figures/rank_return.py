@@ -33,9 +33,7 @@ def data(context: Context) -> pd.DataFrame:
 
 
 def within_task_correlation(frame: pd.DataFrame) -> float:
-    """Spearman's correlation of rank and score after both are ranked within each task; NaN where nothing
-    varies.
-    """
+    """Spearman's correlation of rank and score after both are ranked within each task; NaN where nothing varies."""
     ranks = frame.groupby("task")[["rank_percent", "score"]].rank(pct=True)
     counts = frame.groupby("task")["score"].transform("size")
     ranks = ranks[counts >= 3]

@@ -45,9 +45,7 @@ def data(context: Context) -> pd.DataFrame:
 
 
 def published_data(context: Context) -> pd.DataFrame:
-    """Published means over seeds up to the study's budget: task, arm (= algorithm), env_step, point, low,
-    high, seeds.
-    """
+    """Published means over seeds up to the budget: task, arm (the algorithm), env_step, point, low, high, seeds."""
     if context.published is None:
         return pd.DataFrame(columns=["task", "arm", "env_step", "point", "low", "high", "seeds"])
     budget = context.study.members["budget"].max()
@@ -124,9 +122,7 @@ def _draw_runs(context: Context, axes: Axes, task: str) -> None:
 
 
 def _limits(frame: pd.DataFrame, published: pd.DataFrame) -> tuple[float, float]:
-    """A return is within 0 and 1000, whatever Student's t makes of few seeds; Gymnasium tasks have other
-    scales.
-    """
+    """A return is within 0 and 1000, whatever Student's t makes of few seeds; Gymnasium tasks have other scales."""
     points = np.array([*frame["point"], *published["point"]], dtype=float)
     lowest, highest = float(np.nanmin(points)), float(np.nanmax(points))
     widest = float(np.nanmax([*frame["high"], highest]))
