@@ -3,6 +3,7 @@
 Importing this module is free of Gymnasium; building a task needs it (`pip install gymnasium`).
 """
 
+import importlib
 from typing import Any
 
 import numpy as np
@@ -17,7 +18,8 @@ class GymnasiumTask:
     A discrete task of n actions has `action_low = -1`, `action_high = 1` of shape (n,): it takes the argmax.
 
     Raises:
-        InputError: Gymnasium or the id is missing; images; unbounded or structured actions; no time limit.
+        InputError: Gymnasium, the module or the id is missing; an id without its version; images; unbounded or
+            structured actions; no time limit.
     """
 
     def __init__(self, ref: TaskRef):
@@ -27,10 +29,22 @@ class GymnasiumTask:
             raise InputError(
                 f"task={ref.name}: needs gymnasium, which is not installed (pip install gymnasium)"
             ) from None
+        module, _, name = ref.task.rpartition(":")
         try:
-            environment: Any = gymnasium.make(ref.task, disable_env_checker=True)
+            if module:
+                importlib.import_module(module)  # which registers the task
+        except Exception as error:  # of code that is not ours
+            raise InputError(
+                f"task={ref.name}: importing {module}: {type(error).__name__}: {_one_line(error)}"
+            ) from None
+        try:
+            environment: Any = gymnasium.make(name, disable_env_checker=True)
         except (gymnasium.error.Error, ImportError) as error:
             raise InputError(f"task={ref.name}: gymnasium cannot make it: {_one_line(error)}") from None
+        if environment.spec.id != name:  # the newest version where none is named, another one some day
+            raise InputError(
+                f"task={ref.name}: expected its version too: {ref.name.replace(name, environment.spec.id)}"
+            )
         self._environment = environment
         self._spaces: Any = gymnasium.spaces
         self._space = self._environment.observation_space

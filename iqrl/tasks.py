@@ -1,7 +1,8 @@
 """Tasks by name: the table, task modifiers, and what an agent needs to know of a task.
 
-A name is ``walker-walk``, or ``gym:CartPole-v1`` for a Gymnasium task, followed by modifiers that make the
-task stochastic: ``walker-walk+action_noise=0.2+sticky=0.25``. Modifiers act once a decision, in this order:
+A name is ``walker-walk``, or ``gym:CartPole-v1`` for a Gymnasium task (``gym:module:id`` for one that a module
+registers), followed by modifiers that make the task stochastic: ``walker-walk+action_noise=0.2+sticky=0.25``.
+Modifiers act once a decision, in this order:
 
 * ``sticky=p``: with probability p the agent's action is ignored and the command of the decision before is
   given again (never at an episode's first decision);
@@ -22,6 +23,7 @@ from dataclasses import dataclass, fields
 from iqrl.errors import InputError
 
 GYMNASIUM_PREFIX = "gym:"
+_GYMNASIUM_ID = re.compile(r"([^\W\d]\w*(\.[^\W\d]\w*)*:)?(\w[\w-]*/)?\w[\w.-]*")  # [module:][namespace/]name
 
 # Suite domains whose usual task name differs from the module's name.
 _SHORT_DOMAINS = {"ball_in_cup": "cup", "humanoid_CMU": "humanoid-cmu"}
@@ -154,9 +156,10 @@ def parse(name: str) -> TaskRef:
         if getattr(modifiers, field.name)
     )
     if base.startswith(GYMNASIUM_PREFIX):
-        # Without ":" and "/": Gymnasium would import a module that the name asks for; and runs are folders.
-        if not re.fullmatch(r"\w[\w.-]*", base[len(GYMNASIUM_PREFIX) :]):
-            raise InputError(f"task={name}: expected {GYMNASIUM_PREFIX}<id>, such as gym:CartPole-v1")
+        if not _GYMNASIUM_ID.fullmatch(base[len(GYMNASIUM_PREFIX) :]):
+            raise InputError(
+                f"task={name}: expected gym:<id> or gym:<module>:<id>, such as gym:CartPole-v1 or gym:my_tasks:Maze-v0"
+            )
         return TaskRef(canonical, "gym", base[len(GYMNASIUM_PREFIX) :], "medium", modifiers)
     if base not in TASKS:
         raise InputError(f"task={name}: no such task{_suggestion(base)} (python -m iqrl tasks lists them)")

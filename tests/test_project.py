@@ -55,6 +55,24 @@ def test_the_example_agent_trains_from_a_file_outside_the_tree(tmp_path):
         assert "critic_loss" in rows[0] and all(rows[-1].split(","))
 
 
+def test_the_example_task_trains_from_a_module_outside_the_tree(tmp_path):
+    """As docs/protocol.md says, but shorter; its environments in worker processes, which import the module too."""
+    pytest.importorskip("gymnasium")
+    shutil.copy(ROOT / "docs" / "examples" / "my_task.py", tmp_path)
+    words = ["train", "agent=td3", "task=gym:my_task:Windy-v0", "preset=tiny", "train.env_steps=1600", "eval.every=800",
+             "eval.episodes=2", "agent.warmup_decisions=300", "train.compile=off", "train.threads=1",
+             "train.workers=2"]  # fmt: skip
+    done = subprocess.run(
+        [sys.executable, "-m", "iqrl", *words],
+        cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True, timeout=300,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    (run,) = (tmp_path / "runs").glob("*/DONE")
+    assert run.parent.name.startswith("td3-gym_my_task_Windy-v0-s0-")
+    returns = [float(row.split(",")[2]) for row in (run.parent / "evaluations.csv").read_text().splitlines()[1:]]
+    assert len(returns) == 6 and 0.0 < min(returns) <= max(returns) < 200.0
+
+
 def test_the_readme_counts_the_lines_of_the_example():
     lines = len((ROOT / "docs" / "examples" / "my_agent.py").read_text().splitlines())
     assert f"DDPG in {lines} lines" in (ROOT / "README.md").read_text()

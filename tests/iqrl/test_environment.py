@@ -308,6 +308,9 @@ def test_gymnasium_episodes_depend_on_their_key_alone():
     "name, message",
     [
         ("gym:NoSuchTask-v0", "gymnasium cannot make it"),
+        ("gym:CartPole+sticky=0.1", r"expected its version too: gym:CartPole-v1\+sticky=0.1"),
+        ("gym:no_such_module:Maze-v0", "importing no_such_module: ModuleNotFoundError"),
+        ("gym:os:Maze-v0", "gymnasium cannot make it"),
         ("gym:CartPole-v1+action_noise=0.1", "action_noise needs continuous actions"),
     ],
 )

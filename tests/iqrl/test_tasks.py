@@ -116,7 +116,8 @@ def test_canonical_names():
     assert tasks.parse(ref.name) == ref
     assert (ref.domain, ref.task, ref.group) == ("walker", "walk", "easy")
     assert tasks.parse("walker-walk+sticky=0").name == "walker-walk"
-    assert tasks.parse("gym:CartPole-v1+sticky=0.5").name == "gym:CartPole-v1+sticky=0.5"
+    for name in ("gym:CartPole-v1+sticky=0.5", "gym:my.tasks:Maze-v0+sticky=0.5", "gym:arcade/Maze-v0+sticky=0.5"):
+        assert tasks.parse(name).name == name
     assert tasks.spec("walker-walk+sticky=.1").name == "walker-walk+sticky=0.1"
 
 
@@ -143,7 +144,9 @@ def test_bad_modifiers(words, message):
     assert message in str(caught.value) and str(caught.value).startswith(f"task=walker-walk{words}: ")
 
 
-@pytest.mark.parametrize("name", ["gym:", "gym:a b", "gym:../x", "gym:a/b", "gym:module:X-v0", None, 3])
+@pytest.mark.parametrize(
+    "name", ["gym:", "gym:a b", "gym:../x", "gym:a/b/c", "gym:a:b:X-v0", "gym:1a:X", "gym::X-v0", "gym:a.:X", None, 3]
+)
 def test_names_that_are_no_names(name):
     with pytest.raises(InputError, match="task="):
         tasks.parse(name)
