@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -10,6 +12,8 @@ from synthetic_runs import write_run
 from analysis import tables
 from analysis.runs import load
 from analysis.study import Study, build
+
+PDFLATEX = shutil.which("pdflatex")
 
 
 @pytest.fixture
@@ -112,12 +116,30 @@ def test_latex_and_markdown(study: Study, tmp_path: Path) -> None:
     assert text.count(r"\begin{tabular}{lrrr}") == 1 and text.count(r"\midrule") == 2
     assert "**910 ± 25**" in tables.markdown(table)
     table.columns[1], table.rows[0][1] = "ρ = 0.9 × |h|", "|"
-    assert r" & TCRL" in tables.latex(table) and r"$\rho$ = 0.9 $\times$ |h|" in tables.latex(table)
+    assert r" & TCRL" in tables.latex(table) and r"$\rho$ = 0.9 $\times$ \textbar{}h\textbar{}" in tables.latex(table)
     header, _, first, *_ = tables.markdown(table).splitlines()
     assert header.replace(r"\|", "").count("|") == first.replace(r"\|", "").count("|") == 5
     assert r"\label{tab:runs-scores}" in text and r"\begin{table}[t]" in text and "Incomplete" not in text
     tables.write([table], tmp_path / "tables")
     assert {path.suffix for path in (tmp_path / "tables").iterdir()} == {".tex", ".md", ".csv"}
+
+
+@pytest.mark.skipif(PDFLATEX is None, reason="no pdflatex on this machine (Debian: texlive-latex-recommended)")
+@pytest.mark.parametrize("document_class", ["[twocolumn]{article}", "{article}"])
+def test_latex_compiles(study: Study, tmp_path: Path, document_class: str) -> None:
+    made = tables.tables(study, 20)
+    made[0].columns[1:3] = ["".join(tables._TEX), "naïve – “-1” +2 `'`"]
+    made[0].columns += [f"arm {i}" for i in range(9)]
+    made[0].rows = [[*row, *["1000 ± 1000"] * 9] for row in made[0].rows]  # wider than the page
+    tables.write(made, tmp_path)
+    inputs = "\n".join(rf"\input{{{table.name}.tex}}" for table in made)
+    (tmp_path / "paper.tex").write_text(
+        rf"\documentclass{document_class}\usepackage{{booktabs,graphicx}}\begin{{document}}{inputs}\end{{document}}"
+    )
+    words = [PDFLATEX, "-interaction=nonstopmode", "-halt-on-error", "paper.tex"]
+    done = subprocess.run(words, cwd=tmp_path, capture_output=True, timeout=120)
+    said = done.stdout.decode("latin-1")
+    assert done.returncode == 0 and "Overfull" not in said and "Missing character" not in said, said[-2000:]
 
 
 def test_a_papers_caption_counts_what_is_missing_and_a_wide_table_spans_the_page(runs: Path) -> None:
