@@ -16,7 +16,7 @@ from analysis.figures import FIGURES
 from analysis.figures.drawing import Context
 from analysis.published import Published
 from analysis.render import render
-from analysis.study import Problem, Study, build, read_manifests
+from analysis.study import UNLISTED, Problem, Study, build, read_manifests
 
 MOST_PROBLEMS = 12  # of a study, printed on the terminal; all are in its problems.csv
 
@@ -96,8 +96,7 @@ def watch(options: dict[str, Any]) -> None:
         if state != before:
             before = state
             reports += _watch_once(options, loaded)
-        waiting = int((loaded.runs["status"] == "unfinished").sum()) + _not_started(options["runs"], loaded)
-        if waiting == 0 or (options["times"] is not None and reports >= options["times"]):
+        if not _awaited(options, loaded) or (options["times"] is not None and reports >= options["times"]):
             return
         time.sleep(options["every"])
 
@@ -106,7 +105,10 @@ def _watch_once(options: dict[str, Any], loaded: runs.RunTables) -> int:
     counts = ", ".join(f"{count} {status}" for status, count in loaded.runs["status"].value_counts().items())
     try:
         studies, problems = build(loaded, options["runs"], options["sweep"], options["short"], options["at"])
-    except InputError as error:  # before the first evaluation there is nothing to show; it will come
+    except InputError as error:
+        if not _awaited(options, loaded):
+            raise
+        # Before the first evaluation there is nothing to show; it will come.
         print(f"{counts or 'no run yet'}: {error}", flush=True)
         return 0
     rendered = render(_contexts(studies, options), None, svg=True)
@@ -116,10 +118,18 @@ def _watch_once(options: dict[str, Any], loaded: runs.RunTables) -> int:
     return 1
 
 
-def _not_started(folders: list[Path], loaded: runs.RunTables) -> int:
-    """Runs that a sweep lists and that have no directory yet."""
-    manifests, _ = read_manifests(folders)
-    return len({row["run"] for manifest in manifests for row in manifest["runs"]} - set(loaded.runs["run"]))
+def _awaited(options: dict[str, Any], loaded: runs.RunTables) -> set[str]:
+    """Runs that are unfinished, and those that a sweep lists and that have no directory yet: of the chosen sweep."""
+    manifests, _ = read_manifests(options["runs"])
+    listed = {m["name"]: {row["run"] for row in m["runs"]} for m in manifests}
+    there, of_sweeps = set(loaded.runs["run"]), set().union(*listed.values())
+    unfinished = set(loaded.runs.loc[loaded.runs["status"] == "unfinished", "run"])
+    if options["sweep"] is None:
+        return unfinished | (of_sweeps - there)
+    if options["sweep"] == UNLISTED:
+        return unfinished - of_sweeps
+    wanted = listed.get(options["sweep"], set())
+    return wanted & unfinished | wanted - there
 
 
 def compare(options: dict[str, Any]) -> None:

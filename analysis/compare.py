@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 
 from analysis import style
-from analysis.published import Published, agent_of, at
+from analysis.published import Published, agent_of, at, is_recent
 from analysis.runs import records
 from analysis.statistics import student_t
 from analysis.study import Study
@@ -28,7 +28,8 @@ def compare(study: Study, published: Published, marks: tuple[int, ...] = MARKS) 
         members = study.members[study.members["arm"] == arm.name]
         for task in sorted(members["task"].unique()):
             reached = members.loc[members["task"] == task, "env_step"].min()
-            for mark in (mark for mark in marks if mark <= reached):
+            steps = study.grid(arm.name, task)
+            for mark in (mark for mark in marks if mark <= reached and is_recent(steps[steps <= mark].max(), mark)):
                 own = student_t(study.runs(arm.name, task, "mean_return", np.array([mark])))
                 count = int((members["task"] == task).sum())
                 here = theirs[(theirs["task"] == task) & (theirs["mark"] == mark)]
@@ -60,11 +61,10 @@ def table(study: Study, published: Published, frame: pd.DataFrame) -> Table:
         for row in records(ordered)
     ]  # fmt: skip
     caption = (
-        "Own mean return (seeds) beside published ones: mean [lowest, highest seed] (seeds), and where the "
-        "own mean lies. "
-        "An asterisk marks the arm's own algorithm. Each published value is the latest at or before the "
-        "mark (at most "
-        "1k environment steps after it). " + "; ".join(published.remarks) + "."
+        "Own mean return (seeds) beside published ones: mean [lowest, highest seed] (seeds), and where the own mean "
+        "lies. "
+        "An asterisk marks the arm's own algorithm. Each value is the latest at or before the mark, at most 6% of it "
+        "older (a published one also up to 1k environment steps after it). " + "; ".join(published.remarks) + "."
     )
     columns = ["Task", "Env steps", "Arm", "Own", "Algorithm", "Published", "Own is"]
     return Table("compare", caption, columns, rows, ordered, study=study.name)

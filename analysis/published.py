@@ -20,6 +20,7 @@ import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -236,8 +237,13 @@ CSV_FORMATS: dict[str, tuple[set[str], Callable[[Path], pd.DataFrame]]] = {
 }
 
 
-def at(published: pd.DataFrame, env_steps: Iterable[int], tolerance: float = 0.06) -> pd.DataFrame:
-    """Each published seed's latest value at or before each mark, if it is not older than `tolerance` of the mark.
+def is_recent(env_step: Any, mark: int) -> Any:
+    """Whether values of these env steps may stand for those at the mark: the last 6% before it."""
+    return env_step >= 0.94 * mark
+
+
+def at(published: pd.DataFrame, env_steps: Iterable[int]) -> pd.DataFrame:
+    """Each published seed's latest value at or before each mark, if it is recent.
 
     An algorithm's marks count from 1k env steps later where its points lie just behind the mark (TCRL: 101k for 100k).
     """
@@ -245,5 +251,5 @@ def at(published: pd.DataFrame, env_steps: Iterable[int], tolerance: float = 0.0
     for mark in env_steps:
         early = published[published["env_step"] <= mark + LATE]
         latest = early.sort_values("env_step").groupby(["algorithm", "task", "seed"]).tail(1)
-        rows.append(latest[latest["env_step"] >= mark * (1 - tolerance)].assign(mark=mark))
+        rows.append(latest[is_recent(latest["env_step"], mark)].assign(mark=mark))
     return pd.concat(rows, ignore_index=True)

@@ -27,7 +27,7 @@ import yaml
 
 from analysis.errors import InputError
 
-CACHE_VERSION = 1  # raise it when a column changes its meaning
+CACHE_VERSION = 2  # raise it when a column changes its meaning
 FILES = ("config.yaml", "provenance.json", "evaluations.csv", "latents.csv", "timing.csv", "DONE", "FAILED")
 EVALUATION_COLUMNS = ("env_step", "episode", "episode_return", "length")
 LATENT_COLUMNS = (
@@ -197,7 +197,7 @@ def _empty_row(run: str) -> dict[str, Any]:
         "status": "unreadable", "reason": "", "remarks": "", "env_step": -1, "identity": "", "config": "{}",
         "created": "", "hours": np.nan, "pack": 1, "device": "", "device_name": "", "precision": "",
         "host": "",
-        "commit": "", "dirty": False, "command": "", "sessions": 0, "packages": "{}", "job_id": "",
+        "commit": "", "agent_file": "", "dirty": False, "command": "", "sessions": 0, "packages": "{}", "job_id": "",
     }  # fmt: skip
 
 
@@ -269,7 +269,7 @@ def _read_provenance(path: str, row: dict[str, Any], remarks: list[str]) -> None
         row.update(identity=str(provenance.get("identity", "")), created=str(provenance.get("created", "")))
         row.update(sessions=len(sessions), pack=int(last.get("pack") or 1), dirty=bool(last.get("dirty")))
         row["packages"] = json.dumps(last.get("packages") or {}, sort_keys=True)
-        for name in ("device", "device_name", "precision", "host", "commit", "command", "job_id"):
+        for name in ("device", "device_name", "precision", "host", "commit", "agent_file", "command", "job_id"):
             row[name] = str(last.get(name) or "")
         row["reason"] = {"interrupted": "interrupted", None: "running, or killed"}.get(last.get("ended"), "")
         if len({session.get("pack") for session in sessions}) > 1:

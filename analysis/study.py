@@ -16,6 +16,7 @@ Each such decision is a `Problem`, printed on the terminal, on the figures and i
 from __future__ import annotations
 
 import json
+import re
 from collections import Counter
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -32,9 +33,19 @@ UNLISTED = "runs"  # the study of all runs that no sweep lists
 RETURN_SCALE = 1000.0  # a DeepMind Control episode returns 0 to 1000
 
 
-def _tells_runs_apart(key: str) -> bool:
-    """Whether a configuration key may make an arm: not what names the run, nor how it is only looked at."""
-    return key not in ("seed", "task") and not key.startswith("eval.")
+def _telling(config: str) -> dict[str, Any]:
+    """What of a run's configuration may make an arm: not what names the run, nor how it is only looked at.
+
+    An agent's file is at another place for every submission; the run that one starts from is of the same seed.
+    """
+    kept = {
+        key: value
+        for key, value in json.loads(config).items()
+        if key not in ("seed", "task", "agent.source") and not key.startswith("eval.")
+    }
+    if kept.get("agent.init_from"):
+        kept["agent.init_from"] = re.sub(r"-s\d+-[0-9a-f]{8}$", "", kept["agent.init_from"])
+    return kept
 
 
 @dataclass(frozen=True)
@@ -102,9 +113,14 @@ class Study:
         members = self.members if tasks is None else self.members[self.members["task"].isin(tasks)]
         return members.groupby(["arm", "task"]).size()
 
-    def common_step(self, arm: str) -> int:
-        """The last env step that every run of an arm has reached."""
-        return int(self.members.loc[self.members["arm"] == arm, "env_step"].min())
+    def of(self, arm: str, task: str | None = None) -> pd.DataFrame:
+        """The members of an arm, on one task if it is given."""
+        own = self.members[self.members["arm"] == arm]
+        return own if task is None else own[own["task"] == task]
+
+    def common_step(self, arm: str, task: str | None = None) -> int:
+        """The last env step that every run of an arm (on a task) has reached."""
+        return int(self.of(arm, task)["env_step"].min())
 
     @cached_property
     def mark(self) -> int:
@@ -141,11 +157,11 @@ class Study:
     def _cached_columns(self) -> dict[str, dict[str, tuple[np.ndarray, np.ndarray]]]:
         return {}
 
-    def grid(self, arm: str) -> np.ndarray:
-        """Env steps of an arm's curve: those of its most widely spaced run, up to the last common step."""
+    def grid(self, arm: str, task: str | None = None) -> np.ndarray:
+        """Env steps of an arm's curve (on a task): those of its most widely spaced run, up to the last common step."""
         columns = self._columns("score")
-        runs = [columns[key][0] for key in self.members.loc[self.members["arm"] == arm, "key"]]
-        last = self.common_step(arm)
+        runs = [columns[key][0] for key in self.of(arm, task)["key"]]
+        last = self.common_step(arm, task)
         steps = min((run[run <= last] for run in runs), key=len)
         return np.unique(np.append(steps, last))
 
@@ -350,7 +366,7 @@ def _from_unlisted(runs: pd.DataFrame, tables: RunTables, short: str, at: int | 
     names: dict[Any, str] = {}
     presets: set[str] = set()
     for agent, group in readable.groupby("agent"):
-        configs = {index: json.loads(text) for index, text in group["config"].items()}
+        configs = {index: _telling(text) for index, text in group["config"].items()}
         keys = _naming_keys(group["task"], configs)
         for index, config in configs.items():
             parts = [
@@ -390,7 +406,7 @@ def _differing_keys(tasks: pd.Series, configs: dict[Any, dict[str, Any]]) -> lis
     """Configuration keys with more than one value on one task (a key that only follows the task is no arm)."""
     differing = set()
     for _, indices in tasks.groupby(tasks).groups.items():
-        for key in filter(_tells_runs_apart, set().union(*(configs[index].keys() for index in indices))):
+        for key in set().union(*(configs[index] for index in indices)):
             if len({json.dumps(configs[index].get(key)) for index in indices}) > 1:
                 differing.add(key)
     return sorted(differing)
@@ -469,19 +485,28 @@ def _mixed(study: Study) -> list[Problem]:
     problems = []
     for arm in study.arms:
         own = study.members[study.members["arm"] == arm.name]
-        for column in ("precision", "commit"):
+        for column, what in (
+            ("precision", "precision"),
+            ("commit", "commit"),
+            ("agent_file", "version of the agent's file"),
+        ):
             counts = Counter(value[:12] for value in own[column] if value)
             if len(counts) > 1:
                 shown = ", ".join(f"{value} ({count})" for value, count in counts.most_common())
-                problems.append(Problem("remark", arm.label, f"runs of more than one {column}: {shown}", "counted"))
+                problems.append(Problem("remark", arm.label, f"runs of more than one {what}: {shown}", "counted"))
     return problems
 
 
 def _odd_configurations(members: pd.DataFrame) -> list[tuple[Any, str, str]]:
-    """Runs that differ from the majority of their arm and task in any key but the seed, or from the study's
-    action repeat: (index, kind, what differs)."""
+    """Runs that differ from the majority of their arm and task in any value, or from the study's action repeat:
+    (index, kind, what differs).
+    """
     odd: list[tuple[Any, str, str]] = []
-    configs = {index: json.loads(text) for index, text in members["config"].items()}
+    names = ("preset", "agent.profile")  # of values, which are compared themselves
+    configs = {
+        index: {key: value for key, value in _telling(text).items() if key not in names}
+        for index, text in members["config"].items()
+    }
 
     def differences(indices: list[Any], keys: set[str]) -> None:
         for key in sorted(keys):
@@ -494,14 +519,9 @@ def _odd_configurations(members: pd.DataFrame) -> list[tuple[Any, str, str]]:
                 if value != usual and index not in {index for index, _, _ in odd}:
                     odd.append((index, kind, f"{key}={value} where {count} of {len(indices)} runs have {usual}"))
 
-    everything = set().union(*(config.keys() for config in configs.values())) if configs else set()
+    everything = set().union(*configs.values())
     differences(list(configs), {key for key in everything if key.endswith("action_repeat")})
     for _, group in members.groupby(["arm", "task"]):
-        texts = {
-            json.dumps({key: value for key, value in configs[index].items() if _tells_runs_apart(key)})
-            for index in group.index
-        }
-        if len(texts) > 1:
-            keys = set().union(*(configs[index].keys() for index in group.index))
-            differences(list(group.index), set(filter(_tells_runs_apart, keys)))
+        if len({json.dumps(configs[index], sort_keys=True) for index in group.index}) > 1:
+            differences(list(group.index), set().union(*(configs[index] for index in group.index)))
     return odd

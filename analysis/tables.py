@@ -130,9 +130,14 @@ def efficiency(study: Study, replicates: int = REPLICATES) -> Table:
     rows: list[list[str]] = []
     numbers: list[dict[str, object]] = []
     bold: set[tuple[int, int]] = set()
+    unreachable: list[str] = []
     for task in study.tasks:
         finals = [_final(study, arm, task) for arm in study.arms]
-        threshold = SHARE * max((final.mean() for final in finals if len(final)), default=np.nan)
+        best = max((final.mean() for final in finals if len(final)), default=np.nan)
+        if not best > 0:  # no share of it is on the way there
+            unreachable.append(task)
+            continue
+        threshold = SHARE * best
         cells, medians = [], []
         for arm in study.arms:
             steps = _until_mark(study, arm)
@@ -161,9 +166,10 @@ def efficiency(study: Study, replicates: int = REPLICATES) -> Table:
         f"; below, the mean normalised return over {style.steps(study.mark)} environment steps, with "
         f"{intervals_text(study, replicates)}"
     )
+    without = f" (without {', '.join(unreachable)}, where that mean is not above 0)" if unreachable else ""
     caption = (
         f"Environment steps until an evaluation first reaches {SHARE:.0%} of the best arm's mean return at "
-        f"{style.steps(study.mark)} steps: median over seeds, with the seeds that reached it"
+        f"{style.steps(study.mark)} steps: median over seeds, with the seeds that reached it{without}"
         f"{below if shared else ''}.{not_in(study, shared)} {_what(study)}"
     )
     columns = ["Task", *map(style.label, study.arms)]

@@ -113,13 +113,18 @@ class RunConfig:
         }
 
     @property
+    def source_hash(self) -> str:
+        """Of the agent's file, which may change under the same name; empty for an agent of the tree."""
+        return hashlib.sha256(Path(self.source).read_bytes()).hexdigest() if self.source else ""
+
+    @property
     def identity(self) -> str:
         """Hash of exactly what determines the result."""
         content = self.resolved()
         del content["preset"]
         content["agent"].pop("profile", None)  # a name for values, which count
-        if self.source:  # an agent's file may change under the same name
-            content["agent"]["source"] = hashlib.sha256(Path(self.source).read_bytes()).hexdigest()
+        if self.source:
+            content["agent"]["source"] = self.source_hash
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
     @property

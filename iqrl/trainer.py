@@ -458,7 +458,8 @@ class Trainer:
                     warn(str(error))
         self._restore_episodes()
         for lane in self._living():
-            lane.directory.begin_session({**self.plan.provenance(), "pack": len(self.lanes)})
+            of_file = {"agent_file": lane.config.source_hash} if lane.config.source else {}
+            lane.directory.begin_session({**self.plan.provenance(), **of_file, "pack": len(self.lanes)})
 
     def _restore(self, place: int, lane: Lane, saved: dict[str, Any] | None) -> None:
         if saved is None:

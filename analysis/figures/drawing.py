@@ -139,8 +139,11 @@ def problem_line(study: Study, limit: int = 3) -> str:
     return f"Incomplete: {named}{more}."
 
 
-def describe(study: Study, tasks: list[str] | None = None) -> str:
-    """Tasks, seeds and budget of a study, for a caption."""
+def describe(study: Study, tasks: list[str] | None = None, by_task: bool = False) -> str:
+    """Tasks, seeds and budget of a study, for a caption.
+
+    by_task: each task's curves are drawn as far as its own runs go.
+    """
     tasks = study.tasks if tasks is None else tasks
     names = ", ".join(tasks) if len(tasks) <= 4 else f"{tasks[0]} to {tasks[-1]}"
     counts = study.seed_counts(tasks)
@@ -149,10 +152,11 @@ def describe(study: Study, tasks: list[str] | None = None) -> str:
     budgets = sorted(set(study.members["budget"]))
     budget = " or ".join(style.steps(value) for value in budgets)
     text = f"{style.counted(len(tasks), 'task')} ({names}), {seeds} each, budget {budget} environment steps"
+    places = [(arm, task) for arm in study.arms for task in (study.tasks if by_task else (None,))]
     cut = [
-        f"{style.label(arm)} to {style.steps(study.common_step(arm.name))}"
-        for arm in study.arms
-        if study.common_step(arm.name) < study.members.loc[study.members["arm"] == arm.name, "budget"].max()
+        f"{style.label(arm)}{f' on {task}' if task else ''} to {style.steps(study.common_step(arm.name, task))}"
+        for arm, task in places
+        if len(own := study.of(arm.name, task)) and own["env_step"].min() < own["budget"].max()
     ]
     return text + (f"; shown up to the last common step: {', '.join(cut)}" if cut else "")
 

@@ -26,7 +26,7 @@ TITLE = "Return against device hours"
 def data(context: Context) -> pd.DataFrame:
     """One row an arm and env step: arm, env_step (here: hours), point, low, high.
 
-    Hours are the median over runs of the wall-clock hours of training up to that env step, divided by the
+    Hours are the median over runs of the wall-clock hours of the run up to that env step, divided by the
     seeds that shared the device.
     """
     study = context.study
@@ -70,8 +70,9 @@ def draw(context: Context) -> Drawing:
     packs = sorted(set(study.members["pack"]))
     caption = (
         f"{TITLE}, {describe(study, study.shared_tasks())}. Hours: median over runs of the wall-clock time "
-        f"of training, divided by the seeds that shared the device ({' or '.join(map(str, packs))}); on "
-        f"{', '.join(devices) or '?'}. Bands: {bootstrap_text(context)}.{not_in(study, study.shared_tasks())}"
+        "of a run, evaluations and compilation included, divided by the seeds that shared the device "
+        f"({' or '.join(map(str, packs))}); on {', '.join(devices) or '?'}. "
+        f"Bands: {bootstrap_text(context)}.{not_in(study, study.shared_tasks())}"
         + (" Runs of different devices are mixed: the hours do not compare." if len(devices) > 1 else "")
     )
     return Drawing(figure, finish(context, figure, caption), [(ax, series)])

@@ -37,9 +37,9 @@ def data(context: Context) -> pd.DataFrame:
     frames = []
     for task in study.tasks:
         for arm in study.arms:
-            steps = study.grid(arm.name)
-            values = study.runs(arm.name, task, "mean_return", steps)
-            if len(values):
+            if len(study.of(arm.name, task)):
+                steps = study.grid(arm.name, task)
+                values = study.runs(arm.name, task, "mean_return", steps)
                 frames.append(frame_of(arm.name, steps, student_t(values), task=task, runs=len(values)))
     return pd.concat(frames, ignore_index=True)
 
@@ -80,13 +80,12 @@ def draw(context: Context) -> Drawing:
     hover: list[tuple[Any, list[dict[str, Any]]]] = []
     for ax, task in zip(axes.flat, study.tasks, strict=False):
         series = draw_curves(context, ax, frame[frame["task"] == task], small=columns > 2)
-        if study.seeds[1] <= FEW_SEEDS:
-            _draw_runs(context, ax, task)
+        single = _draw_runs(context, ax, task) if study.seeds[1] <= FEW_SEEDS else []
         series += draw_published(context, ax, published[published["task"] == task], " (published)")
         ax.set_title(task, fontsize=context.style.font_size - (1 if len(task) < 20 else 2))
         step_axis(ax, label=False)
         ax.locator_params(axis="x", nbins=3 if columns > 2 else 5)
-        ax.set_ylim(*_limits(frame[frame["task"] == task], published[published["task"] == task]))
+        ax.set_ylim(*_limits(frame[frame["task"] == task], published[published["task"] == task], single))
         ax.locator_params(axis="y", nbins=5)
         hover.append((ax, series))
     for ax in axes.flat[len(study.tasks) :]:
@@ -101,8 +100,8 @@ def draw(context: Context) -> Drawing:
         for name, count in seeds.items()
     ], small=columns > 2)  # fmt: skip
     caption = (
-        f"{TITLE}: mean over seeds of the mean return of an evaluation, {describe(study)}. Bands: Student's "
-        "t 95% intervals over seeds"
+        f"{TITLE}: mean over seeds of the mean return of an evaluation, {describe(study, by_task=True)}. "
+        "Bands: Student's t 95% intervals over seeds"
         + ("; no band is drawn where an arm has one or two seeds on a task" if study.seeds[0] < FEWEST_RUNS else "")
         + (". Thin lines: single runs." if study.seeds[1] <= FEW_SEEDS else ".")
         + (" Dashed: published results, never pooled with own runs; "
@@ -112,18 +111,21 @@ def draw(context: Context) -> Drawing:
     return Drawing(figure, finish(context, figure, caption, x_label=ENV_STEPS), hover)
 
 
-def _draw_runs(context: Context, axes: Axes, task: str) -> None:
-    """Every run as a thin line: with few seeds they say more than an interval."""
-    study = context.study
+def _draw_runs(context: Context, axes: Axes, task: str) -> list[float]:
+    """Every run as a thin line: with few seeds they say more than an interval. Returns their values."""
+    study, drawn = context.study, []
     for arm in study.arms:
-        steps = study.grid(arm.name)
-        for values in study.runs(arm.name, task, "mean_return", steps):
-            axes.plot(steps, values, color=context.colours[arm.name], linewidth=0.5, alpha=0.7, zorder=2)
+        if len(study.of(arm.name, task)):
+            steps = study.grid(arm.name, task)
+            for values in study.runs(arm.name, task, "mean_return", steps):
+                axes.plot(steps, values, color=context.colours[arm.name], linewidth=0.5, alpha=0.7, zorder=2)
+                drawn += values.tolist()
+    return drawn
 
 
-def _limits(frame: pd.DataFrame, published: pd.DataFrame) -> tuple[float, float]:
+def _limits(frame: pd.DataFrame, published: pd.DataFrame, single: list[float]) -> tuple[float, float]:
     """A return is within 0 and 1000, whatever Student's t makes of few seeds; Gymnasium tasks have other scales."""
-    points = np.array([*frame["point"], *published["point"]], dtype=float)
+    points = np.array([*frame["point"], *published["point"], *single], dtype=float)
     lowest, highest = float(np.nanmin(points)), float(np.nanmax(points))
     widest = float(np.nanmax([*frame["high"], highest]))
     bound = 1000.0 if highest <= 1000.0 else widest

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -10,7 +11,9 @@ import pandas as pd
 import pytest
 from synthetic_runs import write_study
 
+from analysis import commands
 from analysis.__main__ import COMMANDS, main
+from analysis.runs import load
 
 ROOT = Path(__file__).parents[2]
 
@@ -94,6 +97,23 @@ def test_watch_ends_when_no_run_is_left_to_wait_for(runs: Path, tmp_path: Path) 
     done = analysis("watch", f"runs={runs}", f"out={tmp_path}", "replicates=20", "every=1")
     assert done.returncode == 0 and "report.html: 8 done" in done.stdout
     assert 'http-equiv="refresh"' in (tmp_path / "report.html").read_text()
+
+
+def test_watch_waits_for_the_sweep_that_was_named_alone(runs: Path, tmp_path: Path) -> None:
+    write_study(runs)
+    other = write_study(runs, agents=("tcrl",), name="other")
+    (other[0] / "DONE").unlink()
+    arguments = [f"runs={runs}", f"out={tmp_path}", "replicates=20", "every=1"]
+    done = analysis("watch", *arguments, "sweep=quickstart")
+    assert done.returncode == 0 and "report.html: 11 done, 1 unfinished" in done.stdout
+    refused = analysis("watch", *arguments, "sweep=quikstart")
+    assert refused.returncode == 2 and "sweep=quikstart: no such sweep" in refused.stderr
+    options = {"runs": [runs], "sweep": "other"}
+    assert commands._awaited(options, load([runs])) == {other[0].name}
+    assert commands._awaited({**options, "sweep": None}, load([runs])) == {other[0].name}
+    shutil.rmtree(other[0])
+    assert commands._awaited(options, load([runs])) == {other[0].name}
+    assert commands._awaited({**options, "sweep": "quickstart"}, load([runs])) == set()
 
 
 @pytest.mark.parametrize("command", list(COMMANDS))

@@ -245,6 +245,30 @@ def test_packs_are_whole_numbers_though_a_run_is_missing(runs: Path) -> None:
     assert "the seeds that shared the device (5); on" in words(drawn("gpu_hours", context(runs)))
 
 
+def test_panels_of_unequal_budgets_go_as_far_as_their_own_runs(runs: Path) -> None:
+    members = []
+    for task, budget in (("cartpole-swingup", 40_000), ("walker-walk", 100_000)):
+        for seed in range(2):
+            end = {"stop_at": 80_000, "end": "interrupted"} if (task, seed) == ("walker-walk", 1) else {}
+            run = write_run(runs, "iqrl", task, seed, budget, **end)
+            members.append((run.name, "iqrl", task, seed, budget))
+    write_manifest(runs, "budgets", [{"name": "iqrl", "label": "iQRL", "agent": "iqrl"}], members)
+    given = context(runs)
+    drawing = drawn("tasks", given)
+    panels = {axes.get_title(): axes for axes in drawing.figure.axes}
+    ends = {task: {float(line.get_xdata()[-1]) for line in axes.get_lines()} for task, axes in panels.items()}
+    assert ends == {"cartpole-swingup": {40_000.0}, "walker-walk": {80_000.0}}
+    assert "shown up to the last common step: iQRL on walker-walk to 80k" in words(drawing)
+    assert given.study.mark == 40_000 and given.study.grid("iqrl")[-1] == 40_000  # what is over tasks
+
+
+def test_panels_hold_every_single_run_that_they_draw(runs: Path) -> None:
+    for seed, final in enumerate((100.0, 900.0)):
+        write_run(runs, "iqrl", "walker-walk", seed, returns=[0.0, 50.0, 50.0, 50.0, 50.0, final])
+    (axes,) = drawn("tasks", context(runs)).figure.axes
+    assert axes.get_ylim()[1] >= 900.0 and max(max(line.get_ydata()) for line in axes.get_lines()) == 900.0
+
+
 def test_gymnasium_alone_says_what_is_lacking(runs: Path) -> None:
     for agent in ("iqrl", "td3"):
         write_run(runs, agent, "gym:CartPole-v1")

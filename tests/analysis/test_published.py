@@ -136,5 +136,7 @@ def test_compare_says_inside_above_or_below(tmp_path: Path, runs: Path) -> None:
     (row,) = compare.compare(study, overlay).to_dict("records")
     assert (row["own"], row["published_low"], row["published_high"]) == (110.0, 105.0, 115.0)
     assert row["verdict"] == "inside" and row["same"] and row["env_step"] == 100_000
+    early = published.Published(overlay.frame.assign(env_step=90_000), [])
+    assert not len(compare.compare(study, early, (90_000,)))  # own values there are of 80k
     lower = overlay.frame.assign(episode_return=[1.0, 2.0, 3.0])
     assert compare.compare(study, published.Published(lower, []))["verdict"].tolist() == ["above"]

@@ -172,6 +172,44 @@ def test_a_run_may_be_in_several_sweeps_and_listed_runs_are_not_unlisted(runs: P
     assert set(studies(runs, sweep="second")) == {"second"}
 
 
+def test_seeds_that_start_from_runs_of_their_own_seed_are_one_arm(runs: Path) -> None:
+    members = []
+    for seed in range(3):
+        of_walk, of_stand = (f"iqrl-walker-{task}-s{seed}-{seed:08x}" for task in ("walk", "stand"))
+        for arm, source in (("tuned", of_walk), ("other", of_stand)):
+            run = write_run(runs, "iqrl", "walker-run", seed, init_from=source)
+            members.append((run.name, arm, "walker-run", seed, 100_000))
+    arms = [{"name": name, "label": name, "agent": "iqrl"} for name in ("tuned", "other")]
+    write_manifest(runs, "transfer", arms, members)
+    study = studies(runs)["transfer"]
+    assert study.problems == [] and len(study.members) == 6
+    shutil.rmtree(runs / "sweeps")
+    study = studies(runs)["runs"]  # the same runs without the sweep that tells the arms
+    assert study.problems == [] and study.seeds == (3, 3)
+    assert {arm.label for arm in study.arms} == {
+        "iqrl (init_from=iqrl-walker-stand)", "iqrl (init_from=iqrl-walker-walk)",
+    }  # fmt: skip
+
+
+def test_where_an_agents_file_lay_and_the_name_of_equal_values_make_no_other_arm(runs: Path) -> None:
+    """The same identities but for the seed; a file that has changed is told, as a changed commit is."""
+    for seed in range(3):
+        first = {"preset": "mine", "profile": "mine"} if seed == 0 else {"profile": "default"}
+        run = write_run(runs, "ddpg", seed=seed, source=f"/jobs/{seed // 2}/code/agents/ddpg.py", **first)
+        provenance = json.loads((run / "provenance.json").read_text())
+        provenance["sessions"][-1]["agent_file"] = "0123456789abcdef" if seed else "fedcba9876543210"
+        (run / "provenance.json").write_text(json.dumps(provenance))
+    write_manifest(
+        runs, "mine", [{"name": "ddpg", "label": "DDPG", "agent": "ddpg"}],
+        [(run.name, "ddpg", "walker-walk", i, 100_000) for i, run in enumerate(sorted(runs.glob("ddpg-*")))],
+    )  # fmt: skip
+    study = studies(runs)["mine"]
+    assert len(study.members) == 3
+    assert [str(problem) for problem in study.problems] == [
+        "DDPG: remark: runs of more than one version of the agent's file: 0123456789ab (2), fedcba987654 (1) (counted)"
+    ]
+
+
 def test_no_such_sweep(runs: Path) -> None:
     write_study(runs)
     with pytest.raises(InputError, match="sweep=quikstart: no such sweep in the given runs; there are: quickstart"):

@@ -90,6 +90,16 @@ def test_efficiency_ends_at_the_compared_step(runs: Path) -> None:
     assert "Mean return at 89.999k environment steps" in tables.scores(built, 20).caption
 
 
+def test_efficiency_has_no_row_where_the_best_mean_is_not_above_0(runs: Path) -> None:
+    for agent, final in {"iqrl": -150.0, "td3": -400.0}.items():
+        write_run(runs, agent, "gym:Pendulum-v1", returns=[-1500.0, -1400.0, -1200.0, -800.0, -600.0, final])
+        write_run(runs, agent, "walker-walk", returns=[0.0, 0.0, 0.0, 0.0, 0.0, 1000.0 + final])
+    (built,), _ = build(load([runs]), [runs])
+    table = tables.efficiency(built, 20)
+    assert [row[0] for row in table.rows] == ["walker-walk", "IQM of area under curve"]
+    assert "(without gym:Pendulum-v1, where that mean is not above 0)" in table.caption
+
+
 def test_differences_of_gymnasium_tasks(runs: Path) -> None:
     for agent, final in {"iqrl": 500.0, "td3": 100.0}.items():
         write_run(runs, agent, "gym:CartPole-v1", returns=[0.0, 0.0, 0.0, 0.0, 0.0, final])
