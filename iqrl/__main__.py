@@ -101,6 +101,9 @@ def main(words: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # `python -m iqrl tasks | head`
         sys.stderr.close()
         return 0
+    except OSError as error:
+        print(f"error: {error.filename or 'files'}: {error.strerror or error}", file=sys.stderr)
+        return 1
 
 
 def train(words: Sequence[str]) -> int:

@@ -1,5 +1,6 @@
-"""Cores that this process may use; and whether the process that a file names still lives, told by its number and the
-time at which it started."""
+"""Cores that this process may use, the Slurm job that it is in; and whether the process that a file names still lives,
+told by its number and the time at which it started.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +10,12 @@ import os
 def cores() -> int:
     """CPU cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def job_id() -> str:
+    """The Slurm job that this process is in, as `squeue` names it; "" outside of one."""
+    array = os.environ.get("SLURM_ARRAY_JOB_ID")
+    return f"{array}_{os.environ['SLURM_ARRAY_TASK_ID']}" if array else os.environ.get("SLURM_JOB_ID", "")
 
 
 def started(pid: int) -> int | None:

@@ -19,6 +19,7 @@ import datetime
 import io
 import json
 import os
+import pickle
 import re
 import shutil
 import socket
@@ -172,16 +173,17 @@ class RunDirectory:
             raise LeaseLost(f"{self.path.name}: another process has taken this run over")
 
     def release(self) -> None:
-        """Say that this process has stopped writing."""
+        """Say that this process has stopped writing. The lease stays as old as the claim."""
         for table in self.tables.values():
             table.close()
         if self.replay is not None:
             self.replay.close()
         if self.token and self._newest_token() == self.token:
+            lease = self.path / "lease" / f"{self.token:08d}"
             with contextlib.suppress(OSError):
-                replace_text(
-                    self.path / "lease" / f"{self.token:08d}", json.dumps({**self._myself(), "released": True})
-                )
+                claimed = lease.stat().st_mtime_ns
+                replace_text(lease, json.dumps({**self._myself(), "released": True}))
+                os.utime(lease, ns=(claimed, claimed))
 
     def _newest_token(self) -> int:
         try:
@@ -192,10 +194,7 @@ class RunDirectory:
 
     @staticmethod
     def _myself() -> dict[str, Any]:
-        job = os.environ.get("SLURM_ARRAY_JOB_ID") or os.environ.get("SLURM_JOB_ID")
-        if os.environ.get("SLURM_ARRAY_TASK_ID"):
-            job = f"{job}_{os.environ['SLURM_ARRAY_TASK_ID']}"
-        pid = os.getpid()
+        pid, job = os.getpid(), processes.job_id() or None
         return {"host": socket.gethostname(), "pid": pid, "started": processes.started(pid), "job_id": job}
 
     # --- writing
@@ -252,19 +251,24 @@ class RunDirectory:
 
     def checkpoints(self) -> list[tuple[tuple[int, int], Path]]:
         """Keys and files of the checkpoints there are, newest first; not yet checked."""
-        found = []
-        for file in (self.path / "checkpoint").glob("*.pt"):
-            match = re.fullmatch(r"(\d+)-(\d+)-[0-9a-f]{8}", file.stem)
-            if match:
-                found.append(((int(match[1]), int(match[2])), file))
+        folder, found = self.path / "checkpoint", []
+        with contextlib.suppress(FileNotFoundError):  # another error is no sign that there are none
+            for name in os.listdir(folder):
+                match = re.fullmatch(r"(\d+)-(\d+)-[0-9a-f]{8}\.pt", name)
+                if match:
+                    found.append(((int(match[1]), int(match[2])), folder / name))
         return sorted(found, reverse=True)
 
     def usable(self, row_width: int, needs_replay: bool = True) -> Iterator[tuple[tuple[int, int], dict[str, Any]]]:
-        """Keys and contents of the checkpoints that `load` takes, newest first; warns of each other one."""
+        """Keys and contents of the checkpoints that `load` takes, newest first; warns of each other one.
+
+        Raises:
+            OSError: a file is there and cannot be read: it may be whole, so nothing must be done as if it were not.
+        """
         for key, file in self.checkpoints():
             try:
                 content = self.load(file, row_width, needs_replay)
-            except Exception as error:  # a damaged file can raise anything in the unpickler
+            except (ValueError, FileNotFoundError) as error:
                 warn(f"{error}; going back to the checkpoint before it")
                 continue
             yield key, content
@@ -274,13 +278,14 @@ class RunDirectory:
 
         Raises:
             ValueError: naming what is damaged.
+            OSError: a file cannot be read.
         """
         data = file.read_bytes()
         if f"{zlib.crc32(data):08x}" != file.stem[-8:]:
             raise ValueError(f"{file}: damaged (its checksum does not fit)")
-        try:
+        try:  # what else it raises is no damage: the memory is short, say
             content: dict[str, Any] = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
-        except Exception as error:  # a damaged file can raise anything in the unpickler, in many lines
+        except pickle.UnpicklingError as error:  # something else than tensors and plain data; in many lines
             raise ValueError(f"{file}: damaged ({type(error).__name__})") from None
         for name, rows in content["rows"].items() if needs_replay else ():
             present = count_rows(self.path / name)
@@ -289,6 +294,15 @@ class RunDirectory:
         if needs_replay:
             ReplayLog.check(self.path / "replay", content["replay"], row_width)
         return content
+
+    def set_aside(self) -> None:
+        """Move what no checkpoint here can use, tables and replay too, into a folder of its own: lost-<token>."""
+        self.check()
+        folder = self.path / f"lost-{self.token:08d}"
+        folder.mkdir(exist_ok=True)
+        for name in ("checkpoint", "replay", *TABLES):
+            with contextlib.suppress(FileNotFoundError):
+                (self.path / name).rename(folder / name)
 
     def report(self, progress: Mapping[str, Any]) -> None:
         """Replace progress.json, for whoever watches."""
@@ -318,14 +332,14 @@ class RunDirectory:
             content = {"identity": None, "created": None, "sessions": []}
         started = {"start": now(), "end": None, "ended": None, **self._myself(), **session}
         content["sessions"] = [*content.get("sessions", []), started]
-        replace_text(self.path / "provenance.json", json.dumps(content, indent=1))
+        replace_text(self.path / "provenance.json", json.dumps(content, indent=1), durable=True)
 
     def end_session(self, ended: str) -> None:
         """Say how the last session ended: "done", "interrupted" or "failed"."""
         content = read_json(self.path / "provenance.json")
         if isinstance(content, dict) and content.get("sessions"):
             content["sessions"][-1] |= {"end": now(), "ended": ended}
-            replace_text(self.path / "provenance.json", json.dumps(content, indent=1))
+            replace_text(self.path / "provenance.json", json.dumps(content, indent=1), durable=True)
 
 
 class Table:
@@ -362,7 +376,8 @@ class Table:
         self.rows += 1
 
     def _open(self, lines: Sequence[str]) -> None:
-        replace_text(self.path, "".join(line + "\n" for line in lines))
+        # Durable: the file that it replaces was, and checkpoints count on its rows.
+        replace_text(self.path, "".join(line + "\n" for line in lines), durable=True)
         self.descriptor = os.open(self.path, os.O_WRONLY | os.O_APPEND)
 
     def sync(self) -> None:
@@ -443,7 +458,7 @@ def read_lines(path: Path) -> list[str]:
 
 def torn(path: Path) -> bool:
     """Whether a file ends within a line."""
-    with contextlib.suppress(OSError), open(path, "rb") as file:
+    with contextlib.suppress(FileNotFoundError), open(path, "rb") as file:
         size = file.seek(0, os.SEEK_END)
         file.seek(max(0, size - 1))
         return size > 0 and file.read(1) != b"\n"
@@ -456,10 +471,14 @@ def count_rows(path: Path) -> int:
 
 
 def read_json(path: Path) -> Any:
-    """The content of a JSON file, or None if it is missing or torn."""
+    """The content of a JSON file, or None if it is missing or torn.
+
+    Raises:
+        OSError: it cannot be read.
+    """
     try:
         return json.loads(path.read_text())
-    except (OSError, ValueError):
+    except (FileNotFoundError, ValueError):
         return None
 
 
@@ -503,7 +522,7 @@ def code_version() -> dict[str, Any]:
 def _size(path: Path) -> int:
     try:
         return path.stat().st_size
-    except OSError:
+    except FileNotFoundError:
         return -1
 
 

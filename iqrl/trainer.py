@@ -25,6 +25,7 @@ from iqrl.config import RunConfig
 from iqrl.diagnostics import diagnose
 from iqrl.engine import DIAGNOSTICS, Engine, generator
 from iqrl.environment_pool import EnvironmentPool, WorkerError
+from iqrl.errors import InputError
 from iqrl.execution import Plan
 from iqrl.packing import together
 from iqrl.replay import Replay, gather, sample_uniform
@@ -445,7 +446,7 @@ class Trainer:
                 else:
                     warn(f"{lane.directory.path}: a checkpoint is of another configuration; using one before")
             if not usable and lane.directory.checkpoints():
-                warn(f"{lane.directory.path}: no checkpoint is usable; starts over")
+                warn(f"{lane.directory.path}: no checkpoint is usable; starts over, with what was there set aside")
             found.append(usable)
         for group in together([set(usable) for usable in found], len(found)):
             newest = max(set.intersection(*(set(found[i]) for i in group)), default=None)
@@ -456,14 +457,20 @@ class Trainer:
                 except LeaseLost as error:
                     lane.alive = False
                     warn(str(error))
-        self._restore_episodes()
+                except (OSError, InputError):
+                    raise
+                except Exception as error:  # a checkpoint of other code, say
+                    self._fail(lane, f"{type(error).__name__}: {error}", traceback.format_exc())
         for lane in self._living():
             of_file = {"agent_file": lane.config.source_hash} if lane.config.source else {}
             lane.directory.begin_session({**self.plan.provenance(), **of_file, "pack": len(self.lanes)})
+        self._restore_episodes()
 
     def _restore(self, place: int, lane: Lane, saved: dict[str, Any] | None) -> None:
         if saved is None:
             first = inherited(lane.config, lane.directory.path.parent)
+            if lane.directory.checkpoints():
+                lane.directory.set_aside()
             lane.directory.open({}, [], self.replay.width)
             for k, v in first.items():
                 self.engine.state[k][place].copy_(v)
@@ -486,7 +493,7 @@ class Trainer:
         episodes = {
             i: self.replay.newest(i, lane.progress.episode_decisions)
             for i, lane in enumerate(self.lanes)
-            if lane.progress.episode_decisions
+            if lane.alive and lane.progress.episode_decisions
         }
         if not episodes:
             return
@@ -495,22 +502,29 @@ class Trainer:
             for i, lane in enumerate(self.lanes)
         ]
         observation = self.environments.reset(keys)
-        elsewhere = set()
+        elsewhere, ended = set(), dict[int, int]()
         for step in range(max(len(taken) for _, taken in episodes.values())):
             chosen = np.zeros((len(self.lanes), self.spec.action_dim), np.float32)
             active = np.zeros(len(self.lanes), bool)
             for i, (seen, taken) in episodes.items():
-                if step < len(taken):
+                if step < len(taken) and i not in ended:
                     chosen[i], active[i] = taken[step], True
                     if (seen[step] != observation[i]).any():
                         elsewhere.add(i)
-            after = self.environments.step(chosen, active)[0]
+            after, _, terminated, truncated = self.environments.step(chosen, active)
             observation = np.where(active[:, None], after, observation)
-        for i in episodes:
+            ended |= dict.fromkeys(np.flatnonzero(active & (terminated | truncated)).tolist(), step + 1)
+        for i, (_, taken) in episodes.items():
             self.lanes[i].observation = observation[i].copy()
-        for i in sorted(elsewhere):  # another processor or simulator, or a task that is no function of its seed
-            path = self.lanes[i].directory.path
-            warn(f"{path}: its episode, played again, was not the same to the last bit; it goes on from where that led")
+            # Another processor or simulator, or a task that is no function of its seed.
+            if i in ended:
+                self._fail(
+                    self.lanes[i], f"its episode, played again, ended after {ended[i]} of {len(taken)} decisions"
+                )
+            elif i in elsewhere:
+                path = self.lanes[i].directory.path
+                said = "its episode, played again, was not the same to the last bit; it goes on from where that led"
+                warn(f"{path}: {said}")
 
     # --- one run's trouble is its own
 
@@ -533,6 +547,7 @@ class Trainer:
         with contextlib.suppress(LeaseLost):
             lane.directory.fail(lane.progress.decisions * self.spec.action_repeat, reason, trace)
             lane.directory.end_session("failed")
+        lane.directory.release()  # others of the pack may go on for days
 
     @staticmethod
     def _name(lane: Lane) -> str:

@@ -111,14 +111,19 @@ def main(words: Sequence[str] | None = None) -> int:
     command = add("profile", "Write a first profile from what Slurm says about this cluster.")
     command.add_argument("name", nargs="?", default="default", help="of the profile (default: default)")
 
+    asked = None
     try:
-        return _dispatch(parser.parse_mixed(words))
+        asked = parser.parse_mixed(words)
+        return _dispatch(asked)
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except BrokenPipeError:  # `python -m slurm status | head`
         sys.stderr.close()
-        return 0
+        return 1 if asked and asked.command in ("run", "retry", "submit") else 0
+    except OSError as error:
+        print(f"error: {error.filename or 'files'}: {error.strerror or error}", file=sys.stderr)
+        return 1
     except KeyboardInterrupt:
         return 130
 

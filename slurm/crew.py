@@ -18,6 +18,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from iqrl import processes
 from slurm import run_files
 from slurm.packs import Pack, train_command
 
@@ -46,7 +47,7 @@ class Member:
     process: subprocess.Popen[bytes] | None = None
     slot: int = -1
     marks: tuple[object, ...] = ()
-    tokens: list[int] = field(default_factory=list)
+    tokens: dict[str, int] = field(default_factory=dict)
 
 
 class Crew:
@@ -130,11 +131,11 @@ class Crew:
     def _start(self, member: Member, slot: int) -> None:
         pack = member.pack
         seeds = self._seeds(pack)
-        if not seeds:  # they failed before the job of this crew was requeued
+        if not seeds:  # they failed, or were handed to another job, before the job of this crew was requeued
             member.state = "ended"
             return
         member.marks = self._marks(pack)
-        member.tokens = [run_files.newest_writer(self.runs / name)[0] for name in pack.runs]
+        member.tokens = {name: run_files.newest_writer(self.runs / name)[0] for name in pack.runs}
         member.attempts += 1
         command = train_command(sys.executable, pack, self.configs, self.runs, seeds)
         try:
@@ -159,9 +160,14 @@ class Crew:
 
     def _seeds(self, pack: Pack) -> list[int]:
         """Seeds of a pack, without runs that failed since it was handed out: they would fail again."""
-        since = self._handed_out(pack)
+        since, own = self._handed_out(pack), self._own(pack)
         named = zip(pack.runs, pack.seeds, strict=True)
-        return [seed for name, seed in named if not run_files.failed_since(self.runs / name, since)]
+        return [s for name, s in named if name in own and not run_files.failed_since(self.runs / name, since)]
+
+    def _own(self, pack: Pack) -> list[str]:
+        """Runs of a pack, without those that a later job has claimed: one that failed here was mended and retried."""
+        job, since = processes.job_id(), self._handed_out(pack)
+        return [name for name in pack.runs if not (job and run_files.taken_since(self.runs / name, since, job))]
 
     def files(self, pack: Pack) -> list[run_files.RunFiles]:
         """What its runs' files say; a failure from before the pack was handed out does not count."""
@@ -174,10 +180,14 @@ class Crew:
     def _after(self, member: Member, status: int, pid: int) -> None:
         """Decide what a process's end means."""
         pack = member.pack
-        states = self.files(pack)
+        own = self._own(pack)
+        states = [state for name, state in zip(pack.runs, self.files(pack), strict=True) if name in own]
+        if not own:
+            self._leave(member, "another process has taken these runs over")
+            return
         if all(state.state in ("done", "failed") for state in states):
             member.state = "ended"
-            failed = [(name, s) for name, s in zip(pack.runs, states, strict=True) if s.state == "failed"]
+            failed = [(name, s) for name, s in zip(own, states, strict=True) if s.state == "failed"]
             for name, state in failed:
                 self.told(f"{name}  FAILED: {state.reason}")
             if len(failed) < len(states):
@@ -185,8 +195,8 @@ class Crew:
             return
         said = run_files.last_line(self.logs / f"{pack.name}.log")
         open_runs = [
-            (name, token)
-            for name, token, state in zip(pack.runs, member.tokens, states, strict=True)
+            (name, member.tokens[name])
+            for name, state in zip(own, states, strict=True)
             if state.state not in ("done", "failed")
         ]
         if status == BAD_INPUT:

@@ -64,11 +64,10 @@ def cancel(runs: Path, sweep: str, names: Sequence[str], pending: bool) -> int:
         print(f"{count} jobs of {name} hold runs of {sweep}, and stay: python -m slurm cancel {name}{report.where}")
     if refused:
         raise InputError(f"cancel {sweep}: of {stopped} jobs some stay, or had ended: scancel: {refused}")
+    if report.queue.error:
+        raise InputError(f"cancel {sweep}: Slurm cannot be asked what is queued: {report.queue.error}")
     if not stopped:
-        print(
-            f"{sweep}: nothing to cancel"
-            + (f" (Slurm cannot be asked: {report.queue.error})" if report.queue.error else "")
-        )
+        print(f"{sweep}: nothing to cancel")
     return 0
 
 
@@ -144,4 +143,8 @@ def agreed(question: str, yes: bool) -> bool:
     if not sys.stdin.isatty():
         print(f"{question} not without --yes")
         return False
-    return input(f"{question} [y/N] ").strip().lower() in ("y", "yes")
+    try:
+        return input(f"{question} [y/N] ").strip().lower() in ("y", "yes")
+    except EOFError:  # Ctrl-D
+        print()
+        return False

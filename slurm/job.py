@@ -19,6 +19,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from iqrl import processes
 from slurm import queue
 from slurm.crew import Crew
 from slurm.packs import Pack
@@ -92,7 +93,7 @@ def _caches() -> Iterator[None]:
     if not scratch or "$" in scratch:
         yield
         return
-    folder = Path(scratch) / f"sweep-{job_id()}"
+    folder = Path(scratch) / f"sweep-{processes.job_id()}"
     folder.mkdir(parents=True, exist_ok=True)
     os.environ |= {"TMPDIR": str(folder), "TORCHINDUCTOR_CACHE_DIR": str(folder / "inductor")}
     try:
@@ -101,19 +102,13 @@ def _caches() -> Iterator[None]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def job_id() -> str:
-    """This job as `squeue` names it."""
-    array = os.environ.get("SLURM_ARRAY_JOB_ID")
-    return f"{array}_{os.environ['SLURM_ARRAY_TASK_ID']}" if array else os.environ.get("SLURM_JOB_ID", "")
-
-
 def _goes_on(warned: bool) -> bool:
     """Whether this job should go on later: it was warned of its limit, or is being preempted; not when cancelled.
 
     A job that is cancelled while it saves is COMPLETING without a reason, and requeueing would bring it back. One
     that reaches its limit meanwhile is COMPLETING because of that.
     """
-    _, text = queue.command("scontrol", "--oneliner", "show", "job", job_id())
+    _, text = queue.command("scontrol", "--oneliner", "show", "job", processes.job_id())
     said = dict(re.findall(r"\b(JobState|Reason|PreemptTime)=(\S+)", text))
     state, preempted = said.get("JobState"), said.get("PreemptTime", "None") != "None"
     if warned:  # also if Slurm does not say
@@ -125,7 +120,7 @@ def _goes_on(warned: bool) -> bool:
 def _requeue() -> None:
     """Back into the queue. Slurm then ends this process; until it does, or while it cannot be asked, wait."""
     for attempt in range(WAIT_SECONDS // 10):
-        status, text = queue.command("scontrol", "requeue", job_id())
+        status, text = queue.command("scontrol", "requeue", processes.job_id())
         if not status:
             _say("requeued")
             time.sleep(WAIT_SECONDS)

@@ -173,7 +173,8 @@ class _Stop:
     def __init__(self, crew: Crew) -> None:
         self.raised, self.crew = False, crew
         for name in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-            signal.signal(name, self._raise)
+            if name != signal.SIGHUP or signal.getsignal(name) != signal.SIG_IGN:  # under nohup it goes on
+                signal.signal(name, self._raise)
 
     def _raise(self, number: int, frame: object) -> None:
         if self.raised and number == signal.SIGINT:

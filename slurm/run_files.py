@@ -66,9 +66,10 @@ def read(directory: Path | str, now: float, since: float = 0.0) -> RunFiles:
     age = None if reported is None else max(0.0, now - reported)
     fresh = reported is not None and claimed is not None and reported >= claimed
     speed = progress.get("env_steps_per_second", 0.0) if fresh else 0.0
-    if writer and not writer.get("released") and alive(writer):
-        return RunFiles("training", speed=speed, age=age, writer=writer, **said)
     failed = _json(f"{base}/FAILED") if failed_since(base, since) else None
+    ended = failed is not None and failed_since(base, claimed or 0.0)  # though its process trains others of its pack
+    if writer and not writer.get("released") and alive(writer) and not ended:
+        return RunFiles("training", speed=speed, age=age, writer=writer, **said)
     if failed is not None:
         said["env_step"] = failed.get("env_step", said["env_step"])
         return RunFiles("failed", reason=str(failed.get("reason", "")), writer=writer, **said)
@@ -85,6 +86,13 @@ def failed_since(directory: Path | str, since: float) -> bool:
     """Whether a run's FAILED is there and not from before `since`."""
     when = _time(f"{directory}/FAILED")
     return when is not None and when >= since
+
+
+def taken_since(directory: Path | str, since: float, job: str) -> bool:
+    """Whether another Slurm job than `job` was the last to claim a run, after `since`."""
+    token, writer = newest_writer(directory)
+    claimed = _time(f"{directory}/lease/{token:08d}")
+    return writer.get("job_id") not in (None, job) and claimed is not None and claimed >= since
 
 
 def written(file: Path) -> float:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import os
 import shlex
 import shutil
+import signal
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -205,21 +207,23 @@ def _hand_over(
             ids = sorted({holder[name] for packs in chunk for each in packs for name in each.after if name in holder})
             if ids:  # a run that starts from another: not before that one's job has ended, however it ends
                 executor.update_parameters(dependency="afterany:" + ":".join(ids))
-            try:
-                submitted = executor.map_array(job.work, [_task(packs, folder, runs, wants) for packs in chunk])
-            except (
-                submitit.core.utils.FailedJobError,
-                submitit.core.utils.FailedSubmissionError,
-                OSError,
-            ) as error:
-                done = sum(len(packs) > 0 for packs in jobs[: len(submission.jobs)])
-                said = " ".join(str(error).split())
-                raise InputError(f"{done} of {len(jobs)} jobs submitted; submit again for the rest: {said}") from error
-            for packs, handle in zip(chunk, submitted, strict=True):
-                record = Job(handle.job_id, [{"name": each.name, "runs": list(each.runs)} for each in packs])
-                submission.jobs.append(record)
-                holder |= dict.fromkeys(record.runs, handle.job_id)
-            submission.save()
+            with _undisturbed():  # jobs that no file names could neither be seen nor cancelled
+                try:
+                    submitted = executor.map_array(job.work, [_task(packs, folder, runs, wants) for packs in chunk])
+                except (
+                    submitit.core.utils.FailedJobError,
+                    submitit.core.utils.FailedSubmissionError,
+                    OSError,
+                ) as error:
+                    done = sum(len(packs) > 0 for packs in jobs[: len(submission.jobs)])
+                    said = " ".join(str(error).split())
+                    told = f"{done} of {len(jobs)} jobs submitted; submit again for the rest: {said}"
+                    raise InputError(told) from error
+                for packs, handle in zip(chunk, submitted, strict=True):
+                    record = Job(handle.job_id, [{"name": each.name, "runs": list(each.runs)} for each in packs])
+                    submission.jobs.append(record)
+                    holder |= dict.fromkeys(record.runs, handle.job_id)
+                submission.save()
     arrays = sorted({each.id.partition("_")[0] for each in submission.jobs})
     where = "" if runs == Path("runs").resolve() else f" runs={shlex.quote(str(runs))}"
     print(
@@ -227,6 +231,21 @@ def _hand_over(
         f"  python -m slurm status {submission.sweep} --watch{where}"
     )
     return 0
+
+
+@contextlib.contextmanager
+def _undisturbed() -> Iterator[None]:
+    """Ctrl-C, SIGTERM and a terminal that goes away wait until what is going on here has come to its end."""
+    caught: list[int] = []
+    names = [n for n in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP) if signal.getsignal(n) != signal.SIG_IGN]
+    before = {name: signal.signal(name, lambda number, frame: caught.append(number)) for name in names}
+    try:
+        yield
+    finally:
+        for name, handler in before.items():
+            signal.signal(name, handler or signal.SIG_DFL)
+        for number in caught[:1]:
+            signal.raise_signal(number)
 
 
 def _task(packs: Sequence[Pack], folder: Path, runs: Path, wants: Profile) -> dict[str, Any]:

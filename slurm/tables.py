@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import shutil
 import time
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TextIO
 
 from slurm import run_files
@@ -33,15 +35,27 @@ class Live:
 
     def told(self, line: str) -> None:
         """A line that stays."""
-        self._erase()
-        print(f"{time.strftime('%H:%M:%S')}  {line}", file=self.out, flush=True)
+        with self._heard():
+            self._erase()
+            print(f"{time.strftime('%H:%M:%S')}  {line}", file=self.out, flush=True)
+
+    @contextlib.contextmanager
+    def _heard(self) -> Iterator[None]:
+        """A sweep goes on when nobody reads any more what it says: the pager was left, the terminal is gone."""
+        try:
+            yield
+        except OSError:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), self.out.fileno())
 
     def show(self, crew: Crew, force: bool = False) -> None:
         now = time.monotonic()
         if not force and now - self.shown_at < (REDRAW_SECONDS if self.terminal else LINES_SECONDS):
             return
         self.shown_at = now
-        rows, counts = self._rows(crew)
+        with self._heard():
+            self._show(*self._rows(crew))
+
+    def _show(self, rows: Sequence[tuple[str, ...]], counts: Mapping[str, int]) -> None:
         if not self.terminal:
             for row in rows:
                 print(f"{time.strftime('%H:%M:%S')}  " + "  ".join(row), file=self.out)
@@ -59,7 +73,8 @@ class Live:
         self.drawn = len(lines)
 
     def finish(self, crew: Crew) -> None:
-        self._erase()
+        with self._heard():
+            self._erase()
 
     def _rows(self, crew: Crew) -> tuple[list[tuple[str, ...]], Counter[str]]:
         """A row for each run in training, and how many runs are in which state."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import functools
 import json
 import os
@@ -31,6 +32,7 @@ from training import (
     wait_for,
 )
 
+from iqrl import __main__ as command_line
 from iqrl import processes
 from iqrl.run_directory import RunDirectory
 
@@ -534,6 +536,47 @@ def test_a_disk_that_fills(tmp_path: Path, undisturbed: Any) -> None:
         assert_same_runs(disk / "runs", expected)
     finally:
         subprocess.run(["umount", "-l", str(disk)], check=True)
+
+
+@pytest.mark.parametrize("file", ["training.csv", "checkpoint", "replay"])
+def test_a_file_that_cannot_be_read_is_not_taken_for_damaged(
+    file: str, halfway: tuple[Path, Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A storage target is down while a job resumes: it ends with one line, changes nothing, and goes on later."""
+    runs, directory, expected = halfway
+    path = {"training.csv": directory / file, "checkpoint": checkpoints(directory)[-1]}.get(file)
+    path = path or next((directory / file).iterdir())
+    before = {p: p.read_bytes() for p in directory.rglob("*") if p.is_file() and p.parent.name != "lease"}
+    broken = OSError(errno.EIO, "Input/output error", str(path))
+
+    def fails(wanted: Path, usual: Any) -> Any:
+        def call(self: Path, *args: Any, **options: Any) -> Any:
+            if self == wanted:
+                raise broken
+            return usual(self, *args, **options)
+
+        return call
+
+    with monkeypatch.context() as patched:
+        for name in ("read_text", "read_bytes", "stat"):
+            patched.setattr(Path, name, fails(path, getattr(Path, name)))
+        assert command_line.main(words("td3", runs)) == 1
+    after = {p: p.read_bytes() for p in directory.rglob("*") if p.is_file() and p.parent.name != "lease"}
+    assert after == before
+    finish(words("td3", runs), tmp_path / "said")
+    assert_same_runs(runs, expected)
+
+
+def test_what_cannot_be_used_is_set_aside(halfway: tuple[Path, Path, Path], tmp_path: Path) -> None:
+    runs, directory, expected = halfway
+    damaged = {file.name: file.read_bytes()[:-1] for file in checkpoints(directory)}
+    for name, data in damaged.items():
+        (directory / "checkpoint" / name).write_bytes(data)
+    rows = (directory / "training.csv").read_text()
+    finish(words("td3", runs), tmp_path / "said")
+    (lost,) = directory.glob("lost-*")
+    assert {file.name: file.read_bytes() for file in (lost / "checkpoint").iterdir()} == damaged
+    assert (lost / "training.csv").read_text() == rows and list((lost / "replay").iterdir())
 
 
 def test_a_checkpoint_replaces_others_of_its_instant_and_of_a_lost_future(tmp_path: Path) -> None:
