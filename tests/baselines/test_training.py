@@ -6,6 +6,7 @@ import csv
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -74,3 +75,30 @@ def test_stopped_runs_go_on_bitwise(case: str, tmp_path: Path) -> None:
     if case == "mrq discrete":
         assert float(parts.engine.state["terminations_seen"]) == 1.0
         assert max(int(row["length"]) for row in evaluations) < 500  # they do end
+
+
+def test_an_episode_that_ends_earlier_when_played_again_fails_its_run_alone(tmp_path: Path) -> None:
+    """As on another processor: what seed 0 is said to have done lets the pole fall sooner."""
+    pytest.importorskip("gymnasium")
+    words = [*CASES["mrq discrete"][0], "agent=mrq", "seeds=0..1"]
+    runs, settings, _ = resolve([("test", parse_words(words))])
+    plan = execution.decide(settings, runs[0])
+
+    def begin(stop: Any) -> Trainer:
+        directories = [RunDirectory.create(run, tmp_path) for run in runs]
+        for directory in directories:
+            directory.claim()
+        return Trainer(runs, directories, plan, stop=lambda: stop())
+
+    first = begin(lambda: first.lanes[0].progress.episode_decisions >= 12)
+    assert first.run() == "interrupted"
+    within, directory = first.lanes[0].progress.episode_decisions, first.lanes[0].directory.path
+    (segment,) = (directory / "replay").iterdir()
+    log = np.fromfile(segment, "<f4").reshape(-1, 4 + 2 + 2)
+    log[-within:, 4:6] = [-1.0, 1.0]  # pushes to the right
+    log.tofile(segment)
+    second = begin(lambda: False)
+    assert second.run() == "done"
+    reason = RunDirectory(directory).failure()
+    assert reason is not None and f"of {within} decisions" in reason and "played again, ended after" in reason
+    assert second.lanes[1].directory.done() and not second.lanes[0].directory.done()

@@ -1,5 +1,6 @@
 """What a job does when it is asked to leave, with a stand-in for the trainer and for `scontrol`."""
 
+import json
 import os
 import signal
 import subprocess
@@ -10,7 +11,8 @@ import pytest
 from sweep_files import ROOT, fake_command
 
 from iqrl.config import Execution
-from slurm import crew, local
+from iqrl.run_directory import RunDirectory
+from slurm import crew, local, submit, tables
 from slurm.packs import Pack
 
 # `work` in a process of its own, as submitit calls it; the trainer is a shell script that saves when told to.
@@ -113,3 +115,86 @@ def test_a_job_leaves_nothing_in_the_nodes_scratch_folder(signalled, tmp_path, m
     monkeypatch.setenv("SWEEP_SCRATCH", str(tmp_path / "scratch"))
     signalled(signal.SIGTERM, f"JobState={state}")
     assert list((tmp_path / "scratch").iterdir()) == []
+
+
+@pytest.fixture
+def shared_pack(tmp_path, monkeypatch):
+    """The crew of job 7 with a pack of r0 and r1, which job 7 has trained and where r1 was claimed as `lease` says."""
+    monkeypatch.setenv("SLURM_JOB_ID", "7")
+    monkeypatch.delenv("SLURM_ARRAY_JOB_ID", raising=False)
+    (tmp_path / "p.yaml").touch()
+    os.utime(tmp_path / "p.yaml", (1000, 1000))
+    pack = Pack("p", {}, ("r0", "r1"), (0, 1), (), (), 1)
+
+    def make(job, claimed, released=False):
+        for name, token, id, when in (("r0", 1, "7", 2000), ("r1", 1, "7", 2000), ("r1", 2, job, claimed)):
+            lease = tmp_path / name / "lease" / f"{token:08d}"
+            lease.parent.mkdir(parents=True, exist_ok=True)
+            record = {"host": "elsewhere", "pid": 1, "started": 1, "job_id": id}
+            lease.write_text(json.dumps({**record, "released": True} if released else record))
+            os.utime(lease, (when, when))
+        made = crew.Crew([pack], [{}], tmp_path, tmp_path, tmp_path / "logs", lambda line: None)
+        made.members[0].tokens = {"r0": 1, "r1": 1}
+        return made
+
+    return make
+
+
+@pytest.mark.parametrize("released", [False, True])
+def test_a_run_that_a_later_job_has_claimed_is_left_to_it(shared_pack, released):
+    """It failed in job 7, was mended, and job 9 got it; job 7 goes on with the others, now and when requeued."""
+    made = shared_pack("9", 3000, released)
+    (member,) = made.members
+    assert made._seeds(member.pack) == [0]
+    made._after(member, crew.INTERRUPTED, pid=1)
+    assert member.state == "waiting"
+    made.stopping = True
+    made._after(member, crew.INTERRUPTED, pid=1)
+    assert member.state == "stopped"
+
+
+@pytest.mark.parametrize(("job", "claimed"), [("7", 3000), ("5", 500)])
+def test_runs_of_this_job_and_of_jobs_before_it_are_its_own(shared_pack, job, claimed):
+    made = shared_pack(job, claimed)
+    assert made._seeds(made.members[0].pack) == [0, 1]
+
+
+def test_a_release_leaves_the_lease_as_old_as_the_claim(tmp_path):
+    directory = RunDirectory(tmp_path)
+    directory.claim()
+    (lease,) = (tmp_path / "lease").iterdir()
+    os.utime(lease, (1000, 1000))
+    directory.release()
+    assert lease.stat().st_mtime == 1000 and json.loads(lease.read_text())["released"]
+
+
+def test_signals_wait_until_submitted_jobs_are_written_down():
+    done = []
+    with pytest.raises(KeyboardInterrupt), submit._undisturbed():
+        signal.raise_signal(signal.SIGINT)
+        done.append("saved")
+    assert done == ["saved"] and signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_a_hang_up_that_nohup_has_switched_off_stays_so():
+    before = {name: signal.getsignal(name) for name in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
+    try:
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)
+        stop = local._Stop(None)
+        assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)
+        stop = local._Stop(None)
+        signal.raise_signal(signal.SIGHUP)
+        assert stop()
+    finally:
+        for name, handler in before.items():
+            signal.signal(name, handler)
+
+
+def test_a_sweep_goes_on_when_nobody_reads_what_it_says(tmp_path):
+    reading, writing = os.pipe()
+    with os.fdopen(writing, "w") as out:
+        view = tables.Live([], out)
+        os.close(reading)
+        for line in ("first", "second"):
+            view.told(line)

@@ -13,7 +13,7 @@ from sweep_files import TINY, fake_command, slurm
 
 import ablations
 from iqrl import processes
-from slurm import queue, reports
+from slurm import queue, reports, run_files
 from slurm.submissions import Job, Submission, submissions
 
 TABLES = ("evaluations.csv", "training.csv")
@@ -450,3 +450,18 @@ def test_submissions_get_folders_of_their_own(tmp_path):
     """submitit keys its result files by job id, which a cluster that was set up anew repeats."""
     folders = {submit_to(tmp_path, "slurm", []).folder for _ in range(3)}
     assert len(folders) == 3
+
+
+def test_a_failed_run_is_failed_while_its_process_trains_others_of_its_pack(tmp_path):
+    folder = make_run(tmp_path, "r0", failed="loss is NaN", lease=ME)
+    lease = folder / "lease" / "00000001"
+    os.utime(lease, (1000, 1000))
+    assert run_files.read(folder, time.time()).state == "failed"
+    os.utime(lease, (time.time() + 10, time.time() + 10))  # claimed since: it is tried again
+    assert run_files.read(folder, time.time()).state == "training"
+
+
+def test_a_file_in_place_of_the_folder_is_told_in_one_line(tmp_path):
+    (tmp_path / "file").touch()
+    done = slurm("status", f"runs={tmp_path / 'file'}")
+    assert done.returncode and len(done.stderr.splitlines()) == 1 and str(tmp_path / "file") in done.stderr
