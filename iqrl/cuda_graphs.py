@@ -30,7 +30,8 @@ class Recorded:
         fixed: number of leading arguments whose tensors stay where they are: the function reads and writes them in
             place. The tensors of the others are copied to where the recording reads them.
 
-    The tensors it returns are written over by its next call. What cannot be recorded is called as it is, with one
+    The tensors it returns are written over by the next call of any recording: all use one pool of memory, as they run
+    one after another. What cannot be recorded is called as it is, with one
     warning that says why.
     """
 
@@ -82,11 +83,17 @@ class Recorded:
             with torch.cuda.stream(side):  # outside, too: a recording that fails would leave this process on it
                 for _ in range(WARM_UP):
                     self.function(*arguments)
-                with torch.cuda.graph(graph, stream=side):
+                with torch.cuda.graph(graph, pool=_pool(side.device_index), stream=side):
                     result = self.function(*arguments)
         finally:
             torch.cuda.current_stream().wait_stream(side)
         return graph.replay, result
+
+
+@functools.cache
+def _pool(device: int) -> Any:
+    """Memory that all recordings on a device share: each writes anew what it reads, but for its arguments."""
+    return torch.cuda.graph_pool_handle()
 
 
 @functools.cache

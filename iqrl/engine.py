@@ -78,6 +78,7 @@ class Engine:
         self.compiled = compiled
         self.recorded = compiled and self.device.type == "cuda" if recorded is None else recorded
         self.packed = self.device.type != "cpu" if packed is None else packed
+        self.living = list(range(len(self.seeds)))  # places of the seeds that have not failed; the trainer says
         states = [agent.initialise(generator("cpu", s, INITIALISATION)) for s in self.seeds]
         self.state = {k: torch.stack([s[k] for s in states]).to(self.device) for k in states[0]}
         self.stage_counts = [dict[str, int]() for _ in self.seeds]  # invocations of each stage, per seed
@@ -103,14 +104,21 @@ class Engine:
             progress[s].updates += 1
 
     def run(self, stage: str, group: Sequence[int], progress: Sequence[Progress]) -> None:
-        """Run one learning stage of the seeds at places `group`."""
-        lanes = [list(group)] if self.packed and self._contiguous(group) else [[s] for s in group]
+        """Run one learning stage of the seeds at places `group`.
+
+        All that live are run by neighbours where one between them has failed. Other groups with gaps, of seeds that
+        happen to stand at the same update, go one by one: each new lane would be compiled and recorded for itself.
+        """
+        lanes = [list(group[part]) for part in self._neighbours(group)]
+        if len(lanes) > 1 and list(group) != self.living:
+            lanes = [[s] for s in group]
         for lane in lanes:
             self._run_lane(stage, lane, progress)
 
-    @staticmethod
-    def _contiguous(group: Sequence[int]) -> bool:
-        return list(group) == list(range(group[0], group[0] + len(group)))
+    def _neighbours(self, places: Sequence[int]) -> list[slice]:
+        """Where to cut places of the pack so that each part is a slice of it; every one alone if it is not packed."""
+        cuts = [i for i in range(1, len(places)) if not self.packed or places[i] != places[i - 1] + 1]
+        return [slice(i, j) for i, j in itertools.pairwise([0, *cuts, len(places)])]
 
     def _run_lane(self, stage: str, lane: list[int], progress: Sequence[Progress]) -> None:
         wants, rows = self.agent.stage(stage), slice(lane[0], lane[-1] + 1)
@@ -212,9 +220,8 @@ class Engine:
             (n, N, A) in [-1, 1], and the new carry.
         """
         lane = list(lane)
-        cuts = [i for i in range(1, len(lane)) if not self.packed or lane[i] != lane[i - 1] + 1]
-        if cuts:  # by seed, or by neighbours where another seed of the pack has failed
-            parts = [slice(i, j) for i, j in itertools.pairwise([0, *cuts, len(lane)])]
+        parts = self._neighbours(lane)
+        if len(parts) > 1:
             acted = [
                 self.act(lane[p], observation[p], {k: v[p] for k, v in carry.items()}, noise[p], progress)
                 for p in parts

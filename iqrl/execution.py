@@ -96,13 +96,14 @@ def decide(execution: Execution, config: RunConfig) -> Plan:
     device = torch.device(wanted)
     if device.type == "cuda" and device.index is not None and device.index >= torch.cuda.device_count():
         raise InputError(f"train.device={execution.device}: there are {torch.cuda.device_count()} CUDA devices")
+    if device.type == "cuda":
+        torch.cuda.set_device(device.index or 0)  # streams, graphs and kernels are made on the current one
     threads = execution.threads or processes.cores()
     torch.set_num_threads(threads)
     precision = execution.precision
     if precision == "auto":
         precision = "bfloat16" if fast_bfloat16(device) else "float32"
     if device.type == "cuda":
-        torch.cuda.set_device(device.index or 0)  # streams, graphs and kernels are made on the current one
         torch.backends.cuda.matmul.allow_tf32 = precision == "tf32"
     elif precision == "tf32":
         raise InputError(f"train.precision=tf32: {device} does not have it; expected float32, bfloat16 or auto")
@@ -128,7 +129,7 @@ def keep_freed_memory() -> None:
 def fast_bfloat16(device: torch.device) -> bool:
     """Whether the device multiplies bfloat16 matrices faster than float32 ones."""
     if device.type == "cuda":
-        return torch.cuda.is_bf16_supported(including_emulation=False)
+        return torch.cuda.is_bf16_supported(including_emulation=False)  # of the current device
     flags = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else ""
     return "avx512_bf16" in flags or "amx_bf16" in flags
 
@@ -171,12 +172,16 @@ def memory_estimate(run: RunConfig) -> int:
     """Bytes that one seed takes on its device, about: replay, parameters with their optimiser, and work space."""
     spec = tasks.spec(run.task)
     agent = run.agent(run.settings, spec)
-    # Float32 values, targets and two moments. Counted, not made: absurd sizes are to be refused, not tried.
-    parameters = 16 * sum(group.size for group in vars(agent).values() if isinstance(group, ParameterGroup))
+    # Counted, not made: absurd sizes are to be refused, not tried.
+    groups = [group for group in vars(agent).values() if isinstance(group, ParameterGroup)]
+    parameters = 16 * sum(group.size for group in groups)  # float32 values, targets and two moments
+    widest = max((width for g in groups for network in g.networks.values() for width in network.sizes), default=0)
     budget = -(-run.train.env_steps // spec.action_repeat) + spec.episode_decisions
     replay = Replay.bytes_needed(spec, agent.slices, min(run.settings.buffer_size, budget))
-    batch = agent.slices.batch_size * (agent.slices.horizon + 1) * 4 * max(agent.latent_width(), 512) * 16
-    return replay + 2 * parameters + batch + 64 * 2**20
+    rows = agent.slices.batch_size * (agent.slices.horizon + 1)
+    learning = 4 * rows * (16 * max(agent.latent_width(), 512) + 4 * widest)
+    acting = 3 * run.evaluate.episodes * agent.act_bytes  # side by side, on a device
+    return replay + 2 * parameters + learning + acting + 64 * 2**20
 
 
 def free_memory(device: torch.device) -> int:

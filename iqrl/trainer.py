@@ -9,9 +9,11 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import errno
+import functools
 import time
 import traceback
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -152,7 +154,8 @@ class Trainer:
     def _learn(self) -> bool:
         """Do every update that is due. False if asked to stop before they are done."""
         progress = [lane.progress for lane in self.lanes]
-        for i in self._places(self._living()):
+        self.engine.living = self._places(self._living())
+        for i in self.engine.living:
             if progress[i].pending and not self.replay.available(i):  # there is nothing to learn from yet
                 progress[i].pending = 0
         while True:
@@ -258,9 +261,9 @@ class Trainer:
             results = self._evaluation_episodes(self._places(group))
             if results is None:
                 return False
-            for lane, g, n in zip(group, *results, strict=True):
+            for lane, g, n, looked in zip(group, *results, self._diagnoses(group), strict=True):
                 with self._isolated(lane):
-                    self._record_evaluation(lane, g, n)
+                    self._record_evaluation(lane, g, n, looked())
         return True
 
     def _evaluation_episodes(self, places: list[int]) -> tuple[np.ndarray, np.ndarray] | None:
@@ -316,15 +319,14 @@ class Trainer:
             )
         return self.evaluators
 
-    def _record_evaluation(self, lane: Lane, returns: np.ndarray, lengths: np.ndarray) -> None:
+    def _record_evaluation(self, lane: Lane, returns: np.ndarray, lengths: np.ndarray, looked: dict[str, Any]) -> None:
+        """Write one evaluation, and what `_diagnose` saw."""
         p, step = lane.progress, lane.progress.decisions * self.spec.action_repeat
         if not lane.alive:
             return
         for episode, (g, n) in enumerate(zip(returns, lengths, strict=True)):
             row = {"env_step": step, "episode": episode, "episode_return": float(g), "length": int(n)}
             lane.directory.append("evaluations.csv", row)
-        place = self._places([lane])[0]
-        looked = self._diagnose(place, lane)
         if looked:
             lane.directory.append("latents.csv", {"env_step": step, **looked})
         seconds = lane.wall_seconds + time.monotonic() - self.started
@@ -335,8 +337,21 @@ class Trainer:
             f"{self._name(lane)}  step {step:>9,}  return {returns.mean():7.1f}{rank}  {seconds / 60:.1f} min"
         )
 
-    def _diagnose(self, place: int, lane: Lane) -> dict[str, Any]:
+    def _diagnoses(self, lanes: Sequence[Lane]) -> list[Callable[[], dict[str, Any]]]:
+        """`_diagnose` of each, or what it raised. Of a pack side by side: singular values keep a core each busy."""
+        if len(lanes) == 1:
+            return [functools.partial(self._diagnose, lanes[0])]
+        self.replay.memory()  # what waits is written here, by one thread
+        torch.set_num_threads(1)
+        try:
+            with ThreadPoolExecutor(min(len(lanes), self.plan.threads)) as pool:
+                return [pool.submit(self._diagnose, lane).result for lane in lanes]
+        finally:
+            torch.set_num_threads(self.plan.threads)
+
+    def _diagnose(self, lane: Lane) -> dict[str, Any]:
         """Latent diagnostics on slice starts drawn from the replay; nothing while it is empty."""
+        place = self._places([lane])[0]
         if not self.replay.available(place):
             return {}
         count = self.agent.latent_width() or 1024

@@ -465,10 +465,11 @@ def test_pack_of_three_equals_three_packs_of_one(spec: TaskSpec) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("spec", [SPEC, DISCRETE], ids=["continuous", "discrete"])
-def test_compiled_equals_eager(spec: TaskSpec, capfd: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize("seeds", [[0], [0, 1, 2]])
+def test_compiled_equals_eager(seeds: list[int], spec: TaskSpec, capfd: pytest.CaptureFixture[str]) -> None:
     agent = make_agent("mrq", "agent.target_every=3", spec=spec)
-    eager, first = make_engine(agent, [0], ends="termination")
-    compiled, second = make_engine(agent, [0], compiled=True, ends="termination")
+    eager, first = make_engine(agent, seeds, packed=True, ends="termination")
+    compiled, second = make_engine(agent, seeds, packed=True, compiled=True, ends="termination")
     update(eager, first, 7)
     update(compiled, second, 7)
     assert "warning" not in capfd.readouterr().err  # it did compile

@@ -461,13 +461,14 @@ def test_acting_in_a_pack() -> None:
 
 
 @pytest.mark.slow
-def test_compiled_equals_eager(capfd: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize("seeds", [[0], [0, 1, 2]])
+def test_compiled_equals_eager(seeds: list[int], capfd: pytest.CaptureFixture[str]) -> None:
     agent = make_agent("td7", "agent.target_every=3")
-    eager, first = make_engine(agent, [0])
-    compiled, second = make_engine(agent, [0], compiled=True)
+    eager, first = make_engine(agent, seeds, packed=True)
+    compiled, second = make_engine(agent, seeds, packed=True, compiled=True)
     for engine, progress in ((eager, first), (compiled, second)):
         update(engine, progress, 7)
-        engine.run("checkpoint_policy", [0], progress)
+        engine.run("checkpoint_policy", range(len(seeds)), progress)
     assert "warning" not in capfd.readouterr().err  # it did compile
     for k, v in eager.state.items():
         assert relative_difference(compiled.state[k], v) < 1e-4, k

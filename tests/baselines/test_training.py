@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -77,28 +78,40 @@ def test_stopped_runs_go_on_bitwise(case: str, tmp_path: Path) -> None:
         assert max(int(row["length"]) for row in evaluations) < 500  # they do end
 
 
+def begin(case: str, folder: Path, stop: Callable[[Trainer], bool]) -> Trainer:
+    """A trainer of two seeds, which stops when `stop` says so."""
+    words = [f"agent={case.split()[0]}", "seeds=0..1", *CASES[case][0]]
+    runs, settings, _ = resolve([("test", parse_words(words))])
+    directories = [RunDirectory.create(run, folder) for run in runs]
+    for directory in directories:
+        directory.claim()
+    trainer = Trainer(runs, directories, execution.decide(settings, runs[0]), stop=lambda: stop(trainer))
+    return trainer
+
+
 def test_an_episode_that_ends_earlier_when_played_again_fails_its_run_alone(tmp_path: Path) -> None:
     """As on another processor: what seed 0 is said to have done lets the pole fall sooner."""
     pytest.importorskip("gymnasium")
-    words = [*CASES["mrq discrete"][0], "agent=mrq", "seeds=0..1"]
-    runs, settings, _ = resolve([("test", parse_words(words))])
-    plan = execution.decide(settings, runs[0])
-
-    def begin(stop: Any) -> Trainer:
-        directories = [RunDirectory.create(run, tmp_path) for run in runs]
-        for directory in directories:
-            directory.claim()
-        return Trainer(runs, directories, plan, stop=lambda: stop())
-
-    first = begin(lambda: first.lanes[0].progress.episode_decisions >= 12)
+    first = begin("mrq discrete", tmp_path, lambda t: t.lanes[0].progress.episode_decisions >= 12)
     assert first.run() == "interrupted"
     within, directory = first.lanes[0].progress.episode_decisions, first.lanes[0].directory.path
     (segment,) = (directory / "replay").iterdir()
     log = np.fromfile(segment, "<f4").reshape(-1, 4 + 2 + 2)
     log[-within:, 4:6] = [-1.0, 1.0]  # pushes to the right
     log.tofile(segment)
-    second = begin(lambda: False)
+    second = begin("mrq discrete", tmp_path, lambda t: False)
     assert second.run() == "done"
     reason = RunDirectory(directory).failure()
     assert reason is not None and f"of {within} decisions" in reason and "played again, ended after" in reason
     assert second.lanes[1].directory.done() and not second.lanes[0].directory.done()
+
+
+def test_a_pack_is_diagnosed_side_by_side_as_one_by_one(tmp_path: Path) -> None:
+    trainer = begin("dcwm", tmp_path, lambda t: t.lanes[0].progress.decisions >= 300)
+    trainer.run()
+    alone = [trainer._diagnose(lane) for lane in trainer.lanes]
+    together = [looked() for looked in trainer._diagnoses(trainer.lanes)]
+    assert torch.get_num_threads() == trainer.plan.threads
+    for one, other in zip(alone, together, strict=True):
+        assert one.keys() == other.keys() and one["active_codebook_mean"] is not None
+        assert one == pytest.approx(other, rel=1e-6)

@@ -120,6 +120,24 @@ def test_seeds_that_are_not_neighbours_act_as_they_do_together(cls: type[Agent[A
     assert recordings == ["act", "act", "act"]  # for four, for the first, for the last two
 
 
+def test_a_pack_with_a_failed_seed_learns_by_neighbours(recordings: list[str]) -> None:
+    e = engine(TD3, [4, 0, 7, 2], True)
+    progress = [Progress() for _ in e.seeds]
+    (stage,) = e.agent.stages(1)
+    e.run(stage, [0, 2, 3], progress)  # they happen to stand at the same update: one by one
+    assert recordings == [stage] * 3
+    e.living = [0, 2, 3]
+    e.run(stage, [0, 2, 3], progress)  # the first has its recording
+    assert recordings == [stage] * 4
+    one, other = engine(TD3, [4, 0, 7, 2], False), engine(TD3, [4, 0, 7, 2], False)
+    one.living = [0, 2, 3]
+    for each, groups in ((one, [[0, 2, 3]]), (other, [[0], [2], [3]])):
+        for group in groups:
+            each.update(group, [Progress() for _ in e.seeds])
+    for k, v in one.state.items():
+        torch.testing.assert_close(v, other.state[k], rtol=1e-5, atol=1e-6)
+
+
 def test_new_addresses_and_shapes_are_recorded_anew(recordings: list[str]) -> None:
     def add(state: dict[str, Tensor], given: dict[str, Tensor]) -> dict[str, Tensor]:
         state["sum"] += given["x"].sum()

@@ -8,6 +8,11 @@ import sys
 
 import pytest
 
+from iqrl import execution
+from iqrl.config import parse_words, resolve
+from iqrl.errors import InputError
+from iqrl.execution import decide, memory_estimate, pack_size
+
 ROUNDS = """
 import ctypes, resource
 from iqrl.execution import keep_freed_memory
@@ -31,3 +36,28 @@ def test_memory_given_back_is_there_for_the_next_who_asks() -> None:
     """Page faults of the fourth round: 51 thousand in 200 MB, if the memory went back to the system in between."""
     asked = subprocess.run([sys.executable, "-c", ROUNDS], capture_output=True, text=True, check=True)
     assert int(asked.stdout) < 15_000
+
+
+def test_the_memory_of_a_planner_counts() -> None:
+    """DC-MPC's logits are 15 times as wide as its latent's dimensions, and each environment that acts has them."""
+
+    def estimate(*words: str) -> int:
+        runs, _, _ = resolve([("test", parse_words(["agent=dcwm", "task=walker-walk", *words]))])
+        return memory_estimate(runs[0])
+
+    logits = 4 * 512 * 512 * 15
+    assert estimate() - estimate("agent.mpc=false") == 3 * 10 * logits
+    assert estimate("eval.episodes=20") - estimate() == 3 * 10 * logits
+    assert estimate("agent.mpc=false") > 5 * 2 * logits  # an unroll keeps logits and weights of five steps
+
+
+def test_a_pack_is_as_large_as_the_memory_allows(monkeypatch: pytest.MonkeyPatch) -> None:
+    runs, settings, _ = resolve([("test", parse_words(["agent=iqrl", "task=walker-walk", "train.device=cpu"]))])
+    plan = decide(settings, runs[0])
+    each, room = memory_estimate(runs[0]), [0.0]
+    monkeypatch.setattr(execution, "free_memory", lambda device: int(room[0] * each))
+    for seeds, room[0] in ((5, 3.5), (2, 3.5), (100, 1000.0)):
+        assert pack_size(settings, runs[0], plan, seeds) == min(seeds, int(room[0]), 32)
+    room[0] = 0.5
+    with pytest.raises(InputError, match="iqrl walker-walk: needs about"):
+        pack_size(settings, runs[0], plan, 1)
