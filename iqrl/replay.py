@@ -4,8 +4,8 @@ A row is one float32 vector ``observation | action | reward | flag``; an episode
 T + 1 rows, the last of which holds its final observation only. Rows live on the learning device; the same
 bytes are what a run's replay log keeps on disk (`iqrl.run_directory`).
 
-Off the CPU, rows wait on the host until something reads the replay, and go to the device together: of an agent that
-learns after each episode, the episode is one copy.
+Off the CPU, rows wait on the host until something reads the replay, and go to the device together: those of all seeds,
+and of an agent that learns after each episode, the episode, are one copy.
 
 `starts` lists, oldest first, the rows at which a slice may start. A slice of H transitions may start at a
 row once H more rows of its episode exist; rows closer than that to a *termination* are starts too (the
@@ -14,7 +14,8 @@ agent masks what follows it), rows close to a truncation never are.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -24,6 +25,24 @@ from iqrl.agent import Batch, Slices
 from iqrl.tasks import TaskSpec
 
 GOING, TERMINATED, TRUNCATED, FINAL = 0.0, 1.0, 2.0, 3.0
+
+
+@dataclass(frozen=True)
+class Placed:
+    """Rows of a seed that have found their places in its tables, on the host.
+
+    Attributes:
+        rows, places: (n, width) and (n,).
+        starts, taken: serial numbers of the starts that these rows complete, and their places in `starts`, (m,).
+        dropped: places in `starts` of those that are no longer kept.
+    """
+
+    seed: int
+    rows: np.ndarray
+    places: np.ndarray
+    starts: np.ndarray
+    taken: np.ndarray
+    dropped: np.ndarray
 
 
 class Replay:
@@ -82,7 +101,7 @@ class Replay:
 
     def available(self, seed: int) -> int:
         """Number of slices that seed number `seed` can sample from."""
-        self._write_waiting(seed)
+        self._write_waiting(range(len(self)))  # of all: whoever asks after one asks after the others
         return self._available(seed)
 
     def _available(self, seed: int) -> int:
@@ -117,25 +136,28 @@ class Replay:
             rows[1, :split], rows[1, -1] = next_observation, FINAL
         self._waiting[seed].append(rows)
         if not self.patient:
-            self._write_waiting(seed)
+            self._write_waiting([seed])
         return rows
 
     def extend(self, seed: int, rows: np.ndarray) -> None:
         """Append rows (n, width) that `add` made, such as those of a replay log."""
         self._waiting[seed].append(rows)
-        self._write_waiting(seed)
+        self._write_waiting([seed])
 
-    def _write_waiting(self, seed: int) -> None:
-        if not self._waiting[seed]:
-            return
-        rows, self._waiting[seed] = np.concatenate(self._waiting[seed]), []
+    def _write_waiting(self, seeds: Iterable[int]) -> None:
+        """Write what waits of some seeds, together."""
         block = max(1, min(self.ring, self.capacity) // 2)  # never overwrite what the same call writes
-        for i in range(0, len(rows), block):
-            self._write(seed, rows[i : i + block])
+        while seeds := [s for s in seeds if self._waiting[s]]:
+            written = []
+            for seed in seeds:
+                rows = np.concatenate(self._waiting[seed])
+                self._waiting[seed] = [rows[block:]] if len(rows) > block else []
+                written.append(self._place(seed, rows[:block]))
+            self._write(written)
 
     def save(self, seed: int) -> dict[str, Tensor]:
         """What of one seed's replay its rows do not tell: the priorities. On the CPU; empty without them."""
-        self._write_waiting(seed)
+        self._write_waiting([seed])
         return {} if self.priority is None else self.priority.save(seed)
 
     def load(self, seed: int, saved: Mapping[str, Tensor]) -> None:
@@ -147,13 +169,10 @@ class Replay:
         if self.priority is not None:
             self.priority.load(seed, saved)
 
-    def _write(self, seed: int, rows: np.ndarray) -> None:
+    def _place(self, seed: int, rows: np.ndarray) -> Placed:
+        """Find places for rows of a seed, and for the starts that they complete."""
         serial, horizon = self.written[seed], self.slices.horizon
-        at, n = serial % self.ring, len(rows)
-        head = min(n, self.ring - at)
-        source = torch.from_numpy(np.ascontiguousarray(rows))
-        self.rows[seed, at : at + head] = source[:head].to(self.rows.device)
-        self.rows[seed, : n - head] = source[head:].to(self.rows.device)
+        places = np.arange(serial, serial + len(rows)) % self.ring
         starts: list[int] = []
         previous = self._flag[seed]
         for flag in rows[:, -1].tolist():
@@ -167,37 +186,52 @@ class Replay:
                 self._episode[seed] = serial + 1
             previous, serial = flag, serial + 1
         self.written[seed], self._flag[seed] = serial, previous
-        self._update_starts(seed, starts)
+        dropped, taken = self._update_starts(seed, starts)
+        return Placed(seed, rows, places, np.array(starts, np.int64), taken, dropped)
 
-    def _update_starts(self, seed: int, new: list[int]) -> None:
-        """Let go of starts that are too many or whose rows are written over, then take up the new ones."""
+    def _update_starts(self, seed: int, new: list[int]) -> tuple[np.ndarray, np.ndarray]:
+        """Let go of starts that are too many or whose rows are written over, then take up new ones: places of both."""
         first, following, oldest = self._first[seed], self._next[seed], self.written[seed] - self.ring
         while first < following and (
             self._starts[seed, first % self.ring] < oldest or following + len(new) - first > self.capacity
         ):
             first += 1
-        if self.priority is not None and first > self._first[seed]:
-            self.priority.drop(seed, np.arange(self._first[seed], first) % self.ring)
-        if new:
-            places = (following + np.arange(len(new))) % self.ring
-            self._starts[seed, places] = new
-            index = torch.from_numpy(places).to(self.starts.device)
-            self.starts[seed, index] = torch.tensor(new).to(self.starts.device)
-            if self.priority is not None:
-                self.priority.add(seed, places)
+        dropped = np.arange(self._first[seed], first) % self.ring
+        taken = (following + np.arange(len(new))) % self.ring
+        self._starts[seed, taken] = new
         self._first[seed], self._next[seed] = first, following + len(new)
-        self.window[seed] = torch.tensor([first % self.ring, self._available(seed)])
+        return dropped, taken
+
+    def _write(self, written: list[Placed]) -> None:
+        """Take rows of several seeds to the device: one copy of numbers, one of places in the tables laid flat."""
+        seeds = [w.seed for w in written]
+        windows = [[self._first[s] % self.ring, self._available(s)] for s in seeds]
+        parts = [
+            np.concatenate([w.seed * self.ring + w.places for w in written]),
+            np.concatenate([w.seed * self.ring + w.taken for w in written]),
+            np.concatenate([w.starts for w in written]),
+            np.array(seeds),
+            np.array(windows).reshape(-1),
+        ]
+        together = torch.from_numpy(np.concatenate(parts)).to(self.rows.device)
+        places, taken, starts, which, window = together.split([len(part) for part in parts])
+        rows = np.concatenate([w.rows for w in written])
+        self.rows.view(-1, self.width)[places] = torch.from_numpy(rows).to(self.rows.device)
+        self.starts.view(-1)[taken] = starts
+        self.window[which] = window.view(-1, 2)
+        if self.priority is not None:
+            self.priority.replace(seeds, [w.dropped for w in written], [w.taken for w in written])
 
     def newest(self, seed: int, count: int) -> tuple[np.ndarray, np.ndarray]:
         """The last `count` observations (count, O) and actions (count, A) of the running episode, oldest first."""
-        self._write_waiting(seed)
+        self._write_waiting([seed])
         index = torch.arange(self.written[seed] - count, self.written[seed]) % self.ring
         rows, split = self.rows[seed, index.to(self.rows.device)].cpu().numpy(), self.spec.observation_dim
         return rows[:, :split], rows[:, split:-2]
 
     def statistics(self, seed: int) -> dict[str, Tensor]:
         """Of the transitions kept: `mean_absolute_reward`, and the number of `terminations`. Scalars."""
-        self._write_waiting(seed)
+        self._write_waiting(range(len(self)))
         kept = self.rows[seed, : min(self.written[seed], self.ring)]
         reward, flag = kept[:, -2].double(), kept[:, -1]  # the reward of a final row is 0
         return {
@@ -207,8 +241,7 @@ class Replay:
 
     def memory(self) -> dict[str, Tensor]:
         """The tensors that `gather` and `Priorities.sample` read, each with a leading seed axis."""
-        for seed in range(len(self)):
-            self._write_waiting(seed)
+        self._write_waiting(range(len(self)))
         memory = {"rows": self.rows, "starts": self.starts, "window": self.window}
         if self.priority is not None:
             memory |= {"priority": self.priority.values, "block_sums": self.priority.block_sums}
@@ -268,18 +301,22 @@ class Priorities:
     def _blocks(cls, ring: int) -> int:
         return 2 * -(-ring // (2 * cls.BLOCK))  # even, as the ring is a multiple of 4
 
-    def add(self, seed: int, places: np.ndarray) -> None:
-        """New starts, at `places` (n,), get the highest priority seen."""
-        self._fill(seed, places, self.highest[seed])
+    def replace(self, seeds: Sequence[int], dropped: Sequence[np.ndarray], taken: Sequence[np.ndarray]) -> None:
+        """Of each seed: starts that are no longer kept are never drawn, new ones get the highest priority seen.
 
-    def drop(self, seed: int, places: np.ndarray) -> None:
-        """Starts that are no longer kept are never drawn."""
-        self._fill(seed, places, torch.zeros((), device=self.values.device))
-
-    def _fill(self, seed: int, places: np.ndarray, priority: Tensor) -> None:
-        self.values[seed, torch.from_numpy(places).to(self.values.device)] = priority
-        blocks = torch.from_numpy(np.unique(places // self.BLOCK)).to(self.values.device)
-        self.block_sums[seed, blocks] = self.values[seed].view(-1, self.BLOCK)[blocks].double().sum(-1)
+        dropped, taken: places (n,) of either, for each of `seeds`.
+        """
+        row = self.values.shape[1]
+        off, on = (np.concatenate([s * row + p for s, p in zip(seeds, ps, strict=True)]) for ps in (dropped, taken))
+        owner = np.repeat(np.asarray(seeds, np.int64), [len(p) for p in taken])
+        blocks = np.unique(np.concatenate([off, on]) // self.BLOCK)  # a row is of whole blocks
+        parts = [off, on, owner, blocks]
+        together = torch.from_numpy(np.concatenate(parts)).to(self.values.device)
+        off_, on_, owner_, blocks_ = together.split([len(part) for part in parts])
+        values = self.values.view(-1)
+        values[off_] = 0.0
+        values[on_] = self.highest[owner_]
+        self.block_sums.view(-1)[blocks_] = values.view(-1, self.BLOCK)[blocks_].double().sum(-1)
 
     def update(self, seeds: slice, places: Tensor, priority: Tensor) -> None:
         """New priorities (n, B) of the starts drawn, at `places` (n, B), for n successive seeds of the pack.

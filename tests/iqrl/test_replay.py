@@ -276,6 +276,35 @@ def test_rows_that_wait_are_there_when_they_are_read(slices: Slices) -> None:
     assert not waiting.rows.any()  # nothing has been read
 
 
+@pytest.mark.parametrize("slices", [Slices(3, 4), Slices(3, 4, prioritised=True), Slices(2, 4, cross_episodes=True)])
+def test_rows_of_a_pack_are_written_together(slices: Slices, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Seeds that wait with different episodes, through several turns of the ring; copies do not grow with seeds."""
+    one_by_one, together = Replay(SPEC, 4, slices, 30), Replay(SPEC, 4, slices, 30)
+    together.patient = True
+    usual, copies = torch.from_numpy, [0]
+
+    def counted(array: np.ndarray) -> torch.Tensor:
+        copies[0] += 1
+        return usual(array)
+
+    source = np.random.default_rng(0)
+    for e in range(40):
+        for seed in range(4):
+            if source.random() < 0.8:
+                episode = (int(source.integers(1, 21)), TERMINATION if source.random() < 0.5 else TIME_LIMIT)
+                for replay in (one_by_one, together):
+                    play(replay, seed, [episode], start=e)
+        expected = one_by_one.memory()
+        with monkeypatch.context() as patched:
+            patched.setattr(torch, "from_numpy", counted)
+            written = together.memory()
+        for k, v in expected.items():
+            assert torch.equal(v, written[k]), k
+        if together.priority is not None:
+            assert torch.equal(one_by_one.priority.highest, together.priority.highest)
+    assert copies[0] <= 40 * (3 if slices.prioritised else 2) * 2  # twice where a block is full
+
+
 # --- memory
 
 
@@ -294,8 +323,8 @@ def test_a_million_walker_transitions_take_little_more_than_their_numbers(slices
 
 def prioritised(values: list[float] | np.ndarray, seeds: int = 1) -> Priorities:
     priorities = Priorities(seeds, len(values), "cpu")
-    for seed in range(seeds):
-        priorities.add(seed, np.arange(len(values)))
+    none, all_of_them = np.zeros(0, np.int64), np.arange(len(values))
+    priorities.replace(range(seeds), [none] * seeds, [all_of_them] * seeds)
     places = torch.arange(len(values)).expand(seeds, -1)
     priorities.update(
         slice(0, seeds), places, torch.as_tensor(np.asarray(values), dtype=torch.float32).expand(seeds, -1)
