@@ -261,9 +261,10 @@ class Trainer:
             results = self._evaluation_episodes(self._places(group))
             if results is None:
                 return False
-            for lane, g, n, looked in zip(group, *results, self._diagnoses(group), strict=True):
-                with self._isolated(lane):
-                    self._record_evaluation(lane, g, n, looked())
+            for lane, g, n, look in zip(group, *results, self._diagnoses(group), strict=True):
+                if lane.alive:
+                    with self._isolated(lane):
+                        self._record_evaluation(lane, g, n, look)
         return True
 
     def _evaluation_episodes(self, places: list[int]) -> tuple[np.ndarray, np.ndarray] | None:
@@ -319,14 +320,15 @@ class Trainer:
             )
         return self.evaluators
 
-    def _record_evaluation(self, lane: Lane, returns: np.ndarray, lengths: np.ndarray, looked: dict[str, Any]) -> None:
-        """Write one evaluation, and what `_diagnose` saw."""
+    def _record_evaluation(
+        self, lane: Lane, returns: np.ndarray, lengths: np.ndarray, look: Callable[[], dict[str, Any]]
+    ) -> None:
+        """Write one evaluation, and what `_diagnose` sees."""
         p, step = lane.progress, lane.progress.decisions * self.spec.action_repeat
-        if not lane.alive:
-            return
         for episode, (g, n) in enumerate(zip(returns, lengths, strict=True)):
             row = {"env_step": step, "episode": episode, "episode_return": float(g), "length": int(n)}
             lane.directory.append("evaluations.csv", row)
+        looked = look()
         if looked:
             lane.directory.append("latents.csv", {"env_step": step, **looked})
         seconds = lane.wall_seconds + time.monotonic() - self.started

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import shutil
 import time
@@ -44,8 +45,9 @@ class Live:
         """A sweep goes on when nobody reads any more what it says: the pager was left, the terminal is gone."""
         try:
             yield
-        except OSError:
-            os.dup2(os.open(os.devnull, os.O_WRONLY), self.out.fileno())
+        except OSError as error:
+            if error.errno in (errno.EPIPE, errno.EIO):  # a disk may have room again
+                os.dup2(os.open(os.devnull, os.O_WRONLY), self.out.fileno())
 
     def show(self, crew: Crew, force: bool = False) -> None:
         now = time.monotonic()
