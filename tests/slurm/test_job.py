@@ -169,11 +169,14 @@ def test_a_release_leaves_the_lease_as_old_as_the_claim(tmp_path):
 
 
 def test_signals_wait_until_submitted_jobs_are_written_down():
-    done = []
-    with pytest.raises(KeyboardInterrupt), submit._undisturbed():
-        signal.raise_signal(signal.SIGINT)
-        done.append("saved")
-    assert done == ["saved"] and signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    done, before = [], signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with pytest.raises(KeyboardInterrupt), submit._undisturbed():
+            signal.raise_signal(signal.SIGINT)
+            done.append("saved")
+        assert done == ["saved"] and signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def test_a_hang_up_that_nohup_has_switched_off_stays_so():
