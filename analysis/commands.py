@@ -92,21 +92,21 @@ def watch(options: dict[str, Any]) -> None:
     reports = 0
     while True:
         loaded = runs.load(options["runs"], cache=options["cache"])
-        state = tuple(loaded.runs["signature"])
+        state, waiting = tuple(loaded.runs["signature"]), bool(_awaited(options, loaded))
         if state != before:
             before = state
-            reports += _watch_once(options, loaded)
-        if not _awaited(options, loaded) or (options["times"] is not None and reports >= options["times"]):
+            reports += _watch_once(options, loaded, waiting)
+        if not waiting or (options["times"] is not None and reports >= options["times"]):
             return
         time.sleep(options["every"])
 
 
-def _watch_once(options: dict[str, Any], loaded: runs.RunTables) -> int:
+def _watch_once(options: dict[str, Any], loaded: runs.RunTables, waiting: bool) -> int:
     counts = ", ".join(f"{count} {status}" for status, count in loaded.runs["status"].value_counts().items())
     try:
         studies, problems = build(loaded, options["runs"], options["sweep"], options["short"], options["at"])
     except InputError as error:
-        if not _awaited(options, loaded):
+        if not waiting:
             raise
         # Before the first evaluation there is nothing to show; it will come.
         print(f"{counts or 'no run yet'}: {error}", flush=True)

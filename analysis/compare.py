@@ -25,13 +25,10 @@ def compare(study: Study, published: Published, marks: tuple[int, ...] = MARKS) 
     theirs = at(published.frame, marks)
     rows = []
     for arm in study.arms:
-        members = study.members[study.members["arm"] == arm.name]
-        for task in sorted(members["task"].unique()):
-            reached = members.loc[members["task"] == task, "env_step"].min()
-            steps = study.grid(arm.name, task)
-            for mark in (mark for mark in marks if mark <= reached and is_recent(steps[steps <= mark].max(), mark)):
+        for task in sorted(study.of(arm.name)["task"].unique()):
+            count, steps = len(study.of(arm.name, task)), study.grid(arm.name, task)
+            for mark in (mark for mark in marks if mark <= steps[-1] and is_recent(steps[steps <= mark].max(), mark)):
                 own = student_t(study.runs(arm.name, task, "mean_return", np.array([mark])))
-                count = int((members["task"] == task).sum())
                 here = theirs[(theirs["task"] == task) & (theirs["mark"] == mark)]
                 for algorithm, seeds in here.groupby("algorithm")["episode_return"]:
                     low, high, value = seeds.min(), seeds.max(), own.point[0]
@@ -62,9 +59,8 @@ def table(study: Study, published: Published, frame: pd.DataFrame) -> Table:
     ]  # fmt: skip
     caption = (
         "Own mean return (seeds) beside published ones: mean [lowest, highest seed] (seeds), and where the own mean "
-        "lies. "
-        "An asterisk marks the arm's own algorithm. Each value is the latest at or before the mark, at most 6% of it "
-        "older (a published one also up to 1k environment steps after it). " + "; ".join(published.remarks) + "."
+        "lies. An asterisk marks the arm's own algorithm. Each value is the latest at or before the mark, at most 6% "
+        "of it older (a published one also up to 1k environment steps after it). " + "; ".join(published.remarks) + "."
     )
     columns = ["Task", "Env steps", "Arm", "Own", "Algorithm", "Published", "Own is"]
     return Table("compare", caption, columns, rows, ordered, study=study.name)

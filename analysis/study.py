@@ -18,6 +18,7 @@ from __future__ import annotations
 import json
 import re
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -176,6 +177,13 @@ class Study:
             if len(own):
                 values[i] = np.where(place >= 0, own[np.maximum(place, 0)], np.nan)
         return values
+
+    def returns(self, task: str) -> Iterator[tuple[Arm, np.ndarray, np.ndarray]]:
+        """Each arm with runs on a task, the env steps (steps,) of its curve there, and mean returns (runs, steps)."""
+        for arm in self.arms:
+            if len(self.of(arm.name, task)):
+                steps = self.grid(arm.name, task)
+                yield arm, steps, self.runs(arm.name, task, "mean_return", steps)
 
     @cached_property
     def _keys(self) -> dict[tuple[str, str], list[str]]:
@@ -484,7 +492,7 @@ def _mixed(study: Study) -> list[Problem]:
     """Arms whose runs differ in what is no part of their configuration and may change numbers all the same."""
     problems = []
     for arm in study.arms:
-        own = study.members[study.members["arm"] == arm.name]
+        own = study.of(arm.name)
         for column, what in (
             ("precision", "precision"),
             ("commit", "commit"),

@@ -34,12 +34,9 @@ class Config:
     # latent (sections 1 and 8)
     quantizer: str = setting("fsq", "what makes codes of latents", choices=("fsq", "vq", "none", "simnorm"))
     fsq_levels: list[int] = setting(
-        [5, 3],
-        "levels of each FSQ channel; their number is b, with vq too",
-        low=3,
-        high=1024,
+        [5, 3], "levels of each FSQ channel; their number is b, with vq too", low=3, high=1024,
         hint="a level is at least 2, and 2 is degenerate under FSQ's bound: expected 3 or more",
-    )
+    )  # fmt: skip
     vq_codes: int = setting(256, "size of the VQ codebook; the source has it with latent_dim=128", low=2, high=65536)
     vq_beta: float = setting(0.25, "weight of the VQ commitment", low=0.0, high=1e6)
     vq_decay: float = setting(0.99, "of the moving averages behind the VQ codebook", low=0.0, high=1.0)
@@ -49,15 +46,13 @@ class Config:
     )
     # world model (sections 3 and 8)
     dynamics: str = setting(
-        "stochastic",
-        "classes sampled, or regression; without codebook also densities",
+        "stochastic", "classes sampled, or regression; without codebook also densities",
         choices=("stochastic", "deterministic", "gaussian", "mixture"),
-    )
+    )  # fmt: skip
     consistency: str = setting(
-        "ce",
-        "of prediction and target: cross-entropy, distance, or likelihood of a density",
+        "ce", "of prediction and target: cross-entropy, distance, or likelihood of a density",
         choices=("ce", "mse", "cosine", "nll"),
-    )
+    )  # fmt: skip
     ce_logits: str = setting(
         "dot", "similarity to each code, with deterministic dynamics and ce (W6)", choices=("dot", "neg_mse", "cos")
     )
@@ -122,27 +117,14 @@ class DCWM(Agent[Config]):
     presets = {
         "default": {},
         "small": {
-            "latent_dim": 64,
-            "mlp_dims": [128, 128],
-            "enc_mlp_dims": [128],
-            "batch_size": 128,
-            "plan_samples": 128,
-            "plan_policy": 8,
-            "plan_elites": 16,
-            "plan_iterations": 4,
+            "latent_dim": 64, "mlp_dims": [128, 128], "enc_mlp_dims": [128], "batch_size": 128, "plan_samples": 128,
+            "plan_policy": 8, "plan_elites": 16, "plan_iterations": 4,
         },
         "tiny": {
-            "latent_dim": 8,
-            "mlp_dims": [16, 16],
-            "enc_mlp_dims": [16],
-            "batch_size": 16,
-            "plan_samples": 12,
-            "plan_policy": 3,
-            "plan_elites": 4,
-            "plan_iterations": 2,
-            "vq_codes": 16,
+            "latent_dim": 8, "mlp_dims": [16, 16], "enc_mlp_dims": [16], "batch_size": 16, "plan_samples": 12,
+            "plan_policy": 3, "plan_elites": 4, "plan_iterations": 2, "vq_codes": 16,
         },
-    }
+    }  # fmt: skip
     compile_act = True  # a plan is many small operations
 
     @classmethod

@@ -15,7 +15,7 @@ from statistics import fmean, pstdev
 from typing import TYPE_CHECKING
 
 from iqrl.command_line import Parser
-from iqrl.errors import InputError
+from iqrl.errors import InputError, what_failed
 
 if TYPE_CHECKING:
     from iqrl.config import RunConfig
@@ -102,7 +102,7 @@ def main(words: Sequence[str] | None = None) -> int:
         sys.stderr.close()
         return 0
     except OSError as error:
-        print(f"error: {error.filename or 'files'}: {error.strerror or error}", file=sys.stderr)
+        print(f"error: {what_failed(error)}", file=sys.stderr)
         return 1
 
 

@@ -31,8 +31,7 @@ class Recorded:
             place. The tensors of the others are copied to where the recording reads them.
 
     The tensors it returns are written over by the next call of any recording: all use one pool of memory, as they run
-    one after another. What cannot be recorded is called as it is, with one
-    warning that says why.
+    one after another. What cannot be recorded is called as it is, with one warning that says why.
     """
 
     def __init__(self, name: str, function: Callable[..., Any], fixed: int) -> None:

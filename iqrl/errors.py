@@ -9,6 +9,11 @@ class InputError(ValueError):
     """
 
 
+def what_failed(error: OSError, where: object = "files") -> str:
+    """An error of the file system: the file that it names, or else `where`, and the reason."""
+    return f"{error.filename or where}: {error.strerror or error}"
+
+
 def one_line(error: BaseException) -> str:
     """Its type and the first line of its message, for a warning."""
     return f"{type(error).__name__}: {(str(error).strip().splitlines() or [''])[0]}"

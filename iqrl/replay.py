@@ -213,8 +213,7 @@ class Replay:
             np.array(seeds),
             np.array(windows).reshape(-1),
         ]
-        together = torch.from_numpy(np.concatenate(parts)).to(self.rows.device)
-        places, taken, starts, which, window = together.split([len(part) for part in parts])
+        places, taken, starts, which, window = _together(parts, self.rows.device)
         rows = np.concatenate([w.rows for w in written])
         self.rows.view(-1, self.width)[places] = torch.from_numpy(rows).to(self.rows.device)
         self.starts.view(-1)[taken] = starts
@@ -246,6 +245,11 @@ class Replay:
         if self.priority is not None:
             memory |= {"priority": self.priority.values, "block_sums": self.priority.block_sums}
         return memory
+
+
+def _together(parts: Sequence[np.ndarray], device: torch.device) -> Sequence[Tensor]:
+    """Whole numbers (n,) to a device, in one copy."""
+    return torch.from_numpy(np.concatenate(parts)).to(device).split([len(part) for part in parts])
 
 
 def sample_uniform(window: Tensor, ring: int, uniform: Tensor) -> Tensor:
@@ -310,13 +314,11 @@ class Priorities:
         off, on = (np.concatenate([s * row + p for s, p in zip(seeds, ps, strict=True)]) for ps in (dropped, taken))
         owner = np.repeat(np.asarray(seeds, np.int64), [len(p) for p in taken])
         blocks = np.unique(np.concatenate([off, on]) // self.BLOCK)  # a row is of whole blocks
-        parts = [off, on, owner, blocks]
-        together = torch.from_numpy(np.concatenate(parts)).to(self.values.device)
-        off_, on_, owner_, blocks_ = together.split([len(part) for part in parts])
-        values = self.values.view(-1)
-        values[off_] = 0.0
-        values[on_] = self.highest[owner_]
-        self.block_sums.view(-1)[blocks_] = values.view(-1, self.BLOCK)[blocks_].double().sum(-1)
+        there = _together([off, on, owner, blocks], self.values.device)
+        values, blocks_there = self.values.view(-1), there[3]
+        values[there[0]] = 0.0
+        values[there[1]] = self.highest[there[2]]
+        self.block_sums.view(-1)[blocks_there] = values.view(-1, self.BLOCK)[blocks_there].double().sum(-1)
 
     def update(self, seeds: slice, places: Tensor, priority: Tensor) -> None:
         """New priorities (n, B) of the starts drawn, at `places` (n, B), for n successive seeds of the pack.

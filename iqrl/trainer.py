@@ -27,7 +27,7 @@ from iqrl.config import RunConfig
 from iqrl.diagnostics import diagnose
 from iqrl.engine import DIAGNOSTICS, Engine, generator
 from iqrl.environment_pool import EnvironmentPool, WorkerError
-from iqrl.errors import InputError
+from iqrl.errors import InputError, what_failed
 from iqrl.execution import Plan
 from iqrl.packing import together
 from iqrl.replay import Replay, gather, sample_uniform
@@ -575,4 +575,4 @@ def disk_message(error: OSError, folder: Path) -> str:
     """One line for an error while writing."""
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return f"{folder}: the disk is full; the runs go on from their last checkpoints when there is room"
-    return f"{error.filename or folder}: {error.strerror or error}; the runs go on from their last checkpoints"
+    return f"{what_failed(error, folder)}; the runs go on from their last checkpoints"

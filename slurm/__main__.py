@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from iqrl.command_line import Parser
-from iqrl.errors import InputError
+from iqrl.errors import InputError, what_failed
 
 EXAMPLES = {
     "run": """examples:
@@ -122,7 +122,7 @@ def main(words: Sequence[str] | None = None) -> int:
         sys.stderr.close()
         return 1 if asked and asked.command in ("run", "retry", "submit") else 0
     except OSError as error:
-        print(f"error: {error.filename or 'files'}: {error.strerror or error}", file=sys.stderr)
+        print(f"error: {what_failed(error)}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         return 130

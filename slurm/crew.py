@@ -19,6 +19,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from iqrl import processes
+from iqrl.errors import what_failed
 from slurm import run_files
 from slurm.packs import Pack, train_command
 
@@ -152,7 +153,7 @@ class Crew:
                     preexec_fn=_leave_with_parent,
                 )
         except OSError as error:  # no room for a log, or for a process
-            self._again(member, f"{error.filename or command[0]}: {error.strerror}", ATTEMPTS)
+            self._again(member, what_failed(error, command[0]), ATTEMPTS)
             return
         member.state, member.slot = "training", slot
         if member.attempts == 1:
@@ -181,27 +182,23 @@ class Crew:
         """Decide what a process's end means."""
         pack = member.pack
         own = self._own(pack)
-        states = [state for name, state in zip(pack.runs, self.files(pack), strict=True) if name in own]
-        if not own:
+        states = {name: files for name, files in zip(pack.runs, self.files(pack), strict=True) if name in own}
+        if not states:
             self._leave(member, "another process has taken these runs over")
             return
-        if all(state.state in ("done", "failed") for state in states):
+        open_runs = [name for name, files in states.items() if files.state not in ("done", "failed")]
+        if not open_runs:
             member.state = "ended"
-            failed = [(name, s) for name, s in zip(own, states, strict=True) if s.state == "failed"]
-            for name, state in failed:
-                self.told(f"{name}  FAILED: {state.reason}")
+            failed = {name: files for name, files in states.items() if files.state == "failed"}
+            for name, files in failed.items():
+                self.told(f"{name}  FAILED: {files.reason}")
             if len(failed) < len(states):
                 self.told(f"{pack.name}  done")
             return
         said = run_files.last_line(self.logs / f"{pack.name}.log")
-        open_runs = [
-            (name, member.tokens[name])
-            for name, state in zip(own, states, strict=True)
-            if state.state not in ("done", "failed")
-        ]
         if status == BAD_INPUT:
             self._leave(member, said.removeprefix("error: ") or "bad input")
-        elif not all(self._ours(name, token, pid) for name, token in open_runs):
+        elif not all(self._ours(name, member.tokens[name], pid) for name in open_runs):
             self._leave(member, "another process has taken these runs over")
         elif self.stopping:
             member.state = "stopped"

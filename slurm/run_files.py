@@ -62,7 +62,7 @@ def read(directory: Path | str, now: float, since: float = 0.0) -> RunFiles:
     if done and all(_size(f"{base}/{name}") == size for name, size in done.get("files", {}).items()):
         return RunFiles("done", **{**said, "env_step": done.get("env_step", 0)})
     token, writer = newest_writer(base)
-    reported, claimed = _time(f"{base}/progress.json"), _time(f"{base}/lease/{token:08d}")  # by one clock
+    reported, claimed = _time(f"{base}/progress.json"), _claimed(base, token)  # by one clock
     age = None if reported is None else max(0.0, now - reported)
     fresh = reported is not None and claimed is not None and reported >= claimed
     speed = progress.get("env_steps_per_second", 0.0) if fresh else 0.0
@@ -91,7 +91,7 @@ def failed_since(directory: Path | str, since: float) -> bool:
 def taken_since(directory: Path | str, since: float, job: str) -> bool:
     """Whether another Slurm job than `job` was the last to claim a run, after `since`."""
     token, writer = newest_writer(directory)
-    claimed = _time(f"{directory}/lease/{token:08d}")
+    claimed = _claimed(directory, token)
     return writer.get("job_id") not in (None, job) and claimed is not None and claimed >= since
 
 
@@ -139,6 +139,11 @@ def last_line(log: Path) -> str:
         return ""
     spoken = [line.strip() for line in lines if line.strip()]
     return next((line for line in reversed(spoken) if not line.startswith("srun: ")), spoken[-1] if spoken else "")
+
+
+def _claimed(directory: Path | str, token: int) -> float | None:
+    """When a lease was claimed: releasing it leaves its time as it is."""
+    return _time(f"{directory}/lease/{token:08d}")
 
 
 def _json(path: str) -> dict[str, Any] | None:

@@ -47,7 +47,8 @@ class Live:
             yield
         except OSError as error:
             if error.errno in (errno.EPIPE, errno.EIO):  # a disk may have room again
-                os.dup2(os.open(os.devnull, os.O_WRONLY), self.out.fileno())
+                with open(os.devnull, "w") as nowhere:
+                    os.dup2(nowhere.fileno(), self.out.fileno())
 
     def show(self, crew: Crew, force: bool = False) -> None:
         now = time.monotonic()

@@ -38,17 +38,22 @@ def test_the_locked_versions_hold_every_dependency():
     assert {name(w).lower() for w in wanted} <= locked | {"torch"}  # its build depends on the machine
 
 
+def train_elsewhere(words, folder):
+    """`python -m iqrl WORDS` in a folder outside the tree."""
+    done = subprocess.run(
+        [sys.executable, "-m", "iqrl", *words],
+        cwd=folder, env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True, timeout=300,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+
+
 def test_the_example_agent_trains_from_a_file_outside_the_tree(tmp_path):
     """As the README says, but shorter; both seeds, an evaluation, and going on where it stopped."""
     shutil.copy(ROOT / "docs" / "examples" / "my_agent.py", tmp_path)
     words = ["train", "agent=./my_agent.py", "task=cartpole-balance", "seeds=0..1", "eval.episodes=1",
              "eval.every=2000", "agent.width=32", "train.compile=off", "train.threads=1"]  # fmt: skip
     for steps in (3000, 4000):
-        done = subprocess.run(
-            [sys.executable, "-m", "iqrl", *words, f"train.env_steps={steps}"],
-            cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True, timeout=300,
-        )  # fmt: skip
-        assert done.returncode == 0, done.stderr
+        train_elsewhere([*words, f"train.env_steps={steps}"], tmp_path)
         finished = [p for p in (tmp_path / "runs").glob("*/DONE") if f'"env_step": {steps}' in p.read_text()]
         assert len(finished) == 2 and all(p.parent.name.startswith("ddpg-cartpole-balance-s") for p in finished)
         rows = (finished[0].parent / "training.csv").read_text().splitlines()
@@ -62,11 +67,7 @@ def test_the_example_task_trains_from_a_module_outside_the_tree(tmp_path):
     words = ["train", "agent=td3", "task=gym:my_task:Windy-v0", "preset=tiny", "train.env_steps=1600", "eval.every=800",
              "eval.episodes=2", "agent.warmup_decisions=300", "train.compile=off", "train.threads=1",
              "train.workers=2"]  # fmt: skip
-    done = subprocess.run(
-        [sys.executable, "-m", "iqrl", *words],
-        cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True, timeout=300,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
+    train_elsewhere(words, tmp_path)
     (run,) = (tmp_path / "runs").glob("*/DONE")
     assert run.parent.name.startswith("td3-gym_my_task_Windy-v0-s0-")
     returns = [float(row.split(",")[2]) for row in (run.parent / "evaluations.csv").read_text().splitlines()[1:]]

@@ -154,9 +154,10 @@ def describe(study: Study, tasks: list[str] | None = None, by_task: bool = False
     text = f"{style.counted(len(tasks), 'task')} ({names}), {seeds} each, budget {budget} environment steps"
     places = [(arm, task) for arm in study.arms for task in (study.tasks if by_task else (None,))]
     cut = [
-        f"{style.label(arm)}{f' on {task}' if task else ''} to {style.steps(study.common_step(arm.name, task))}"
+        f"{style.label(arm)}{f' on {task}' if task else ''} to {style.steps(own['env_step'].min())}"
         for arm, task in places
-        if len(own := study.of(arm.name, task)) and own["env_step"].min() < own["budget"].max()
+        for own in [study.of(arm.name, task)]
+        if len(own) and own["env_step"].min() < own["budget"].max()
     ]
     return text + (f"; shown up to the last common step: {', '.join(cut)}" if cut else "")
 

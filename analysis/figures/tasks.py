@@ -36,11 +36,8 @@ def data(context: Context) -> pd.DataFrame:
     study = context.study
     frames = []
     for task in study.tasks:
-        for arm in study.arms:
-            if len(study.of(arm.name, task)):
-                steps = study.grid(arm.name, task)
-                values = study.runs(arm.name, task, "mean_return", steps)
-                frames.append(frame_of(arm.name, steps, student_t(values), task=task, runs=len(values)))
+        for arm, steps, values in study.returns(task):
+            frames.append(frame_of(arm.name, steps, student_t(values), task=task, runs=len(values)))
     return pd.concat(frames, ignore_index=True)
 
 
@@ -113,13 +110,11 @@ def draw(context: Context) -> Drawing:
 
 def _draw_runs(context: Context, axes: Axes, task: str) -> list[float]:
     """Every run as a thin line: with few seeds they say more than an interval. Returns their values."""
-    study, drawn = context.study, []
-    for arm in study.arms:
-        if len(study.of(arm.name, task)):
-            steps = study.grid(arm.name, task)
-            for values in study.runs(arm.name, task, "mean_return", steps):
-                axes.plot(steps, values, color=context.colours[arm.name], linewidth=0.5, alpha=0.7, zorder=2)
-                drawn += values.tolist()
+    drawn: list[float] = []
+    for arm, steps, runs in context.study.returns(task):
+        for values in runs:
+            axes.plot(steps, values, color=context.colours[arm.name], linewidth=0.5, alpha=0.7, zorder=2)
+            drawn += values.tolist()
     return drawn
 
 

@@ -33,15 +33,21 @@ CASES = {  # configuration with a short warm-up, and after how many decisions an
 CLOCKLESS = ("evaluations.csv", "training.csv", "latents.csv")
 
 
-def train(case: str, folder: Path, calls: int = 10**9) -> Trainer:
-    """Train a pack until the trainer has asked `calls` times whether to stop, or to the end."""
-    runs, settings, _ = resolve([("test", parse_words([f"agent={case.split()[0]}", *CASES[case][0]]))])
-    folder.mkdir(exist_ok=True)
+def begin(case: str, folder: Path, stop: Callable[[Trainer], bool], seeds: str) -> Trainer:
+    """A trainer of some seeds, which stops when `stop` says so."""
+    words = [f"agent={case.split()[0]}", f"seeds={seeds}", *CASES[case][0]]
+    runs, settings, _ = resolve([("test", parse_words(words))])
     directories = [RunDirectory.create(run, folder) for run in runs]
     for directory in directories:
         directory.claim()
+    trainer = Trainer(runs, directories, execution.decide(settings, runs[0]), stop=lambda: stop(trainer))
+    return trainer
+
+
+def train(case: str, folder: Path, calls: int = 10**9) -> Trainer:
+    """Train a run until the trainer has asked `calls` times whether to stop, or to the end."""
     left = iter(range(calls))
-    trainer = Trainer(runs, directories, execution.decide(settings, runs[0]), stop=lambda: next(left, None) is None)
+    trainer = begin(case, folder, lambda _: next(left, None) is None, seeds="0")
     assert trainer.run() == ("interrupted" if calls < 10**9 else "done")
     return trainer
 
@@ -78,28 +84,17 @@ def test_stopped_runs_go_on_bitwise(case: str, tmp_path: Path) -> None:
         assert max(int(row["length"]) for row in evaluations) < 500  # they do end
 
 
-def begin(case: str, folder: Path, stop: Callable[[Trainer], bool]) -> Trainer:
-    """A trainer of two seeds, which stops when `stop` says so."""
-    words = [f"agent={case.split()[0]}", "seeds=0..1", *CASES[case][0]]
-    runs, settings, _ = resolve([("test", parse_words(words))])
-    directories = [RunDirectory.create(run, folder) for run in runs]
-    for directory in directories:
-        directory.claim()
-    trainer = Trainer(runs, directories, execution.decide(settings, runs[0]), stop=lambda: stop(trainer))
-    return trainer
-
-
 def test_an_episode_that_ends_earlier_when_played_again_fails_its_run_alone(tmp_path: Path) -> None:
     """As on another processor: what seed 0 is said to have done lets the pole fall sooner."""
     pytest.importorskip("gymnasium")
-    first = begin("mrq discrete", tmp_path, lambda t: t.lanes[0].progress.episode_decisions >= 12)
+    first = begin("mrq discrete", tmp_path, lambda t: t.lanes[0].progress.episode_decisions >= 12, "0..1")
     assert first.run() == "interrupted"
     within, directory = first.lanes[0].progress.episode_decisions, first.lanes[0].directory.path
     (segment,) = (directory / "replay").iterdir()
     log = np.fromfile(segment, "<f4").reshape(-1, 4 + 2 + 2)
     log[-within:, 4:6] = [-1.0, 1.0]  # pushes to the right
     log.tofile(segment)
-    second = begin("mrq discrete", tmp_path, lambda t: False)
+    second = begin("mrq discrete", tmp_path, lambda t: False, "0..1")
     assert second.run() == "done"
     reason = RunDirectory(directory).failure()
     assert reason is not None and f"of {within} decisions" in reason and "played again, ended after" in reason
@@ -107,7 +102,7 @@ def test_an_episode_that_ends_earlier_when_played_again_fails_its_run_alone(tmp_
 
 
 def test_a_pack_is_diagnosed_side_by_side_as_one_by_one(tmp_path: Path) -> None:
-    trainer = begin("dcwm", tmp_path, lambda t: t.lanes[0].progress.decisions >= 300)
+    trainer = begin("dcwm", tmp_path, lambda t: t.lanes[0].progress.decisions >= 300, "0..1")
     trainer.run()
     alone = [trainer._diagnose(lane) for lane in trainer.lanes]
     together = [looked() for looked in trainer._diagnoses(trainer.lanes)]
