@@ -46,6 +46,7 @@ help: ## list the targets
 
 setup: $(ready) ## make the environment in $(VENV)
 
+# What pip says is kept for a failure: after a success it is that labmaze is missing, as it should be.
 $(ready): requirements.txt
 	@command -v $(firstword $(PYTHON)) > /dev/null || { echo "error: PYTHON=$(PYTHON): no such program" >&2; exit 2; }
 	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' \
@@ -57,7 +58,8 @@ $(ready): requirements.txt
 	    echo "using the CUDA build of PyTorch in $$found"; \
 	    echo "$$found" > "$$($(python) -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/cuda_torch.pth"; \
 	else \
-	    $(python) -m pip install --quiet --disable-pip-version-check torch==2.13.0; \
+	    $(python) -m pip install --quiet --disable-pip-version-check torch==2.13.0 2> $(VENV)/pip.log \
+	        || { cat $(VENV)/pip.log >&2; exit 1; }; \
 	fi
 	@touch $@
 
