@@ -314,11 +314,11 @@ class Priorities:
         off, on = (np.concatenate([s * row + p for s, p in zip(seeds, ps, strict=True)]) for ps in (dropped, taken))
         owner = np.repeat(np.asarray(seeds, np.int64), [len(p) for p in taken])
         blocks = np.unique(np.concatenate([off, on]) // self.BLOCK)  # a row is of whole blocks
-        there = _together([off, on, owner, blocks], self.values.device)
-        values, blocks_there = self.values.view(-1), there[3]
-        values[there[0]] = 0.0
-        values[there[1]] = self.highest[there[2]]
-        self.block_sums.view(-1)[blocks_there] = values.view(-1, self.BLOCK)[blocks_there].double().sum(-1)
+        off_, on_, owner_, blocks_ = _together([off, on, owner, blocks], self.values.device)
+        values = self.values.view(-1)
+        values[off_] = 0.0
+        values[on_] = self.highest[owner_]
+        self.block_sums.view(-1)[blocks_] = values.view(-1, self.BLOCK)[blocks_].double().sum(-1)
 
     def update(self, seeds: slice, places: Tensor, priority: Tensor) -> None:
         """New priorities (n, B) of the starts drawn, at `places` (n, B), for n successive seeds of the pack.

@@ -156,8 +156,7 @@ def describe(study: Study, tasks: list[str] | None = None, by_task: bool = False
     cut = [
         f"{style.label(arm)}{f' on {task}' if task else ''} to {style.steps(own['env_step'].min())}"
         for arm, task in places
-        for own in [study.of(arm.name, task)]
-        if len(own) and own["env_step"].min() < own["budget"].max()
+        if len(own := study.of(arm.name, task)) and own["env_step"].min() < own["budget"].max()
     ]
     return text + (f"; shown up to the last common step: {', '.join(cut)}" if cut else "")
 
