@@ -15,7 +15,7 @@ from analysis.errors import InputError
 from analysis.figures import FIGURES
 from analysis.figures.drawing import Context
 from analysis.published import Published
-from analysis.render import render
+from analysis.render import make_folder, render
 from analysis.study import UNLISTED, Problem, Study, build, read_manifests
 
 MOST_PROBLEMS = 12  # of a study, printed on the terminal; all are in its problems.csv
@@ -158,7 +158,7 @@ def compare(options: dict[str, Any]) -> None:
             )
             continue
         table = comparison.table(study, overlay, frame)
-        _make(options["out"] / study.name / "tables")
+        make_folder(options["out"] / study.name / "tables")
         write([table], options["out"] / study.name / "tables")
         print(f"## {study.name}\n\n{markdown(table)}")
         own = frame[frame["same"]]
@@ -186,7 +186,7 @@ def status(options: dict[str, Any]) -> None:
 def export(options: dict[str, Any]) -> None:
     tables = runs.load(options["runs"], cache=options["cache"])
     out: Path = options["out"]
-    _make(out)
+    make_folder(out)
     for name in ("runs", "evaluations", "latents"):
         path = out / f"{name}.{options['format']}"
         frame = getattr(tables, name)
@@ -221,7 +221,7 @@ def _tables(studies: list[Study], options: dict[str, Any], write: bool = True) -
     made = {study.name: module.tables(study, options["replicates"]) for study in studies}
     if write:
         for name, own in made.items():
-            _make(options["out"] / name / "tables")
+            make_folder(options["out"] / name / "tables")
             module.write(own, options["out"] / name / "tables")
     return made
 
@@ -234,7 +234,7 @@ def _write_report(
     from analysis import report as page
 
     path = options["out"] / "report.html"
-    _make(options["out"])
+    make_folder(options["out"])
     _write_problems(options["out"], studies, problems)
     keys = ("runs", "sweep", "style", "published", "algorithms", "at", "short", "replicates")
     command = " ".join(["python -m analysis report", *_typed(options, keys)])
@@ -265,15 +265,8 @@ def _write_problems(out: Path, studies: list[Study], problems: list[Problem]) ->
         if not rows:
             path.unlink(missing_ok=True)  # of an earlier call
         else:
-            _make(path.parent)
+            make_folder(path.parent)
             pd.DataFrame(rows, columns=["run", "kind", "detail", "effect"]).to_csv(path, index=False)
-
-
-def _make(folder: Path) -> None:
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(f"out={folder}: cannot make this folder ({error.strerror})") from None
 
 
 def _only(text: str | None) -> tuple[str, ...]:

@@ -42,7 +42,7 @@ def render(
     jobs = [(i, name) for i in range(len(contexts)) for name in only]
     if out is not None:
         for context in contexts:
-            _folder(out / context.study.name)
+            make_folder(out / context.study.name)
     runs = sum(len(context.study.members) for context in contexts)
     processes = min(os.cpu_count() or 1, 4)
     if processes > 1 and runs >= PARALLEL_FROM and hasattr(os, "fork"):
@@ -64,7 +64,8 @@ def _render_inherited(job: tuple[int, str]) -> Rendered:
     return _render_one(contexts[job[0]], job[1], out, svg)
 
 
-def _folder(path: Path) -> None:
+def make_folder(path: Path) -> None:
+    """A folder for what is written, with its parents. Raises InputError where it cannot be made."""
     try:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:

@@ -69,10 +69,14 @@ def main(words: Sequence[str] | None = None) -> int:
         "Evaluate the newest checkpoint of a run, executed as training here would be.",
         "examples:\n  python -m iqrl evaluate runs/iqrl-walker-walk-s0-3f2a91bc --episodes 20\n"
         "  python -m iqrl evaluate runs/iqrl-walker-walk-s0-3f2a91bc --episodes 1 --video walk.mp4\n"
-        "  python -m iqrl evaluate runs/iqrl-walker-walk-s0-3f2a91bc train.device=cpu train.threads=1",
+        "  python -m iqrl evaluate runs/iqrl-walker-walk-s0-3f2a91bc train.device=cpu train.threads=1\n"
+        "  python -m iqrl evaluate runs/dcwm-walker-walk-s0-a0d08d8e agent.plan_samples=256",
     )
     evaluate.add_argument("run", type=Path)
-    evaluate.add_argument("words", nargs="*", metavar="train.key=value", help=", ".join(EVALUATE_KEYS))
+    evaluate.add_argument(
+        "words", nargs="*", metavar="key=value",
+        help=f"{', '.join(EVALUATE_KEYS)}; agent.KEY, to act by another value than the run was trained with",
+    )  # fmt: skip
     evaluate.add_argument("--episodes", type=int, default=10, help="how many (default 10)")
     evaluate.add_argument("--video", type=Path, help="film the first episode, in real time (needs a renderer)")
     add("agents", "List the agents.", "example:\n  python -m iqrl agents")
@@ -263,8 +267,12 @@ def evaluate_run(path: Path, words: Sequence[str], episodes: int, video: Path | 
     if episodes < 1:
         raise InputError(f"--episodes {episodes}: expected at least 1")
     for word in words:
-        if word.partition("=")[0] not in EVALUATE_KEYS:
-            raise InputError(f"{word}: expected one run, and how to execute it: {', '.join(EVALUATE_KEYS)}")
+        key = word.partition("=")[0]
+        if key not in EVALUATE_KEYS and not key.startswith("agent."):
+            expected = f"{', '.join(EVALUATE_KEYS)} or agent.KEY"
+            raise InputError(f"{word}: expected one run, and how to execute it: {expected}")
+        if key in ("agent.name", "agent.profile"):
+            raise InputError(f"{word}: cannot change in a finished run; expected single keys of its agent")
     if video is not None:
         if video.suffix not in (".mp4", ".gif"):
             raise InputError(f"--video {video}: expected a name ending in .mp4 or .gif")
@@ -273,13 +281,16 @@ def evaluate_run(path: Path, words: Sequence[str], episodes: int, video: Path | 
         os.environ.setdefault("MUJOCO_GL", "egl")
     from iqrl import config, evaluation
 
-    run = config.load_run(path)
-    execution = config.resolve([("command line", config.parse_words(words))])[1]
+    given = config.parse_words(words)
+    changes = {key: values for key, values in given.items() if key == "agent"}
+    run = config.load_run(path, changes)
+    execution = config.resolve([("command line", {k: v for k, v in given.items() if k not in changes})])[1]
     returns: list[float] = []
     for value in evaluation.evaluate_checkpoint(run, path, execution, episodes, video):
         print(f"episode {len(returns):3d}  return {value:8.2f}", flush=True)
         returns.append(value)
-    print(f"mean {fmean(returns):.2f}  standard deviation {pstdev(returns):.2f}  episodes {episodes}")
+    changed = "".join(f"  {word}" for word in words if word.startswith("agent."))
+    print(f"mean {fmean(returns):.2f}  standard deviation {pstdev(returns):.2f}  episodes {episodes}{changed}")
     return 0
 
 

@@ -386,8 +386,8 @@ def resolve(layers: Sequence[tuple[str, Mapping[str, Any]]]) -> tuple[list[RunCo
     return runs, execution, Path(str(top.get("runs", "runs")))
 
 
-def load_run(directory: Path) -> RunConfig:
-    """The configuration of an existing run directory.
+def load_run(directory: Path, changes: Mapping[str, Any] | None = None) -> RunConfig:
+    """The configuration of an existing run directory, with changes of the command line on top if there are any.
 
     Raises:
         InputError: if there is none, or it was changed since (its identity no longer fits the directory's name).
@@ -402,7 +402,7 @@ def load_run(directory: Path) -> RunConfig:
     name = directory.absolute().name
     if runs[0].directory_name != name:
         raise InputError(f"{path}: is not the configuration of {name}, but that of {runs[0].directory_name}")
-    return runs[0]
+    return resolve([(str(path), layer), ("command line", changes)])[0][0] if changes else runs[0]
 
 
 def pack_key(run: RunConfig) -> str:

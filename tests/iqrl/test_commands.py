@@ -435,6 +435,32 @@ def test_a_finished_run_is_evaluated_again(tmp_path: Path, capsys: pytest.Captur
     assert float(summary.split()[1]) == pytest.approx(sum(returns) / 2, abs=0.01)
 
 
+def test_a_finished_run_acts_by_other_settings(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["agent=dcwm", "task=cartpole-balance", "preset=tiny", f"runs={tmp_path}", "train.env_steps=40"]
+    assert command_line.main(["train", *words, "eval.episodes=1", "train.threads=1", "train.workers=0"]) == 0
+    (run,) = tmp_path.iterdir()
+    before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
+    told = {}
+    for word in ("agent.plan_samples=12", "agent.plan_samples=40", "agent.released_pi_noise=true"):
+        capsys.readouterr()
+        assert command_line.main(["evaluate", str(run), "--episodes", "1", word]) == 0
+        *episodes, summary = capsys.readouterr().out.splitlines()
+        assert summary.endswith(f"  {word}")
+        told[word] = episodes
+    first, *others = told.values()  # the first is the run's own value
+    assert all(other != first for other in others)
+    assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file()} == before
+    for word, part in (
+        ("agent.latent_dim=16", "does not fit"),
+        ("agent.plan_sample=40", "no such key"),
+        ("agent.plan_samples=1", "plan_samples"),
+        ("agent.profile=released", "cannot change in a finished run"),
+        ("agent.name=td3", "cannot change in a finished run"),
+    ):
+        assert command_line.main(["evaluate", str(run), "--episodes", "1", word]) == 2
+        assert part in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("kind", ["mp4", "gif"])
 def test_films_have_every_frame_at_its_time(tmp_path: Path, kind: str) -> None:
     import imageio.v3 as imageio
@@ -449,7 +475,7 @@ def test_films_have_every_frame_at_its_time(tmp_path: Path, kind: str) -> None:
 
 
 def test_evaluation_takes_one_run_and_how_to_execute_it(intact: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    for word in (str(intact), "agent.horizon=3", "train.env_steps=10", "train.workers=2"):
+    for word in (str(intact), "agent=td3", "preset=tiny", "train.env_steps=10", "train.workers=2"):
         assert command_line.main(["evaluate", str(intact), "--episodes", "1", word]) == 2
         assert f"{word}: expected one run, and how to execute it" in capsys.readouterr().err
     assert command_line.main(["evaluate", str(intact), "train.threads=many"]) == 2
