@@ -6,9 +6,9 @@ import numpy as np
 import pandas as pd
 
 from analysis import style
-from analysis.published import Published, agent_of, at, is_recent
+from analysis.published import Published, agent_of, at
 from analysis.runs import records
-from analysis.statistics import student_t
+from analysis.statistics import is_recent, student_t
 from analysis.study import Study
 from analysis.tables import Table
 
@@ -27,7 +27,8 @@ def compare(study: Study, published: Published, marks: tuple[int, ...] = MARKS) 
     for arm in study.arms:
         for task in sorted(study.of(arm.name)["task"].unique()):
             count, steps = len(study.of(arm.name, task)), study.grid(arm.name, task)
-            for mark in (mark for mark in marks if mark <= steps[-1] and is_recent(steps[steps <= mark].max(), mark)):
+            reached = [mark for mark in marks if mark <= steps[-1]]
+            for mark in (mark for mark in reached if is_recent(steps[steps <= mark].max(initial=-1), mark)):
                 own = student_t(study.runs(arm.name, task, "mean_return", np.array([mark])))
                 here = theirs[(theirs["task"] == task) & (theirs["mark"] == mark)]
                 for algorithm, seeds in here.groupby("algorithm")["episode_return"]:

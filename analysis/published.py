@@ -20,12 +20,12 @@ import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from analysis.errors import InputError
+from analysis.statistics import is_recent
 
 COLUMNS = ("source", "algorithm", "task", "seed", "env_step", "episode_return")
 LATE = 1000  # env steps that TCRL's points lie behind the mark that they are for
@@ -69,7 +69,12 @@ def load(path: Path) -> Published:
     files = [path] if path.is_file() else sorted(file for file in path.rglob("*") if file.suffix in SUFFIXES)
     frames = []
     for file in files:
-        recognised = _read(file)
+        try:
+            recognised = _read(file)
+        except InputError:
+            if file == path:
+                raise
+            continue  # a table of something else that lies in the folder
         if recognised is not None and len(recognised[1]):
             frames.append(recognised[1].assign(format=recognised[0]))
     if not frames:
@@ -235,11 +240,6 @@ CSV_FORMATS: dict[str, tuple[set[str], Callable[[Path], pd.DataFrame]]] = {
     "SimBa": ({"exp_name", "env_name", "seed", "metric", "env_step", "value"}, _read_simba),
     "tdmpc2": ({"step", "reward", "seed"}, _read_tdmpc2),
 }
-
-
-def is_recent(env_step: Any, mark: int) -> Any:
-    """Whether values of these env steps may stand for those at the mark: the last 6% before it."""
-    return env_step >= 0.94 * mark
 
 
 def at(published: pd.DataFrame, env_steps: Iterable[int]) -> pd.DataFrame:

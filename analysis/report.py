@@ -140,7 +140,9 @@ def _facts(study: Study) -> str:
         "Hosts": _several(members["host"]),
         "Precision": _several(members["precision"]),
         "Seeds a device": _several(members["pack"].astype(str)),
-        "Hours": f"{hours.sum():.1f} device hours in all, evaluations included, {hours.median():.2f} a run",
+        "Hours": "" if hours.isna().all() else
+                 f"{hours.sum():.1f} device hours in all, evaluations included, {hours.median():.2f} a run"
+                 + (f" (of {hours.count()} runs)" if hours.isna().any() else ""),
         "Commit": _several(commit[:12] + (" + changes" if dirty else "")
                            for commit, dirty in zip(members["commit"], members["dirty"], strict=True)),
         "Versions": ", ".join(sorted(packages)) or "unknown",

@@ -7,7 +7,7 @@ them: a run that cannot be read, or only in part, is in the table `runs` with a 
     evaluations  one row an evaluation: mean, spread and extremes of its episodes, wall-clock seconds, updates
     latents      one row a latent diagnostic
 
-The tables are kept in `<folder>/.analysis/*.parquet`. A run is read again only when the size or the
+The tables are kept in `<folder>/.analysis/`. A run is read again only when the size or the
 modification time of one of its files has changed.
 """
 
@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import json
 import os
+import secrets
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
@@ -27,7 +28,7 @@ import yaml
 
 from analysis.errors import InputError
 
-CACHE_VERSION = 2  # raise it when a column changes its meaning
+CACHE_VERSION = 3  # raise it when a column changes its meaning
 FILES = ("config.yaml", "provenance.json", "evaluations.csv", "latents.csv", "timing.csv", "DONE", "FAILED")
 EVALUATION_COLUMNS = ("env_step", "episode", "episode_return", "length")
 LATENT_COLUMNS = (
@@ -121,22 +122,27 @@ def _read_cache(folder: Path) -> RunTables | None:
     """The cached tables, or None where there is none that this version can read."""
     place = _cache_folder(folder)
     try:
-        if json.loads((place / "version.json").read_text()) != {"version": CACHE_VERSION}:
+        index = json.loads((place / "index.json").read_text())
+        if index["version"] != CACHE_VERSION:
             return None
-        return RunTables(*(pd.read_parquet(place / f"{name}.parquet") for name in RunTables.__annotations__))
+        return RunTables(*(pd.read_parquet(place / index[name]) for name in RunTables.__annotations__))
     except Exception:  # absent, damaged or written by other versions of the libraries: it is only a cache
         return None
 
 
 def _write_cache(folder: Path, tables: RunTables) -> None:
-    """Replace the cache. The version file goes first and comes back last: a half-written cache is no cache."""
-    place = _cache_folder(folder)
+    """Replace the cache: new files, then at once the index that names them, so that two writers never mix."""
+    place, token = _cache_folder(folder), secrets.token_hex(4)
+    files = {name: f"{name}-{token}.parquet" for name in RunTables.__annotations__}
     try:
         place.mkdir(exist_ok=True)
-        (place / "version.json").unlink(missing_ok=True)
-        for name in RunTables.__annotations__:
-            getattr(tables, name).to_parquet(place / f"{name}.parquet", index=False)
-        (place / "version.json").write_text(json.dumps({"version": CACHE_VERSION}))
+        for name, file in files.items():
+            getattr(tables, name).to_parquet(place / file, index=False)
+        index = place / f"index-{token}.json"
+        index.write_text(json.dumps({"version": CACHE_VERSION, **files}))
+        index.replace(place / "index.json")
+        for old in {path.name for path in place.iterdir()} - {"index.json", *files.values()}:
+            (place / old).unlink(missing_ok=True)  # if another is writing it, its index names nothing: no cache
     except OSError:  # a read-only folder or a full disk: everything works without the cache, only slower
         pass
 
@@ -221,7 +227,8 @@ def _read_run(path: str) -> tuple[dict[str, Any], np.ndarray, np.ndarray]:
         row.update(status="unreadable", reason=f"{type(error).__name__}: {error}".splitlines()[0])
     if len(evaluations):
         row["env_step"] = int(evaluations[-1, 0])
-        row["hours"] = float(np.nanmax(evaluations[:, 7], initial=0.0)) / 3600
+        seconds = evaluations[:, 7][~np.isnan(evaluations[:, 7])]
+        row["hours"] = float(seconds.max()) / 3600 if len(seconds) else np.nan
     row["remarks"] = "; ".join(remarks)
     return row, evaluations, latents
 

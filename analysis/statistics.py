@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import combinations
+from typing import Any
 
 import numpy as np
 from scipy import stats
@@ -263,3 +264,8 @@ def first_reaching(values: np.ndarray, steps: np.ndarray, threshold: float) -> n
     """The first env step at which each run is at or above a threshold; infinity where it never is: (runs,)."""
     reached = values >= threshold
     return np.where(reached.any(axis=1), steps[reached.argmax(axis=1)], np.inf)
+
+
+def is_recent(env_step: Any, mark: int) -> Any:
+    """Whether values of these env steps may stand for those at the mark: the last 6% before it."""
+    return env_step >= 0.94 * mark

@@ -29,6 +29,7 @@ import pandas as pd
 
 from analysis.errors import InputError
 from analysis.runs import RunTables, records
+from analysis.statistics import is_recent
 
 UNLISTED = "runs"  # the study of all runs that no sweep lists
 RETURN_SCALE = 1000.0  # a DeepMind Control episode returns 0 to 1000
@@ -160,11 +161,14 @@ class Study:
 
     def grid(self, arm: str, task: str | None = None) -> np.ndarray:
         """Env steps of an arm's curve (on a task): those of its most widely spaced run, up to the last common step."""
-        columns = self._columns("score")
-        runs = [columns[key][0] for key in self.of(arm, task)["key"]]
         last = self.common_step(arm, task)
-        steps = min((run[run <= last] for run in runs), key=len)
+        steps = min((run[run <= last] for run in self.evaluated(arm, task)), key=len)
         return np.unique(np.append(steps, last))
+
+    def evaluated(self, arm: str, task: str | None = None) -> list[np.ndarray]:
+        """The env steps at which each run of an arm (on a task) was evaluated."""
+        columns = self._columns("score")
+        return [columns[key][0] for key in self.of(arm, task)["key"]]
 
     def runs(self, arm: str, task: str, quantity: str, steps: np.ndarray) -> np.ndarray:
         """(runs, steps): each run's latest value at or before each env step; NaN before its first."""
@@ -222,6 +226,8 @@ def _read_manifest(path: Path) -> dict[str, Any]:
     """
     manifest = json.loads(path.read_text())
     _require(manifest, MANIFEST, "the manifest")
+    if manifest["name"] == UNLISTED:
+        raise ValueError(f"name {UNLISTED!r} is that of the runs of no sweep")
     for i, arm in enumerate(manifest["arms"]):
         _require(arm, MANIFEST_ARM, f"arms[{i}]")
     arms = [arm["name"] for arm in manifest["arms"]]
@@ -320,12 +326,17 @@ def _merged(manifests: list[dict[str, Any]]) -> dict[str, Any]:
 def _without_duplicates(runs: pd.DataFrame) -> tuple[pd.DataFrame, list[Problem]]:
     """Of runs with one identity keep the most complete; name the others.
 
-    A copy that would be left out for how it ended is kept only where there is no other, however far it got.
+    A copy that would be left out for how it ended is kept only where there is no other, however far it got. Whatever
+    its folder is called, the one kept has the name that ends in the identity, if one has: by that sweeps list it.
     """
     identity = runs["identity"].where(runs["identity"] != "", runs["run"])
+    named = [bool(i) and run.endswith(f"-{i[:8]}") for run, i in zip(runs["run"], runs["identity"], strict=True)]
+    names = runs["run"][named].groupby(identity[named]).first()
+    runs = runs.assign(run=identity.map(names).fillna(runs["run"]))
     usable = ~runs["status"].isin(["failed", "unreadable"])
-    order = runs.assign(identity=identity, usable=usable, done=runs["status"] == "done").sort_values(
-        ["usable", "done", "env_step", "created", "key"], ascending=[False, False, False, True, True], kind="stable"
+    columns = {"identity": identity, "usable": usable, "done": runs["status"] == "done", "named": named}
+    order = runs.assign(**columns).sort_values(
+        ["usable", "done", "env_step", "named", "created", "key"], ascending=[False] * 4 + [True] * 2, kind="stable"
     )
     repeated = order.duplicated("identity")
     kept = order[~repeated].set_index("identity")
@@ -485,7 +496,22 @@ def _checked(study: Study, short: str) -> Study:
         detail = f"the last common env step of {ended} is {study.mark}"
         beyond = Problem("not reached", f"at={study.at}", detail, f"compared at {study.mark}")
         problems.insert(0, beyond)  # it concerns every number: no shortened list may lack it
+    problems[:0] = _old_values(study)
     return study
+
+
+def _old_values(study: Study) -> list[Problem]:
+    """Arms with a run whose latest evaluation before the compared env step is not recent; evaluated at other intervals
+    than the others, say.
+    """
+    problems = []
+    for arm in study.arms:
+        before = (steps[steps <= study.mark] for steps in study.evaluated(arm.name))
+        oldest = min(steps.max(initial=-1) for steps in before)
+        if 0 <= oldest and not is_recent(oldest, study.mark):
+            detail = f"last evaluated at {oldest}, compared at {study.mark}"
+            problems.append(Problem("old value", arm.label, detail, f"that of env step {oldest} counts"))
+    return problems
 
 
 def _mixed(study: Study) -> list[Problem]:
@@ -497,8 +523,10 @@ def _mixed(study: Study) -> list[Problem]:
             ("precision", "precision"),
             ("commit", "commit"),
             ("agent_file", "version of the agent's file"),
+            ("episodes", "number of evaluation episodes"),
+            ("every", "interval of evaluations"),
         ):
-            counts = Counter(value[:12] for value in own[column] if value)
+            counts = Counter(str(value)[:12] for value in own[column] if value not in ("", -1))
             if len(counts) > 1:
                 shown = ", ".join(f"{value} ({count})" for value, count in counts.most_common())
                 problems.append(Problem("remark", arm.label, f"runs of more than one {what}: {shown}", "counted"))

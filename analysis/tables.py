@@ -5,13 +5,14 @@ from __future__ import annotations
 import re
 from collections import Counter
 from dataclasses import dataclass, field
+from functools import reduce
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
 from analysis import statistics, style
-from analysis.figures.drawing import describe, intervals_text, not_in, problem_line
+from analysis.figures.drawing import by_arm, describe, intervals_text, not_in, problem_line
 from analysis.statistics import REPLICATES, Estimate
 from analysis.study import Arm, Study
 
@@ -140,7 +141,7 @@ def efficiency(study: Study, replicates: int = REPLICATES) -> Table:
         threshold = SHARE * best
         cells, medians = [], []
         for arm in study.arms:
-            steps = _until_mark(study, arm)
+            steps = _until_mark(study, arm, task)
             reached = statistics.first_reaching(study.runs(arm.name, task, "mean_return", steps), steps, threshold)
             middle = float(np.quantile(reached, 0.5, method="higher")) if len(reached) else np.inf
             count = int(np.isfinite(reached).sum())
@@ -155,31 +156,39 @@ def efficiency(study: Study, replicates: int = REPLICATES) -> Table:
     shared = study.shared_tasks()
     if shared:
         estimates = []
+        steps = reduce(
+            np.intersect1d, [_until_mark(study, arm) for arm in study.arms]
+        )  # an area grows with their number
         for arm in study.arms:
-            steps = _until_mark(study, arm)
             areas = [statistics.area_under_curve(task, steps) for task in study.scores(arm.name, steps, shared)]
             estimates.append(statistics.interval(areas, statistics.iqm, replicates))
             numbers.append(_number("area under curve", arm, estimates[-1]))
         bold |= {(last, 1 + i) for i in _best(estimates)}
         rows.append(["IQM of area under curve", *(_bounds(estimate, 3) for estimate in estimates)])
     below = (
-        f"; below, the mean normalised return over {style.steps(study.mark)} environment steps, with "
-        f"{intervals_text(study, replicates)}"
+        f"; below, the mean normalised return over {style.steps(study.mark)} environment steps, by the evaluations at "
+        f"steps that all arms have in common, with {intervals_text(study, replicates)}"
     )
     without = f" (without {', '.join(unreachable)}, where that mean is not above 0)" if unreachable else ""
     caption = (
         f"Environment steps until an evaluation first reaches {SHARE:.0%} of the best arm's mean return at "
         f"{style.steps(study.mark)} steps: median over seeds, with the seeds that reached it{without}"
-        f"{below if shared else ''}.{not_in(study, shared)} {_what(study)}"
+        f"{below if shared else ''}.{not_in(study, shared)}{_intervals(study)} {_what(study)}"
     )
     columns = ["Task", *map(style.label, study.arms)]
     return Table("efficiency", caption, columns, rows, pd.DataFrame(numbers), bold, (last,), *_origin(study))
 
 
-def _until_mark(study: Study, arm: Arm) -> np.ndarray:
-    """The env steps of an arm's curve up to the compared one, and that one, whoever went further."""
-    steps = study.grid(arm.name)
+def _until_mark(study: Study, arm: Arm, task: str | None = None) -> np.ndarray:
+    """The env steps of an arm's curve (on a task) up to the compared one, and that one, whoever went further."""
+    steps = study.grid(arm.name, task) if len(study.of(arm.name, task)) else np.empty(0)
     return np.unique(np.append(steps[steps <= study.mark], study.mark))
+
+
+def _intervals(study: Study) -> str:
+    """How often arms were evaluated, where they differ: one seen more rarely is seen to reach a return later."""
+    every = by_arm(study, "every")
+    return f" Evaluated every {', '.join(every)} environment steps." if len(every) > 1 else ""
 
 
 def _few(study: Study) -> str:

@@ -82,7 +82,7 @@ class Config:
 
 # The groups of tcrl.md are not the protocol's.
 EASY = """cartpole-balance cartpole-balance-sparse cartpole-swingup cup-catch finger-spin hopper-stand pendulum-swingup
-walker-stand walker-walk""".split()
+point-mass-easy walker-stand walker-walk""".split()
 HARD = ("dog", "humanoid")  # domains
 
 

@@ -27,11 +27,11 @@ def n_step(batch: Batch, n: int, discount: float) -> tuple[Tensor, Tensor, Tenso
 def n_step_released(batch: Batch, n: int, discount: float) -> tuple[Tensor, Tensor, Tensor]:
     """The released iQRL and DC-MPC code's variant (iqrl.md Q2, Q3), returning what `n_step` does.
 
-    A one-step target is not discounted; of an ending transition the reward and the discount are dropped,
-    though the bootstrap moves past it; a termination bootstraps all the same.
+    For n = 1 the bootstrap is not discounted. For n > 1 the reward and the discount of an ending transition are
+    dropped, though the bootstrap moves past it; a termination bootstraps all the same.
     """
     if n == 1:
-        return batch.reward[0], torch.ones_like(batch.reward[0]), batch.observation[1]
+        return batch.reward[0], 1.0 - batch.terminated[0], batch.observation[1]
     going = torch.cumprod(1.0 - batch.ended[:n], 0)  # 0 from the ending transition on
     powers = discount ** torch.arange(n, device=going.device, dtype=going.dtype)
     total = (powers[:, None] * going * batch.reward[:n]).sum(0)

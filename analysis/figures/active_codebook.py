@@ -31,8 +31,9 @@ def extremes(context: Context, quantity: str) -> pd.DataFrame:
     frames = []
     for arm in arms_with(context, quantity):
         steps, values = aligned(context, arm, quantity)
-        means = sum(task.mean(axis=0) for task in values) / len(values)
-        frames.append(pd.DataFrame({"arm": arm.name, "env_step": steps, "point": means}))
+        if len(steps):
+            means = sum(task.mean(axis=0) for task in values) / len(values)
+            frames.append(pd.DataFrame({"arm": arm.name, "env_step": steps, "point": means}))
     return pd.concat(frames, ignore_index=True) if frames else pd.DataFrame(columns=["arm", "env_step", "point"])
 
 

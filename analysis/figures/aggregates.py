@@ -31,7 +31,7 @@ def draw(context: Context) -> Drawing:
     frame = data(context)
     study = context.study
     names = list(AGGREGATES)
-    grid = (1, 4) if context.style.column > 4 else (2, 2)
+    grid = (1, 4) if context.style.column / context.style.font_size > 0.55 else (2, 2)
     figure, axes = canvas(
         context, height=grid[0] * (0.75 + 0.2 * len(study.arms)), rows=grid[0], columns=grid[1], sharey=True
     )

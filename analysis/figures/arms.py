@@ -73,7 +73,7 @@ def draw(context: Context) -> Drawing:
         rows = frame[frame["quantity"] == quantity].set_index("arm")
         for place, arm in zip(places, study.arms, strict=True):
             if arm.name not in rows.index:
-                ax.text(0.02, place, "not defined", transform=ax.get_yaxis_transform(), va="center",
+                ax.text(0.02, place, "no value", transform=ax.get_yaxis_transform(), va="center",
                         color="#606060", fontsize=context.style.font_size - 2)  # fmt: skip
                 continue
             row, colour = rows.loc[arm.name], context.colours[arm.name]

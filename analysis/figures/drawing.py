@@ -152,6 +152,8 @@ def describe(study: Study, tasks: list[str] | None = None, by_task: bool = False
     budgets = sorted(set(study.members["budget"]))
     budget = " or ".join(style.steps(value) for value in budgets)
     text = f"{style.counted(len(tasks), 'task')} ({names}), {seeds} each, budget {budget} environment steps"
+    episodes = by_arm(study, "episodes")
+    text += f"; episodes an evaluation: {', '.join(episodes)}" if len(episodes) > 1 else ""
     places = [(arm, task) for arm in study.arms for task in (study.tasks if by_task else (None,))]
     cut = [
         f"{style.label(arm)}{f' on {task}' if task else ''} to {style.steps(own['env_step'].min())}"
@@ -159,6 +161,17 @@ def describe(study: Study, tasks: list[str] | None = None, by_task: bool = False
         if len(own := study.of(arm.name, task)) and own["env_step"].min() < own["budget"].max()
     ]
     return text + (f"; shown up to the last common step: {', '.join(cut)}" if cut else "")
+
+
+def by_arm(study: Study, column: str) -> list[str]:
+    """A column of numbers of `Study.members`, in words: "10 (TCRL, MR.Q)", the largest first."""
+    texts = []
+    for value in sorted(set(study.members[column]), reverse=True):
+        having = set(study.members.loc[study.members[column] == value, "arm"])
+        texts.append(
+            f"{style.steps(value)} ({', '.join(style.label(arm) for arm in study.arms if arm.name in having)})"
+        )
+    return texts
 
 
 def not_in(study: Study, tasks: list[str], members: pd.DataFrame | None = None) -> str:

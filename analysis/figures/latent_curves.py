@@ -13,7 +13,7 @@ from analysis.study import Arm
 def aligned(context: Context, arm: Arm, quantity: str) -> tuple[np.ndarray, list[np.ndarray]]:
     """Env steps and one (runs, steps) array a task; steps at which a run has no value yet are cut off the end.
 
-    Runs without a single value of the quantity are not in it.
+    Runs without a single value of the quantity are not in it; there are no steps where a task has no run with one yet.
 
     Raises:
         Skip: no task is shared by all arms that have the quantity.
@@ -25,6 +25,8 @@ def aligned(context: Context, arm: Arm, quantity: str) -> tuple[np.ndarray, list
         raise Skip(f"no task is shared by all arms that have {quantity}")
     tasks = [study.runs(arm.name, task, quantity, steps) for task in shared]
     tasks = [values[~np.isnan(values).all(axis=1)] for values in tasks]
+    if not all(map(len, tasks)):
+        return steps[:0], [values[:, :0] for values in tasks]
     known = np.all([~np.isnan(values).any(axis=0) for values in tasks], axis=0)
     return steps[known], [values[:, known] for values in tasks]
 
@@ -53,24 +55,35 @@ def mean_curves(context: Context, quantity: str) -> pd.DataFrame:
 
 
 def quartile_curves(context: Context, quantity: str) -> pd.DataFrame:
-    """Median and quartiles over all runs, which infinite values cannot spoil; columns as `mean_curves`."""
+    """Median and quartiles over all runs, which infinite values cannot spoil; columns as `mean_curves`.
+
+    Between two runs the median is their geometric mean. A quartile is the value of a run, the outer of the two next to
+    it: between a finite and an infinite one there is nothing.
+    """
     frames = []
     for arm in arms_with(context, quantity):
         steps, values = aligned(context, arm, quantity)
         if len(steps):
-            low, point, high = np.quantile(np.concatenate(values), [0.25, 0.5, 0.75], axis=0, method="nearest")
-            estimate = Estimate(point, low, high)
+            pooled = np.log(np.concatenate(values))
+            low = np.quantile(pooled, 0.25, axis=0, method="lower")
+            high = np.quantile(pooled, 0.75, axis=0, method="higher")
+            estimate = Estimate(*np.exp([np.median(pooled, axis=0), low, high]))
             frames.append(frame_of(arm.name, steps, estimate, runs=sum(map(len, values)), tasks=len(values)))
     return _all(frames, quantity)
 
 
 def _all(frames: list[pd.DataFrame], quantity: str) -> pd.DataFrame:
     if not frames:
-        raise Skip(f"no agent here has {quantity}")
+        raise Skip(f"no run has {quantity} at the env steps shown")
     return pd.concat(frames, ignore_index=True)
 
 
 def lacking(context: Context, frame: pd.DataFrame) -> str:
-    """Names the arms that have no such quantity: TD3 has no latent, and nothing but FSQ a codebook."""
-    without = [context.label(arm.name) for arm in context.study.arms if arm.name not in set(frame["arm"])]
-    return f" Not defined for {', '.join(without)}." if without else ""
+    """Names the arms that have no such quantity: TD3 has no latent, and nothing but FSQ a codebook.
+
+    An arm with a run that has only its first evaluation, before which nothing is diagnosed, has none yet.
+    """
+    without = [arm.name for arm in context.study.arms if arm.name not in set(frame["arm"])]
+    begun = [arm for arm in without if context.study.common_step(arm) == 0]
+    texts = {" Not defined for": [arm for arm in without if arm not in begun], " No value yet of": begun}
+    return "".join(f"{text} {', '.join(map(context.label, arms))}." for text, arms in texts.items() if arms)

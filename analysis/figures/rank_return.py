@@ -28,7 +28,7 @@ def data(context: Context) -> pd.DataFrame:
             )
     frame = pd.concat(frames, ignore_index=True).dropna() if frames else pd.DataFrame()
     if frame.empty:
-        raise Skip("no agent here has a latent rank")
+        raise Skip("no run has a latent rank at the compared env step")
     return frame
 
 

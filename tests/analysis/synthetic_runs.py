@@ -130,7 +130,7 @@ def _write_latents(run: Path, agent: str, steps: np.ndarray, rank: float, random
         "active_codebook_mean,active_codebook_min,active_codebook_max,dormant_percent,dormant_count"
     ]
     budget = max(int(steps[-1]), 1) if len(steps) else 1
-    for step in steps.tolist():
+    for step in steps[1:].tolist():  # with the first evaluation there is nothing in the replay to diagnose
         if agent in LATENT_AGENTS:
             full = 512 * min(1.0, rank * (0.35 + 0.5 * np.exp(-4 * step / budget)) + random.normal(0, 0.04))
             ranks = f"1024,512,{int(full * 0.5)},{int(full)},{int(min(512, full * 1.2))}"

@@ -89,7 +89,7 @@ def test_export_writes_tidy_tables(runs: Path, tmp_path: Path) -> None:
     evaluations = pd.read_parquet(tmp_path / "evaluations.parquet")
     assert len(evaluations) == 8 * 6 and {"key", "env_step", "mean_return"} <= set(evaluations.columns)
     assert main(["export", f"runs={runs}", f"out={tmp_path}", "format=csv"]) == 0
-    assert len(pd.read_csv(tmp_path / "latents.csv")) == 8 * 6
+    assert len(pd.read_csv(tmp_path / "latents.csv")) == 8 * 5
 
 
 def test_watch_ends_when_no_run_is_left_to_wait_for(runs: Path, tmp_path: Path) -> None:

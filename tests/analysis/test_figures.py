@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import importlib
+import itertools
+import math
 import re
 import shutil
 from pathlib import Path
@@ -16,6 +18,7 @@ from synthetic_runs import write_manifest, write_run, write_study
 from analysis import style
 from analysis.figures import FIGURES
 from analysis.figures.drawing import Context, Skip
+from analysis.figures.latent_curves import quartile_curves
 from analysis.published import Published
 from analysis.render import render
 from analysis.runs import load
@@ -203,6 +206,47 @@ def test_infinite_condition_numbers_interrupt_the_line(runs: Path) -> None:
     assert "the median is infinite" in words(drawing)
 
 
+def test_the_median_of_an_even_number_of_runs_lies_between_them(runs: Path) -> None:
+    for seed in range(4):
+        write_run(runs, "iqrl", seed=seed)
+    given = context(runs)
+    values = given.study.tables.latents.groupby("env_step", observed=True)["condition_number"].apply(sorted).tolist()
+    frame = quartile_curves(given, "condition_number")
+    assert frame["point"].tolist() == pytest.approx([math.sqrt(v[1] * v[2]) for v in values])
+    assert frame["low"].tolist() == pytest.approx([v[0] for v in values])
+    assert frame["high"].tolist() == pytest.approx([v[3] for v in values])
+
+
+def test_an_arm_with_a_run_that_has_just_begun(runs: Path) -> None:
+    """Nothing is diagnosed at its first evaluation, nor known of the arm's other run there."""
+    for agent in ("iqrl", "tcrl"):
+        write_run(runs, agent, seed=0)
+        write_run(runs, agent, seed=1, stop_at=0 if agent == "tcrl" else None, end="running")
+    given = context(runs)
+    assert given.study.mark == 0
+    for name in set(FIGURES) - {"rank_return"}:
+        text = words(drawn(name, given))
+        told = (
+            "No value yet of TCRL."
+            if name in ("latent_rank", "condition_number", "dormant_units", "active_codebook")
+            else ""
+        )
+        assert told in text and ("No value yet" in text) == bool(told), name
+    with pytest.raises(Skip, match="no run has a latent rank at the compared env step"):
+        drawn("rank_return", given)
+    write_run(runs, "iqrl", seed=2, stop_at=0, end="running")
+    with pytest.raises(Skip, match="no run has rank_0.01 at the env steps shown"):
+        drawn("latent_rank", context(runs))
+
+
+def test_captions_say_that_arms_are_evaluated_by_unequal_episodes(runs: Path) -> None:
+    for agent in ("iqrl", "tcrl"):
+        write_run(runs, agent, episodes=10)
+    assert "episodes an evaluation" not in words(drawn("iqm_return", context(runs)))
+    write_run(runs, "dcwm", episodes=3)
+    assert "; episodes an evaluation: 10 (iQRL, TCRL), 3 (DCWM)" in words(drawn("iqm_return", context(runs)))
+
+
 def test_captions_name_the_tasks_that_a_mean_is_over(runs: Path) -> None:
     """iQRL and TCRL share one task of two, and TD3, which has no latent, has both."""
     for task in ("dog-run", "walker-walk"):
@@ -322,6 +366,9 @@ def test_every_figure_in_every_style_fits(runs: Path, name: str, recwarn: pytest
         for text in drawing.figure.texts:
             box = text.get_window_extent()
             assert box.x1 <= edges.x1 + 1 and box.y0 >= edges.y0 - 1, (figure, text.get_text())
+        if figure == "aggregates":  # its ticks do not run into each other
+            labels = [[label.get_window_extent() for label in axes.get_xticklabels()] for axes in drawing.figure.axes]
+            assert all(a.x1 < b.x0 for boxes in labels for a, b in itertools.pairwise(boxes))
     assert not [w for w in recwarn if "constrained_layout" in str(w.message)]
 
 

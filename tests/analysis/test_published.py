@@ -91,6 +91,8 @@ def test_what_cannot_be_read(tmp_path: Path) -> None:
     pd.DataFrame({"task": ["x"]}).to_parquet(tmp_path / "other.parquet")
     with pytest.raises(InputError, match="no column 'algorithm'"):
         published.load(tmp_path / "other.parquet")
+    with pytest.raises(InputError, match="no results in a known format"):
+        published.load(tmp_path)  # a folder may hold other tables
 
 
 def test_an_unknown_algorithm_is_refused(tmp_path: Path) -> None:
@@ -138,5 +140,10 @@ def test_compare_says_inside_above_or_below(tmp_path: Path, runs: Path) -> None:
     assert row["verdict"] == "inside" and row["same"] and row["env_step"] == 100_000
     early = published.Published(overlay.frame.assign(env_step=90_000), [])
     assert not len(compare.compare(study, early, (90_000,)))  # own values there are of 80k
+    for path in runs.glob("*/evaluations.csv"):
+        rows = path.read_text().splitlines(keepends=True)
+        path.write_text("".join(row for row in rows if not row.startswith("0,")))
+    (later,), _ = build(load([runs]), [runs])
+    assert not len(compare.compare(later, published.Published(overlay.frame.assign(env_step=10_000), []), (10_000,)))
     lower = overlay.frame.assign(episode_return=[1.0, 2.0, 3.0])
     assert compare.compare(study, published.Published(lower, []))["verdict"].tolist() == ["above"]

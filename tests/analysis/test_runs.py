@@ -7,6 +7,7 @@ import shutil
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 from synthetic_runs import write_run
 
@@ -182,8 +183,34 @@ def test_only_changed_runs_are_read_again(runs: Path, monkeypatch: pytest.Monkey
 def test_a_damaged_cache_is_only_a_cache(runs: Path) -> None:
     write_run(runs)
     load([runs])
-    (runs / ".analysis" / "evaluations.parquet").write_bytes(b"PAR1 no")
+    (table,) = (runs / ".analysis").glob("evaluations-*.parquet")
+    table.write_bytes(b"PAR1 no")
     assert len(load([runs]).evaluations) == 6
+
+
+def test_two_at_once_leave_the_cache_of_one(runs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One read the run when it was short and writes its tables while the other, which read more, writes its own."""
+    run = write_run(runs, stop_at=40_000, end="running")
+    early = load([runs], cache=False)
+    shutil.rmtree(run)
+    write_run(runs)
+    original = pd.DataFrame.to_parquet
+
+    def interrupted(frame: pd.DataFrame, path: Path, **options: bool) -> None:
+        if "evaluations" in path.name:
+            monkeypatch.undo()
+            module._write_cache(runs, early)
+        original(frame, path, **options)
+
+    monkeypatch.setattr(pd.DataFrame, "to_parquet", interrupted)
+    load([runs])
+    again = load([runs])
+    assert again.runs["env_step"].tolist() == [100_000] and len(again.evaluations) == len(again.latents) + 1 == 6
+
+
+def test_hours_without_clocks_are_unknown(runs: Path) -> None:
+    (write_run(runs) / "timing.csv").unlink()
+    assert load([runs]).runs["hours"].isna().all()
 
 
 def test_two_processes_read_the_same(runs: Path) -> None:

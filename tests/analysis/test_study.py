@@ -109,6 +109,40 @@ def test_a_sweep_in_two_folders_is_one(tmp_path: Path) -> None:
         build(load(folders), folders)
 
 
+def test_a_copy_under_another_name_is_no_other_run(runs: Path) -> None:
+    """Neither a copy as complete, nor one that got further, takes the run out of its sweep."""
+    made = write_study(runs, agents=("iqrl",), tasks=("walker-walk",), seeds=3)
+    shutil.copytree(made[0], runs / "backup")
+    made[1].rename(runs / "a-finished-copy")
+    write_run(runs, "iqrl", "walker-walk", 1, stop_at=40_000, end="interrupted")
+    (study,), problems = build(load([runs]), [runs])
+    assert study.members["run"].tolist() == [run.name for run in made] and not problems
+    assert study.mark == 100_000
+    assert study.members["key"].tolist() == [str(made[0]), str(runs / "a-finished-copy"), str(made[2])]
+    assert kinds(study) == {made[0].name: "duplicate", made[1].name: "duplicate"}
+
+
+def test_a_value_long_before_the_compared_step_is_named(runs: Path) -> None:
+    write_run(runs, "iqrl", every=50_000)
+    write_run(runs, "td3", every=20_000, stop_at=80_000, end="interrupted")
+    study = studies(runs)["runs"]
+    assert study.mark == 80_000
+    assert str(study.problems[0]) == (
+        "iqrl: old value: last evaluated at 50000, compared at 80000 (that of env step 50000 counts)"
+    )
+    assert studies(runs, at=52_000)["runs"].problems[0].run == "td3"  # 40k for 52k
+    assert [problem.kind for problem in studies(runs, at=50_000)["runs"].problems] == ["old value", "short"]
+
+
+def test_an_arm_of_unequal_evaluations_is_named(runs: Path) -> None:
+    for seed in range(3):
+        write_run(runs, seed=seed, episodes=3 if seed else 10, every=50_000 if seed else 20_000)
+    assert list(map(str, studies(runs)["runs"].problems)) == [
+        "iqrl: remark: runs of more than one number of evaluation episodes: 3 (2), 10 (1) (counted)",
+        "iqrl: remark: runs of more than one interval of evaluations: 50000 (2), 20000 (1) (counted)",
+    ]
+
+
 def test_an_arm_of_two_precisions_or_commits_is_named(runs: Path) -> None:
     for seed in range(3):
         write_run(runs, seed=seed, precision="float32" if seed else "bfloat16", commit="a" * 20 if seed else "b" * 20)
@@ -237,6 +271,7 @@ ROW = {"run": "r", "arm": "a", "task": "walker-walk", "seed": 0, "env_steps": 10
         ({"runs": [ROW, {"run": "r", "task": "walker-walk", "env_steps": 1000}]}, "runs[1]: no key 'arm'"),
         ({"runs": [ROW | {"seed": None}]}, "runs[0]: 'seed' is not of type int"),
         ({"runs": [ROW | {"arm": "b"}]}, "runs[0]: arm 'b' is not among its arms"),
+        ({"name": "runs"}, "name 'runs' is that of the runs of no sweep"),
     ],
 )
 def test_a_damaged_manifest_is_named(runs: Path, fields: str | dict, detail: str) -> None:

@@ -90,6 +90,20 @@ def test_efficiency_ends_at_the_compared_step(runs: Path) -> None:
     assert "Mean return at 89.999k environment steps" in tables.scores(built, 20).caption
 
 
+def test_efficiency_does_not_depend_on_how_often_arms_are_evaluated(runs: Path) -> None:
+    """Equal curves have equal areas, and a task evaluated often is read as often, whatever the arm's other task."""
+    often, rarely = [0.0, 900, 950, 950, 950, 1000], [0.0, 1000.0]
+    write_run(runs, "iqrl", "walker-walk", returns=often)
+    write_run(runs, "td3", "walker-walk", returns=often)
+    write_run(runs, "iqrl", "cup-catch", every=100_000, returns=rarely)
+    write_run(runs, "td3", "cup-catch", returns=[0.0, 0, 0, 0, 0, 1000])
+    (built,), _ = build(load([runs]), [runs])
+    table = tables.efficiency(built, 20)
+    assert table.rows[1] == ["walker-walk", "20k (1/1)", "20k (1/1)"]
+    assert table.rows[2] == ["IQM of area under curve", "0.500", "0.500"]
+    assert "Evaluated every 100k (iQRL), 20k (iQRL, TD3) environment steps." in table.caption
+
+
 def test_efficiency_has_no_row_where_the_best_mean_is_not_above_0(runs: Path) -> None:
     for agent, final in {"iqrl": -150.0, "td3": -400.0}.items():
         write_run(runs, agent, "gym:Pendulum-v1", returns=[-1500.0, -1400.0, -1200.0, -800.0, -600.0, final])
