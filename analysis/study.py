@@ -334,7 +334,7 @@ def _without_duplicates(runs: pd.DataFrame) -> tuple[pd.DataFrame, list[Problem]
     names = runs["run"][named].groupby(identity[named]).first()
     runs = runs.assign(run=identity.map(names).fillna(runs["run"]))
     usable = ~runs["status"].isin(["failed", "unreadable"])
-    columns = {"identity": identity, "usable": usable, "done": runs["status"] == "done", "named": named}
+    columns: dict[str, Any] = {"identity": identity, "usable": usable, "done": runs["status"] == "done", "named": named}
     order = runs.assign(**columns).sort_values(
         ["usable", "done", "env_step", "named", "created", "key"], ascending=[False] * 4 + [True] * 2, kind="stable"
     )

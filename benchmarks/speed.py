@@ -1,7 +1,8 @@
 """make bench: how fast every agent trains on this machine, against eager float32 and against official code.
 
     python -m benchmarks.speed [agents=iqrl,td3] [packs=1,2,5,10] [rounds=5] [seconds=2] [threads=0]
-                               [task=walker-walk] [peer=NAME:CHECKOUT] [peer_python=PYTHON] [out=bench]
+                               [task=walker-walk] [preset=default] [precision=auto]
+                               [peer=NAME:CHECKOUT] [peer_python=PYTHON] [out=bench]
 
 Every row is timed in turn with the eager float32 single-seed run of the same agent (and with the checkout, if one is
 given), in windows of a few seconds, A B A B ...; ratios are medians over pairs of neighbouring windows, so a machine
@@ -303,7 +304,7 @@ def check_whole(options: Mapping[str, str], *keys: str) -> None:
 
 
 def parse(words: Sequence[str]) -> dict[str, str]:
-    options = read_words([w for w in words if not w.startswith("-")], DEFAULTS)
+    options = read_words(words, DEFAULTS)
     name = options["peer"].partition(":")[0]
     if name:
         check_peer(options["peer"], PEERS)

@@ -55,7 +55,7 @@ def main(words: Sequence[str] | None = None) -> int:
         )
 
     add("train", "Train runs, one a seed, or go on with them.", TRAIN_EXAMPLES).add_argument(
-        "words", nargs="*", metavar="key=value"
+        "words", nargs="*", default=[], metavar="key=value"
     )
     resume = add(
         "resume",
@@ -74,7 +74,7 @@ def main(words: Sequence[str] | None = None) -> int:
     )
     evaluate.add_argument("run", type=Path)
     evaluate.add_argument(
-        "words", nargs="*", metavar="key=value",
+        "words", nargs="*", default=[], metavar="key=value",
         help=f"{', '.join(EVALUATE_KEYS)}; agent.KEY, to act by another value than the run was trained with",
     )  # fmt: skip
     evaluate.add_argument("--episodes", type=int, default=10, help="how many (default 10)")
@@ -87,7 +87,7 @@ def main(words: Sequence[str] | None = None) -> int:
         "examples:\n  python -m iqrl config agent=iqrl task=dog-run\n"
         "  python -m iqrl config agent=td3 agent.profile=official",
     )
-    config.add_argument("words", nargs="*", metavar="key=value")
+    config.add_argument("words", nargs="*", default=[], metavar="key=value")
 
     try:
         arguments = parser.parse_mixed(words)

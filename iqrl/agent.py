@@ -186,11 +186,11 @@ class Agent(Generic[C]):
 
     @property
     def slices(self) -> Slices:
-        raise NotImplementedError
+        raise NotImplementedError(f"{type(self).__name__} has no slices")
 
     def initialise(self, generator: torch.Generator) -> dict[str, Tensor]:
         """The state of one seed before training, drawn from its own generator."""
-        raise NotImplementedError
+        raise NotImplementedError(f"{type(self).__name__} has no initialise")
 
     def stages(self, update: int) -> tuple[str, ...]:
         """Names of the methods that make up gradient update number `update` (1, 2, ...), in order.
@@ -206,7 +206,7 @@ class Agent(Generic[C]):
 
     def start_from(self, state: State, source: State) -> dict[str, Tensor]:
         """The entries of a first `state` that a run takes over from the final state of another (`init_from`)."""
-        raise NotImplementedError
+        raise NotImplementedError(f"{type(self).__name__} has no start_from")
 
     # --- acting
 
@@ -217,7 +217,7 @@ class Agent(Generic[C]):
 
         `noise` is empty for a greedy action, and holds (N, *shape) entries of `act_noise` otherwise.
         """
-        raise NotImplementedError
+        raise NotImplementedError(f"{type(self).__name__} has no act")
 
     def act_noise(self, explore: bool) -> Mapping[str, Noise]:
         """Random numbers for one decision, when exploring or when evaluating."""
@@ -235,7 +235,7 @@ class Agent(Generic[C]):
 
     def acts_randomly(self, progress: Progress) -> bool:
         """Whether the next decision is uniform in [-1, 1] (warm-up)."""
-        raise NotImplementedError
+        raise NotImplementedError(f"{type(self).__name__} has no acts_randomly")
 
     def remember(self) -> Memory:
         """The agent's own counters at the start of training."""

@@ -155,9 +155,17 @@ def _check_settings(agent: type[Agent[Any]], path: Path) -> None:
     fields = {f.name: f for f in dataclasses.fields(agent.Config)} if dataclasses.is_dataclass(agent.Config) else {}
     if "buffer_size" not in fields:
         raise InputError(f"agent={path}: its Config has no buffer_size; expected it, in transitions")
+    types = typing.get_type_hints(agent.Config)
     for name, entry in fields.items():
         if "doc" not in entry.metadata:
             raise InputError(f"agent={path}: {name}: expected setting(default, 'what it means')")
+        kind = types[name]
+        if (typing.get_args(kind)[0] if typing.get_origin(kind) is list else kind) not in (bool, int, float, str):
+            raise InputError(f"agent={path}: {name}: a setting is bool, int, float, str, or a list of one of them")
+        default = entry.default if entry.default_factory is dataclasses.MISSING else entry.default_factory()
+        coerce(f"agent={path}: {name}", default, kind, entry.metadata)
+    if not re.fullmatch(r"[A-Za-z0-9_.-]+", agent.name):  # run directories begin with it
+        raise InputError(f"agent={path}: registers {agent.name!r}; expected letters, digits, '_', '-' and '.'")
 
 
 def _agent_from_file(path: Path) -> tuple[type[Agent[Any]], str]:
@@ -401,6 +409,11 @@ def load_run(directory: Path, changes: Mapping[str, Any] | None = None) -> RunCo
         raise InputError(f"{path}: expected one seed")
     name = directory.absolute().name
     if runs[0].directory_name != name:
+        if runs[0].source and name.rpartition("-")[0] == runs[0].directory_name.rpartition("-")[0]:
+            raise InputError(
+                f"{_short(directory)}: {runs[0].source} is not the version that it was trained with, whose hash is in "
+                "its provenance.json (agent_file), or its config.yaml was changed; put them back"
+            )
         raise InputError(f"{path}: is not the configuration of {name}, but that of {runs[0].directory_name}")
     return resolve([(str(path), layer), ("command line", changes)])[0][0] if changes else runs[0]
 

@@ -17,6 +17,7 @@ from typing import Any, Literal
 import torch
 
 from iqrl import processes, tasks
+from iqrl.agent import Agent, Slices
 from iqrl.config import Execution, RunConfig
 from iqrl.errors import InputError
 from iqrl.networks import ParameterGroup
@@ -160,7 +161,7 @@ def pack_size(execution: Execution, run: RunConfig, plan: Plan, seeds: int) -> i
 def check(run: RunConfig) -> None:
     """Raises InputError if the agent cannot learn from episodes of this task."""
     spec = tasks.spec(run.task)
-    slices = run.agent(run.settings, spec).slices
+    slices = built(run, spec).slices
     if slices.horizon > spec.episode_decisions and not slices.cross_episodes:
         raise InputError(
             f"{run.agent.name} {run.task}: learns from slices of {slices.horizon} decisions, longer than an episode of "
@@ -168,10 +169,25 @@ def check(run: RunConfig) -> None:
         )
 
 
+def built(run: RunConfig, spec: tasks.TaskSpec) -> Agent[Any]:
+    """A run's agent. Raises InputError, naming its file, if it is of a file of one's own and cannot be made."""
+    try:
+        agent = run.agent(run.settings, spec)
+        if not isinstance(agent.slices, Slices):
+            raise TypeError("its slices are none; expected a property that gives Slices")
+        return agent
+    except InputError:
+        raise
+    except Exception as error:
+        if not run.source:
+            raise
+        raise InputError(f"agent={run.source}: {type(error).__name__}: {error}".splitlines()[0]) from error
+
+
 def memory_estimate(run: RunConfig) -> int:
     """Bytes that one seed takes on its device, about: replay, parameters with their optimiser, and work space."""
     spec = tasks.spec(run.task)
-    agent = run.agent(run.settings, spec)
+    agent = built(run, spec)
     # Counted, not made: absurd sizes are to be refused, not tried.
     groups = [group for group in vars(agent).values() if isinstance(group, ParameterGroup)]
     parameters = 16 * sum(group.size for group in groups)  # float32 values, targets and two moments

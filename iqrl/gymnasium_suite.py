@@ -39,8 +39,9 @@ class GymnasiumTask:
             ) from None
         try:
             environment: Any = gymnasium.make(name, disable_env_checker=True)
-        except (gymnasium.error.Error, ImportError) as error:
-            raise InputError(f"task={ref.name}: gymnasium cannot make it: {_one_line(error)}") from None
+        except Exception as error:  # of code that is not ours, too
+            kind = "" if isinstance(error, gymnasium.error.Error | ImportError) else f"{type(error).__name__}: "
+            raise InputError(f"task={ref.name}: gymnasium cannot make it: {kind}{_one_line(error)}") from None
         if environment.spec.id != name:  # the newest version where none is named, another one some day
             raise InputError(
                 f"task={ref.name}: expected its version too: {ref.name.replace(name, environment.spec.id)}"

@@ -380,6 +380,8 @@ class Trainer:
                     "updates": p.updates,
                     "episode_return": lane.last_return,
                 }
+                if taken := [name for name in metrics if name in row or set(name) & set(",\n")]:
+                    raise ValueError(f"a metric is called {taken[0]!r}, which is no name for a column of its own")
                 lane.directory.append("training.csv", {**row, **metrics})
                 lane.reported = p.episodes
                 bad = [k for k, v in metrics.items() if not np.isfinite(v)]

@@ -77,7 +77,9 @@ def main(words: Sequence[str] | None = None) -> int:
         command = add(name, doc)
         command.add_argument("sweep", metavar="SWEEP", help="a name (python -m ablations list) or a .yaml file")
         extra = " | jobs=N" if name == "run" else ""
-        command.add_argument("words", nargs="*", metavar=f"scale=full|lite | runs=FOLDER{extra} | train.KEY=VALUE")
+        command.add_argument(
+            "words", nargs="*", default=[], metavar=f"scale=full|lite | runs=FOLDER{extra} | train.KEY=VALUE"
+        )
         if name == "submit":
             command.add_argument("--profile", help="name in slurm/profiles, or a .yaml file")
             _consent(command)
@@ -89,7 +91,7 @@ def main(words: Sequence[str] | None = None) -> int:
     _chosen(add("why", "Why runs failed or were lost: their last error lines, grouped."))
     command = add("logs", "The end of a run's log, and where it lies.")
     command.add_argument("run", metavar="RUN", help="a run's name, or its beginning")
-    command.add_argument("words", nargs="*", metavar="runs=FOLDER")
+    command.add_argument("words", nargs="*", default=[], metavar="runs=FOLDER")
     command.add_argument("--lines", type=int, default=40)
     command = add("retry", "Run or submit again what failed or was lost.")
     _chosen(command)
@@ -100,13 +102,13 @@ def main(words: Sequence[str] | None = None) -> int:
     _dry_run(command)
     command = add("cancel", "Take a sweep's jobs out of the queue; running ones save first.")
     command.add_argument("sweep", metavar="SWEEP")
-    command.add_argument("words", nargs="*", metavar="RUN | runs=FOLDER")
+    command.add_argument("words", nargs="*", default=[], metavar="RUN | runs=FOLDER")
     command.add_argument("--pending", action="store_true", help="only jobs that have not begun")
     command = add("gc", "Remove old checkpoints and the replay of finished runs.")
     _chosen(command)
     _consent(command)
     command = add("clean", "Remove all runs.")
-    command.add_argument("words", nargs="*", metavar="runs=FOLDER")
+    command.add_argument("words", nargs="*", default=[], metavar="runs=FOLDER")
     _consent(command)
     command = add("profile", "Write a first profile from what Slurm says about this cluster.")
     command.add_argument("name", nargs="?", default="default", help="of the profile (default: default)")
@@ -129,7 +131,7 @@ def main(words: Sequence[str] | None = None) -> int:
 
 
 def _chosen(command: argparse.ArgumentParser) -> None:
-    command.add_argument("words", nargs="*", metavar="SWEEP | runs=FOLDER")
+    command.add_argument("words", nargs="*", default=[], metavar="SWEEP | runs=FOLDER")
 
 
 def _consent(command: argparse.ArgumentParser) -> None:

@@ -141,6 +141,7 @@ def _work(submission: Submission, packs: list[Pack], slots: list[dict[str, str]]
     stop = _Stop(crew)
     crew.run(stop, lambda: view.show(crew))
     view.finish(crew)
+    submission.content["left"] = [member.pack.name for member in crew.members if member.state == "left"]
     submission.content["ended"] = time.strftime("%Y-%m-%dT%H:%M:%S%z")
     submission.save()
     return _summary(crew, submission, stop.raised, out)

@@ -79,6 +79,8 @@ def look(runs: Path, names: Iterable[str], handed_out: Iterable[Submission], in_
             files = run_files.read(runs / name, now, submission.handed_out(pack_name))
         if submission.kind == "local":
             state = _local(files, living[id(submission)], submission)
+            if state == "planned" and pack_name in submission.content.get("left", ()):
+                state = "lost"  # given up before it had a directory
         else:
             state = _slurm(files, job.id, in_queue, job.id in cancelled[id(submission)])
         ended = in_queue.ended.get(job.id, "") if state == "lost" else ""

@@ -22,6 +22,7 @@ def test_every_agent_has_a_peer():
     (["peer=sac:/"], "iqrl:/path/to/checkout, td3:/path/to/checkout, leanrl:/path/to/checkout, td7:/path/to/checkout, "
                      "tcrl:/path/to/checkout, dcwm:/path/to/checkout, mrq:/path/to/checkout"),
     (["peer=mrq:/nowhere"], "no such folder"),
+    (["--seconds=1"], "--seconds=1: expected one of agents=, packs="),
     (["packs=1,a"], "packs=1,a: expected numbers of seeds"),
     (["seconds=nan"], "seconds=nan: expected a number above 0"),
     (["agents=td3,td9"], "agent=td9: no such agent; did you mean td"),

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from iqrl import config
+from iqrl import config, execution
 from iqrl.config import Execution, RunConfig
 from iqrl.errors import InputError
 
@@ -235,6 +235,11 @@ def test_an_agent_from_a_file(tmp_path: Path) -> None:
     before = run.identity
     path.write_text(AGENT.format(name="mine_config_test", extra="# changed"))
     assert run.identity != before  # the file is what the agent is
+    folder = tmp_path / f"{run.directory_name.rpartition('-')[0]}-{before[:8]}"
+    folder.mkdir()
+    (folder / "config.yaml").write_text(yaml.safe_dump(run.resolved()))
+    with pytest.raises(InputError, match=r"mine.py is not the version that it was trained with"):
+        config.load_run(folder)
 
 
 @pytest.mark.parametrize(
@@ -242,6 +247,9 @@ def test_an_agent_from_a_file(tmp_path: Path) -> None:
     [
         (AGENT.format(name="iqrl", extra=""), "exists"),
         (AGENT.format(name="undocumented", extra="lr: float = 0.1"), r"lr: expected setting\("),
+        (AGENT.format(name="typed", extra="w: int | None = setting(1, 'x')"), "w: a setting is bool, int, float, str"),
+        (AGENT.format(name="wrong", extra="w: int = setting('x', 'x')"), "w=x: expected a whole number"),
+        (AGENT.format(name="my agent/x", extra=""), "registers 'my agent/x'; expected letters"),
         (AGENT.format(name="unbuffered", extra="").replace("buffer_size", "buffer"), "has no buffer_size"),
         ("x = 1\n", "registers 0 agents"),
         ("def (", "SyntaxError"),
@@ -256,3 +264,19 @@ def test_bad_agent_files(tmp_path: Path, content: str, part: str) -> None:
     with pytest.raises(InputError, match=part) as error:
         one(f"agent={path}")
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "body, part",
+    [
+        ("", "NotImplementedError: Mine has no slices"),
+        ("def slices(self): return None", "TypeError: its slices are none"),
+        ("def __init__(self, *given): raise ValueError('two\\nlines')", "ValueError: two"),
+    ],
+)
+def test_an_agent_of_ones_own_that_cannot_be_made(tmp_path: Path, body: str, part: str) -> None:
+    path = tmp_path / f"unmade_{abs(hash(body))}.py"
+    path.write_text(AGENT.format(name=f"unmade_{abs(hash(body))}", extra="") + f"    {body}\n")
+    with pytest.raises(InputError, match=part) as error:
+        execution.check(one(f"agent={path}", "task=cartpole-balance"))
+    assert str(error.value).startswith(f"agent={path}") and "\n" not in str(error.value)

@@ -321,6 +321,17 @@ def test_gymnasium_tasks_that_cannot_be(name, message):
     assert "\n" not in str(caught.value)
 
 
+def test_a_gymnasium_task_whose_own_code_fails_is_one_line():
+    gymnasium = pytest.importorskip("gymnasium")
+
+    def broken(**options):
+        raise ValueError("no\nasset")
+
+    gymnasium.register("broken-v0", broken)
+    with pytest.raises(InputError, match="gymnasium cannot make it: ValueError: no asset"):
+        Environment("gym:broken-v0")
+
+
 def test_without_gymnasium_the_error_says_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "gymnasium", None)
     with pytest.raises(InputError, match="pip install gymnasium"):

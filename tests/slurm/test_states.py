@@ -13,7 +13,7 @@ from sweep_files import TINY, fake_command, slurm
 
 import ablations
 from iqrl import processes
-from slurm import queue, reports, run_files
+from slurm import queue, reports, run_files, states
 from slurm.submissions import Job, Submission, submissions
 
 TABLES = ("evaluations.csv", "training.csv")
@@ -103,6 +103,11 @@ def test_a_local_queue(tmp_path):
     assert list(states_of(tmp_path).values()) == ["done", "running", "queued", "queued"]
     submit_to(tmp_path, "local", jobs, queue=GONE)  # a later one speaks for its runs
     assert list(states_of(tmp_path).values()) == ["done", "running", "lost", "planned"]
+    given_up = submit_to(tmp_path, "local", jobs, queue=GONE, left=["pack-0", "pack-3"])  # before a directory was made
+    given_up.log("pack-3").write_text("error: train.device=cuda: no CUDA\n")
+    report = reports.Report(tmp_path)
+    assert [state.state for state in report.states] == ["done", "running", "lost", "lost"]
+    assert states.with_reasons(report.states)[3].reason == "error: train.device=cuda: no CUDA"
 
 
 def test_slurm_first_by_files_then_by_the_queue(tmp_path, monkeypatch):
