@@ -156,7 +156,7 @@ class RunDirectory:
             json.dump(self._myself(), file)
         try:
             while True:
-                token = self._newest_token() + 1
+                token = max(self._newest_token(), self._newest_kept()) + 1
                 with contextlib.suppress(FileExistsError):
                     os.link(file.name, folder / f"{token:08d}")
                     break
@@ -191,6 +191,12 @@ class RunDirectory:
         except FileNotFoundError:
             return 0
         return max((int(n) for n in names if n.isdigit()), default=0)
+
+    def _newest_kept(self) -> int:
+        """The newest token in the name of a replay segment or a folder of lost files, should lease/ be gone."""
+        kept = [path.stem for path in (self.path / "replay").glob("*.f32")]
+        kept += [path.name.removeprefix("lost-") for path in self.path.glob("lost-*")]
+        return max((int(name) for name in kept if name.isdigit()), default=0)
 
     @staticmethod
     def _myself() -> dict[str, Any]:

@@ -118,7 +118,7 @@ def bellman(batch: Batch, n: int, discount: float, value: Any, released: bool = 
     for b in range(batch.reward.shape[1]):
         total, factor, k = 0.0, 1.0, 0
         if released and n == 1:
-            targets.append(float(batch.reward[0, b]) + float(values[0][b]))
+            targets.append(float(batch.reward[0, b]) + (1 - float(batch.terminated[0, b])) * float(values[0][b]))
             continue
         while True:
             stop = end(batch, k, b)

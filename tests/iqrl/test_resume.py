@@ -8,6 +8,7 @@ import json
 import os
 import random
 import re
+import shutil
 import signal
 import subprocess
 import zlib
@@ -419,6 +420,16 @@ def test_a_done_that_says_nothing_is_not_done(content: str, halfway: tuple[Path,
     for file in (directory / "lease").iterdir():
         file.write_text('{"host": 3, "pid": "x"}')
     finish(words("td3", runs), tmp_path / "said")
+    assert_same_runs(runs, expected)
+
+
+@pytest.mark.parametrize("gone", ["lease", "lease/*"])
+def test_without_its_leases_a_run_keeps_its_replay(gone: str, halfway: tuple[Path, Path, Path], tmp_path: Path) -> None:
+    """Somebody took the lease for a stale lock: no segment may be written again that a checkpoint counts on."""
+    runs, directory, expected = halfway
+    for path in directory.glob(gone):
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+    assert "resumed at step" in finish(words("td3", runs), tmp_path / "said")
     assert_same_runs(runs, expected)
 
 
