@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from iqrl.errors import InputError
-from slurm import queue, tables
+from slurm import queue, states, tables
 from slurm.reports import Report
 from slurm.states import State
 
@@ -41,9 +41,10 @@ def cancel(runs: Path, sweep: str, names: Sequence[str], pending: bool) -> int:
             print("the local queue saves and stops")
             stopped += 1
         whole = submission.sweep == sweep and not names  # an earlier version of its file had other runs
+        jobs = [] if submission.elsewhere(report.queue.cluster) else submission.jobs
         ids = [
             job.id
-            for job in submission.jobs
+            for job in jobs
             if job.id in report.queue.states
             and (whole or not wanted.isdisjoint(job.runs))
             and (not pending or report.queue.states[job.id] in queue.WAITING)
@@ -66,6 +67,9 @@ def cancel(runs: Path, sweep: str, names: Sequence[str], pending: bool) -> int:
         raise InputError(f"cancel {sweep}: of {stopped} jobs some stay, or had ended: scancel: {refused}")
     if report.queue.error:
         raise InputError(f"cancel {sweep}: Slurm cannot be asked what is queued: {report.queue.error}")
+    unknown = [name for name in wanted if name in report.by_run and report.by_run[name].state == "unknown"]
+    if unknown:
+        raise InputError(f"cancel {sweep}: {unknown[0]} was handed to another cluster; expected its login node")
     if not stopped:
         print(f"{sweep}: nothing to cancel")
     return 0
@@ -102,6 +106,11 @@ def clean(runs: Path, yes: bool) -> int:
         raise InputError(f"clean runs={runs}: {busy[0]} is being trained or queued; python -m slurm cancel first")
     if report.queue.error:
         raise InputError(f"clean runs={runs}: Slurm cannot be asked whether jobs are queued: {report.queue.error}")
+    if far := [state.run for state in report.states if state.state == "unknown"]:
+        raise InputError(f"clean runs={runs}: {far[0]} was handed to another cluster, which may still train it")
+    if heard := [state.run for state in report.states if states.heard_of(state.files)]:
+        seconds = states.FRESH_SECONDS
+        raise InputError(f"clean runs={runs}: {heard[0]} was trained on another machine in the last {seconds:.0f} s")
     doomed = [runs / state.run for state in report.states if (runs / state.run).is_dir()]
     doomed += [path for path in (runs / "sweeps", runs / ".analysis") if path.is_dir()]
     if not doomed:

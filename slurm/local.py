@@ -16,7 +16,7 @@ from ablations import Sweep
 from iqrl import execution, processes
 from iqrl.config import Execution
 from iqrl.errors import InputError
-from slurm import queue, run_files, states, tables
+from slurm import run_files, states, tables
 from slurm.crew import Crew
 from slurm.packs import Pack
 from slurm.plan import AUTOMATIC_PACK, pack
@@ -53,7 +53,7 @@ def run(
     slots, defaults, size = places(jobs, asked)
     wanted = [run for run in sweep.unique_runs() if only is None or run.name in only]
     handed_out = submissions(runs)
-    in_queue = queue.look((job.id for s in handed_out for job in s.jobs), {s.user for s in handed_out})
+    in_queue = states.ask(handed_out)
     found = states.look(runs, [run.name for run in wanted], handed_out, in_queue)
     by_name = {state.run: state.state for state in found}
     elsewhere = [run for run in wanted if by_name[run.name] in ("running", "queued", "unknown")]
@@ -66,7 +66,8 @@ def run(
     if elsewhere:
         plan += f", {len(elsewhere)} running or queued elsewhere"
     if unknown:
-        plan += f" (perhaps: {len(unknown)} are unknown, since Slurm cannot be asked: {in_queue.error})"
+        reason = in_queue.error or "they are another cluster's"
+        plan += f" (perhaps: {len(unknown)} are unknown, since Slurm cannot be asked: {reason})"
     print(f"{plan}; {len(packs)} packs, {len(slots)} at once", file=out, flush=True)
     if dry_run:
         return 0

@@ -36,6 +36,7 @@ class Profile:
     memory_gb: float = setting(64.0, "memory a job, GB", low=0.1, high=16384.0)
     time: str = setting("24:00:00", "time limit, [days-]hours:minutes:seconds")
     grace_seconds: int = setting(300, "from the signal to the time limit, seconds", low=5, high=7200)
+    most: int = setting(0, "jobs of this folder in the queue at once; 0: no bound", low=0, high=1_000_000)
     throttle: int = setting(0, "jobs of an array at once; 0: as many as the cluster gives", low=0, high=100_000)
     packs_per_job: int = setting(1, "training processes that share a job's GPUs", low=1, high=64)
     pack: int = setting(0, "seeds a training process; 0: automatic", low=0, high=32)
@@ -64,13 +65,24 @@ class Profile:
         return found
 
 
+def gpu_options(profile: Profile) -> bool:
+    """Whether its options say which GPUs; that comes instead of their number."""
+    said = {k: v for k, v in profile.sbatch_options().items() if k == "gres" or k.startswith("gpus")}
+    return any("gpu" in f"{key}={value}" for key, value in said.items())
+
+
+def is_path(name: str) -> bool:
+    """Whether that is a file of one's own, and not the name of a profile of this folder."""
+    return name.endswith((".yaml", ".yml"))
+
+
 def load(name: str) -> Profile:
     """The profile called `name`, or the file of that path.
 
     Raises:
         InputError: naming the file and the key.
     """
-    path = Path(name) if name.endswith((".yaml", ".yml")) else FOLDER / f"{name}.yaml"
+    path = Path(name) if is_path(name) else FOLDER / f"{name}.yaml"
     if not isfile(path):  # without an error for a name that is too long to be a file's
         known = ", ".join(sorted(p.stem for p in FOLDER.glob("*.yaml")))
         first = "; python -m slurm profile writes one from what this cluster says" if name == "default" else ""
@@ -99,6 +111,8 @@ def load(name: str) -> Profile:
         raise InputError(
             f"{path}: profile.grace_seconds={profile.grace_seconds}: expected less than the time limit, {limit} seconds"
         )
+    if not profile.gpus and gpu_options(profile):
+        raise InputError(f"{path}: options={profile.options}: asks for GPUs, but profile.gpus=0; expected gpus: 1, say")
     return profile
 
 

@@ -23,15 +23,23 @@ ENDED = (
     *("PREEMPTED", "RECONFIG_FAIL", "REVOKED", "TIMEOUT"),
 )
 SECONDS = 30  # that a command may take
+# What the user's shell, or a job that one submits from, would otherwise change about a command: squeue's filters, say.
+SETTINGS = ("SLURM_", "SRUN_", "SBATCH_", "SQUEUE_", "SACCT_", "SINFO_", "SCANCEL_", "SCONTROL_")
+KEPT = (
+    *("SLURM_CONF", "SLURM_CLUSTERS", "SLURM_JWT"),  # which cluster, and who asks
+    *("SBATCH_PARTITION", "SBATCH_ACCOUNT", "SBATCH_QOS", "SBATCH_CONSTRAINT"),  # where a profile says nothing
+)
 
 
 @dataclass(frozen=True)
 class Queue:
-    """What Slurm says: states of the jobs in its queue, how others ended, and why it could not be asked."""
+    """What Slurm says: states of jobs in its queue, how others ended, and why it could not be asked."""
 
     states: dict[str, str] = field(default_factory=dict)
     ended: dict[str, str] = field(default_factory=dict)
     error: str = ""
+    reasons: dict[str, str] = field(default_factory=dict)  # why those that wait do
+    cluster: str = ""  # its name, where it was asked
 
 
 def available() -> bool:
@@ -53,17 +61,20 @@ def look(jobs: Iterable[str], users: Iterable[int] = ()) -> Queue:
         return Queue(error="no Slurm on this machine")
     # The whole queue of the users: asking for ids fails as soon as one of them is forgotten.
     listed = ",".join(map(str, sorted({os.getuid(), *filter(_has_name, users)})))
-    status, text = command("squeue", "--noheader", "--array", "--states=all", f"--user={listed}", "--format=%i|%T")
+    status, text = command("squeue", "--noheader", "--array", "--states=all", f"--user={listed}", "--format=%i|%T|%r")
     if status:
         return Queue(error=text.splitlines()[0] if text else "squeue failed")
     states: dict[str, str] = {}
     ended: dict[str, str] = {}
+    reasons: dict[str, str] = {}
     for line in text.splitlines():
-        job, _, state = line.strip().partition("|")
+        job, state, reason, *_ = [*line.strip().split("|"), "", ""]
         if job in wanted:
             (ended if state in ENDED else states)[job] = state
+            if state in WAITING:
+                reasons[job] = reason
     gone = wanted - states.keys()
-    return Queue(states, {**ended, **_ended(gone)} if gone else {})
+    return Queue(states, {**ended, **_ended(gone)} if gone else {}, reasons=reasons)
 
 
 def _has_name(user: int) -> bool:
@@ -102,10 +113,15 @@ def setting(name: str) -> str:
     return match[1] if match else ""
 
 
+def environment() -> dict[str, str]:
+    """This process's environment, without SETTINGS that are not KEPT."""
+    return {k: v for k, v in os.environ.items() if k in KEPT or not k.startswith(SETTINGS)}
+
+
 def command(*words: str) -> tuple[int, str]:
     """Exit status and output (errors instead, if it failed) of one of Slurm's commands."""
     try:
-        result = subprocess.run(words, capture_output=True, text=True, timeout=SECONDS)
+        result = subprocess.run(words, capture_output=True, text=True, timeout=SECONDS, env=environment())
     except subprocess.TimeoutExpired:
         return 1, f"{words[0]} gave no answer in {SECONDS} s"
     except OSError as error:

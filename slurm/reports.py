@@ -10,9 +10,12 @@ from pathlib import Path
 from typing import Any
 
 from iqrl.errors import InputError
-from slurm import queue, states, tables
+from slurm import states, tables
 from slurm.states import State
 from slurm.submissions import Submission, manifests, submissions
+
+# Reasons to wait that pass by themselves.
+PATIENCE = ("", "None", "Resources", "Priority", "Dependency", "BeginTime", "Cleaning", "JobArrayTaskLimit", "Prolog")
 
 
 class Report:
@@ -38,13 +41,13 @@ class Report:
             listed = set(names)
             self.unlisted = [name for name in run_directories(runs) if name not in listed]
         looked_for = set(names)
-        jobs = [
+        jobs = {
             job.id
             for s in self.handed_out
             for job in s.jobs
             if s.sweep in self.manifests or not sweeps or not looked_for.isdisjoint(job.runs)
-        ]
-        self.queue = queue.look(jobs, {s.user for s in self.handed_out})
+        }
+        self.queue = states.ask(self.handed_out, jobs)
         self.states = states.look(runs, [*names, *self.unlisted], self.handed_out, self.queue)
         self.by_run = {state.run: state for state in self.states}
 
@@ -54,7 +57,8 @@ class Report:
     def of_earlier_versions(self, sweep: str) -> list[str]:
         """Ids of a sweep's jobs in the queue that hold none of the runs of which it consists by now."""
         names = {row["run"] for row in self.manifests[sweep]["runs"]}
-        jobs = [job for s in self.handed_out if s.sweep == sweep for job in s.jobs]
+        own = [s for s in self.handed_out if s.sweep == sweep and not s.elsewhere(self.queue.cluster)]
+        jobs = [job for s in own for job in s.jobs]
         return [job.id for job in jobs if job.id in self.queue.states and names.isdisjoint(job.runs)]
 
 
@@ -108,6 +112,10 @@ def _next(report: Report) -> list[str]:
     lines = []
     if report.queue.error:
         lines.append(f"Slurm cannot be asked: {report.queue.error}")
+    lines += _waiting(report)
+    others = sorted({str(s.content["cluster"]) for s in report.handed_out if s.elsewhere(report.queue.cluster)})
+    if counts["unknown"] and others:
+        lines.append(f"{counts['unknown']} unknown: ask on a login node of {' or '.join(others)}")
     name = next(iter(report.manifests)) if len(report.manifests) == 1 else ""
     command = " ".join(filter(None, ["python -m slurm retry", name])) + report.where
     bad = {state: counts[state] for state in ("failed", "lost", "cancelled", "stopped") if counts[state]}
@@ -124,6 +132,16 @@ def _next(report: Report) -> list[str]:
     if counts["planned"] and not counts["running"] and not counts["queued"]:
         lines.append(f"{counts['planned']} planned ({states.MEANING['planned']}); the sweep's own command starts them")
     return lines
+
+
+def _waiting(report: Report) -> list[str]:
+    """Why jobs wait, where that may need somebody's help."""
+    jobs: dict[str, list[str]] = {}
+    for job, reason in sorted(report.queue.reasons.items()):
+        if reason not in PATIENCE:
+            jobs.setdefault(reason, []).append(job)
+    helps = {reason: f"; scontrol release {ids[0]}" for reason, ids in jobs.items() if "held" in reason.lower()}
+    return [f"{len(ids)} jobs wait: {reason}{helps.get(reason, '')}" for reason, ids in jobs.items()]
 
 
 def why(runs: Path, sweeps: Sequence[str]) -> int:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,7 +22,7 @@ MEANING = {
     "cancelled": "its job was cancelled",
     "stopped": "interrupted; its checkpoint is in order",
     "planned": "not begun, and nobody has it",
-    "unknown": "Slurm cannot be asked",
+    "unknown": "the Slurm that has its job cannot be asked here",
 }
 FRESH_SECONDS = 120.0  # a run of another host that nobody has on a list is running if it spoke since
 
@@ -50,6 +50,17 @@ class State:
         if self.state != "running" or not self.files.speed or ahead <= 0:  # the last updates take no steps
             return None
         return ahead / self.files.speed
+
+
+def ask(handed_out: Sequence[Submission], wanted: Collection[str] | None = None) -> queue.Queue:
+    """What Slurm says of these submissions' jobs (of the ids `wanted`, or all), as far as they are of its cluster.
+
+    Login nodes of several clusters may see one folder, and each cluster counts its jobs from 1.
+    """
+    cluster = queue.setting("ClusterName") if any(s.content.get("cluster") for s in handed_out) else ""
+    here = [job.id for s in handed_out if not s.elsewhere(cluster) for job in s.jobs]
+    ids = [job for job in here if wanted is None or job in wanted]
+    return dataclasses.replace(queue.look(ids, {s.user for s in handed_out}), cluster=cluster)
 
 
 def look(runs: Path, names: Iterable[str], handed_out: Iterable[Submission], in_queue: queue.Queue) -> list[State]:
@@ -82,7 +93,8 @@ def look(runs: Path, names: Iterable[str], handed_out: Iterable[Submission], in_
             if state == "planned" and pack_name in submission.content.get("left", ()):
                 state = "lost"  # given up before it had a directory
         else:
-            state = _slurm(files, job.id, in_queue, job.id in cancelled[id(submission)])
+            there = queue.Queue(error="of another cluster") if submission.elsewhere(in_queue.cluster) else in_queue
+            state = _slurm(files, job.id, there, job.id in cancelled[id(submission)])
         ended = in_queue.ended.get(job.id, "") if state == "lost" else ""
         log = submission.log(pack_name)
         states.append(State(name, state, files, job.id, log, files.reason or ended))
@@ -113,8 +125,7 @@ def job_logs(submission: Path, job: str) -> list[Path]:
 def _alone(files: run_files.RunFiles) -> str:
     """Of a run that no sweep has handed out: started by hand."""
     if files.state == "begun":
-        recent = files.age is not None and files.age < FRESH_SECONDS and not _here(files)
-        return "running" if recent else "lost"
+        return "running" if heard_of(files) else "lost"
     return {"training": "running", "new": "planned"}.get(files.state, files.state)
 
 
@@ -147,5 +158,7 @@ def _slurm(files: run_files.RunFiles, job: str, in_queue: queue.Queue, cancelled
     return "cancelled" if cancelled else "lost"
 
 
-def _here(files: run_files.RunFiles) -> bool:
-    return (files.writer or {}).get("host") == run_files.HERE
+def heard_of(files: run_files.RunFiles) -> bool:
+    """Whether a process of another host, which did not say that it left, has just written to a run."""
+    recent = files.state == "begun" and files.age is not None and files.age < FRESH_SECONDS
+    return recent and (files.writer or {}).get("host") != run_files.HERE

@@ -101,6 +101,11 @@ class Submission:
         user = self.content.get("user")
         return user if isinstance(user, int) else os.getuid()
 
+    def elsewhere(self, cluster: str) -> bool:
+        """Whether its jobs are another cluster's than the one called `cluster` ("": unknown)."""
+        own = self.content.get("cluster")
+        return self.kind == "slurm" and bool(own and cluster) and own != cluster
+
     def cancelled(self) -> set[str]:
         """Ids of jobs that were cancelled: a pending one leaves no trace in Slurm."""
         try:

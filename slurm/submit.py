@@ -9,6 +9,7 @@ import os
 import shlex
 import shutil
 import signal
+import sys
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -18,7 +19,7 @@ import submitit
 
 from ablations import Sweep
 from iqrl.config import Execution
-from iqrl.errors import InputError
+from iqrl.errors import InputError, what_failed
 from iqrl.run_directory import code_version
 from slurm import estimate, job, profile, queue, states
 from slurm.housekeeping import agreed
@@ -30,6 +31,8 @@ from slurm.submissions import Job, Submission, replace_text, submissions, write_
 ROOT = Path(__file__).resolve().parent.parent
 ROOMS = ("iqrl", "baselines", "ablations", "slurm")  # that a job needs
 ARRAY_LIMIT = 1001  # Slurm's default MaxArraySize
+NOT_NOW = "Requested node configuration is not available"  # what a test says of nodes that are down, too
+SOUND = ("idle", "mixed", "allocated", "completing", "planned")  # states of nodes, as sinfo writes them
 
 
 def submit(
@@ -59,34 +62,42 @@ def submit(
     runs = runs.resolve()
     planned = [run for run in sweep.unique_runs() if only is None or run.name in only]
     handed_out = submissions(runs)
-    in_queue = queue.look((j.id for s in handed_out for j in s.jobs), {s.user for s in handed_out})
+    in_queue = states.ask(handed_out)
     if in_queue.error:
         raise InputError(f"Slurm cannot be asked what is queued: {in_queue.error}")
     found = {s.run: s.state for s in states.look(runs, [run.name for run in planned], handed_out, in_queue)}
-    todo = [run for run in planned if found[run.name] not in ("done", "running", "queued")]
+    todo = [run for run in planned if found[run.name] not in ("done", "running", "queued", "unknown")]
     size = wants.seeds if asked.pack == "auto" else int(asked.pack)
     packs = pack(todo, size, _words(wants), runs, words)
     jobs = _jobs(packs, wants.packs_per_job)
-    _show(sweep, wants, profile_name, [found[run.name] for run in planned], packs, jobs, runs)
+    room = max(0, wants.most - len(in_queue.states)) if wants.most else len(jobs)
+    _show(sweep, wants, profile_name, [found[run.name] for run in planned], packs, jobs, room, runs)
     if not jobs:
         if only is None and not dry_run:  # all of it may be another sweep's, and labels may have changed
             write_manifest(sweep, runs)
         return 0
-    _test(wants, sweep.name, min(len(jobs), _array_size()))
+    jobs = jobs[:room]
+    if not jobs:
+        return 0
+    with _only(wants):
+        _test(wants, sweep.name, min(len(jobs), _array_size()))
     if dry_run or not agreed(f"submit {len(jobs)} jobs?", yes):
         return 0 if dry_run else 1
     write_manifest(sweep, runs)
     submission = Submission.create(runs, sweep.name, "slurm")
     words_given = [f"{k}={v}" for k, v in words.items()]
-    where = str(Path(profile_name).resolve()) if "." in profile_name else profile_name
+    where = str(Path(profile_name).resolve()) if profile.is_path(profile_name) else profile_name
     submission.content |= {
         "source": source,
         "words": words_given,
         "profile": where,
         "resources": dataclasses.asdict(wants),
+        "cluster": queue.setting("ClusterName"),
     }
-    queued = {name: j.id for s in handed_out for j in s.jobs if j.id in in_queue.states for name in j.runs}
-    return _hand_over(submission, jobs, wants, runs, queued)
+    own = [job for s in handed_out if not s.elsewhere(in_queue.cluster) for job in s.jobs]
+    queued = {name: job.id for job in own if job.id in in_queue.states for name in job.runs}
+    with _only(wants):
+        return _hand_over(submission, jobs, wants, runs, queued)
 
 
 def _words(wants: Profile) -> dict[str, str]:
@@ -113,16 +124,34 @@ def _show(
     found: Sequence[str],
     packs: Sequence[Pack],
     jobs: Sequence[Any],
+    room: int,
     runs: Path,
 ) -> None:
     note = f" ({sweep.note})" if sweep.note else ""
-    present = [f"{found.count(s)} {s}" for s in ("done", "running", "queued") if s in found]
+    present = [f"{found.count(s)} {s}" for s in ("done", "running", "queued", "unknown") if s in found]
     print(f"{sweep.name}{note}: {len(found)} runs" + (f", {', '.join(present)}" if present else ""))
     if not jobs:
         print("nothing to submit")
         return
     print(f"{sum(len(p.runs) for p in packs)} runs in {len(packs)} packs, {len(jobs)} jobs, profile {name}")
     print(estimate.sentence(packs, len(jobs), wants, runs))
+    if room < len(jobs):
+        print(f"profile.most={wants.most}: the first {room} jobs now; the same command submits the rest later")
+
+
+@contextlib.contextmanager
+def _only(wants: Profile) -> Iterator[None]:
+    """What is submitted is what the profile says: SBATCH_* of the user's shell would win over it.
+
+    Nor do jobs inherit from one that this process runs in: its memory a CPU, say, contradicts theirs.
+    """
+    said = {f"SBATCH_{key.upper()}" for key in ("partition", "account", "qos", "constraint") if getattr(wants, key)}
+    left = queue.environment()
+    taken = {k: os.environ.pop(k) for k in list(os.environ) if k in said or k not in left}
+    try:
+        yield
+    finally:
+        os.environ.update(taken)
 
 
 def _executor(wants: Profile, name: str, folder: Path, code: Path) -> submitit.SlurmExecutor:
@@ -137,11 +166,13 @@ def _executor(wants: Profile, name: str, folder: Path, code: Path) -> submitit.S
         f"export PYTHONPATH={shlex.quote(str(code))}${{PYTHONPATH:+:$PYTHONPATH}}",
         f"export OMP_NUM_THREADS={threads} MUJOCO_GL=${{MUJOCO_GL:-disable}}",
         '[ -z "$SLURM_CPUS_PER_TASK" ] || export SRUN_CPUS_PER_TASK=$SLURM_CPUS_PER_TASK',
+        "export SLURM_EXPORT_ENV=ALL",  # with options: [export=NONE], srun too would hand nothing on
         f"export SWEEP_SCRATCH={shlex.quote(wants.scratch) if wants.scratch else ''}",
         f"cd {shlex.quote(str(code))} || exit 1",
     ]
     options = wants.sbatch_options()
-    asked = any("gpu" in f"{key}={value}" for key, value in options.items() if key == "gres" or key.startswith("gpus"))
+    asked = profile.gpu_options(wants)
+    memory = {} if any(key.startswith("mem") for key in options) else {"mem": f"{round(wants.memory_gb * 1024)}MB"}
     executor = submitit.SlurmExecutor(folder=folder)
     given = {
         "partition": wants.partition,
@@ -153,12 +184,12 @@ def _executor(wants: Profile, name: str, folder: Path, code: Path) -> submitit.S
         job_name=name,
         time=wants.minutes,
         cpus_per_task=wants.cpus,
-        mem=f"{round(wants.memory_gb * 1024)}MB",
         ntasks_per_node=1,
         signal_delay_s=wants.grace_seconds,
         array_parallelism=wants.throttle or 100_000,
         setup=setup,
         additional_parameters=options,
+        **memory,
         **({} if not wants.gpus or asked else {"gpus_per_node": wants.gpus}),
         **{k: v for k, v in given.items() if v},
     )
@@ -167,6 +198,8 @@ def _executor(wants: Profile, name: str, folder: Path, code: Path) -> submitit.S
 
 def _test(wants: Profile, name: str, count: int) -> None:
     """Ask Slurm whether it would take such an array.
+
+    It says no to what it would queue, too, while nodes or a partition are down: then its word is a warning.
 
     Raises:
         InputError: with Slurm's own words if not.
@@ -179,7 +212,26 @@ def _test(wants: Profile, name: str, count: int) -> None:
         status, said = queue.command("sbatch", "--test-only", f"--array=0-{count - 1}", str(script))
     if status:
         words = [line.removeprefix("sbatch: ").removeprefix("error: ") for line in said.splitlines() if line.strip()]
+        if len(words) == 1 and NOT_NOW in words[0] and (down := _down(wants.partition)):
+            told = f"while {down}, Slurm does not say whether it has nodes for these jobs: {words[0]}"
+            print(f"warning: {told}", file=sys.stderr)
+            return
         raise InputError(f"Slurm would refuse these jobs: {'; '.join(words)}")
+
+
+def _down(partition: str) -> str:
+    """Why nodes of a partition ("": the default) take no jobs, such as "3 of 4 nodes are drained"; "" if they do."""
+    chosen = [f"--partition={partition}"] if partition else []
+    status, text = queue.command("sinfo", "--noheader", "--format=%P|%a|%T|%D", *chosen)
+    rows = [line.split("|") for line in text.splitlines() if line.count("|") == 3] if not status else []
+    if not partition:
+        rows = [row for row in rows if row[0].endswith("*")] or rows
+    shut = [f"partition {name.rstrip('*')} is {up}" for name, up, _, _ in rows if up != "up"]
+    bad = [(int(count), state) for _, _, state, count in rows if state.rstrip("~#!%-@^$") not in SOUND]
+    if bad and not shut:
+        total = sum(int(count) for *_, count in rows)
+        shut = [f"{sum(n for n, _ in bad)} of {total} nodes are {' or '.join(sorted({state for _, state in bad}))}"]
+    return shut[0] if shut else ""
 
 
 def _array_size() -> int:
@@ -223,7 +275,7 @@ def _hand_over(
                     record = Job(handle.job_id, [{"name": each.name, "runs": list(each.runs)} for each in packs])
                     submission.jobs.append(record)
                     holder |= dict.fromkeys(record.runs, handle.job_id)
-                submission.save()
+                _record(submission, submitted)
     arrays = sorted({each.id.partition("_")[0] for each in submission.jobs})
     where = "" if runs == Path("runs").resolve() else f" runs={shlex.quote(str(runs))}"
     print(
@@ -231,6 +283,21 @@ def _hand_over(
         f"  python -m slurm status {submission.sweep} --watch{where}"
     )
     return 0
+
+
+def _record(submission: Submission, submitted: Sequence[submitit.Job[Any]]) -> None:
+    """Write down what was submitted last; if that cannot be, take it back.
+
+    Raises:
+        InputError: naming the jobs, and what became of them.
+    """
+    try:
+        submission.save()
+    except OSError as error:
+        ids = sorted({handle.job_id.partition("_")[0] for handle in submitted})
+        status, said = queue.command("scancel", *ids)
+        fate = f"and scancel failed: {said}" if status else "taken back"
+        raise InputError(f"{what_failed(error, submission.folder)}; jobs {', '.join(ids)}: {fate}") from error
 
 
 @contextlib.contextmanager
@@ -273,6 +340,7 @@ def _with_agent(pack: Pack, code: Path) -> Pack:
 
 def snapshot(target: Path) -> None:
     """The code as it is now, for jobs that may start next week."""
+    left = shutil.ignore_patterns("__pycache__", "*.pyc", ".*")  # an editor's lock is a link to nowhere
     for room in ROOMS:
-        shutil.copytree(ROOT / room, target / room, ignore=shutil.ignore_patterns("__pycache__", "*.pyc"))
+        shutil.copytree(ROOT / room, target / room, ignore=left)
     replace_text(target / "SNAPSHOT.json", json.dumps(code_version()))

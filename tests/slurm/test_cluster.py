@@ -204,6 +204,41 @@ def test_a_refused_sweep_leaves_nothing(cluster, tmp_path):
     assert not cluster.jobs()
 
 
+def test_jobs_are_queued_while_nodes_are_drained(cluster, tmp_path):
+    """`sbatch --test-only` refuses then what sbatch takes; what waits for somebody is shown."""
+    sweep = Sweep(cluster, tmp_path)
+    cluster.command("scontrol", "update", "NodeName=ALL", "State=DRAIN", "Reason=test")
+    try:
+        said = sweep.submit()
+        assert "warning: while 3 of 3 nodes are drained" in said.stderr and "submitted 1 jobs" not in said.stderr
+        assert sweep.states() == ["queued"] * 2
+        cluster.command("scontrol", "hold", *cluster.jobs())
+        wait_for(lambda: "2 jobs wait: JobHeldAdmin; scontrol release" in sweep.slurm("status").stdout, 60)
+        sweep.slurm("cancel", "tiny")
+    finally:
+        cluster.command("scontrol", "update", "NodeName=ALL", "State=RESUME")
+    impossible = Sweep(cluster, tmp_path, cpus=500).submit(check=False)
+    assert impossible.returncode == 2 and "Requested node configuration" in impossible.stderr
+
+
+def test_the_users_shell_changes_nothing_about_jobs(cluster, tmp_path):
+    """sbatch's, srun's and squeue's settings, and those of a job that one submits from; nor do options hinder."""
+    hostile = {
+        **{"SBATCH_EXPORT": "NONE", "SBATCH_TIMELIMIT": "1", "SBATCH_PARTITION": "nowhere", "SBATCH_WAIT": "1"},
+        **{"SLURM_MEM_PER_CPU": "100", "SLURM_CPUS_PER_TASK": "7", "SLURM_NTASKS": "9", "SRUN_MPI": "none"},
+        **{"SQUEUE_STATES": "SUSPENDED", "SQUEUE_PARTITION": "urgent", "SACCT_FORMAT": "User"},
+    }  # fmt: skip
+    setup = f"['export SLURM_CONF={cluster.environment['SLURM_CONF']}']"
+    wants = {"partition": "main", "options": "[export=NONE, mem-per-cpu=1500]", "setup": setup}
+    sweep = Sweep(cluster, tmp_path, TINY.replace("seeds: 0..1", 'seeds: "0"'), **wants)
+    sweep.slurm("submit", str(sweep.file), "--profile", str(sweep.profile), "--yes", more=hostile)
+    (job,) = cluster.jobs()
+    shown = cluster.command("scontrol", "show", "job", job)
+    assert "TimeLimit=00:10:00" in shown and "MinMemoryCPU=1500M" in shown and "Partition=main" in shown
+    assert json.loads(sweep.slurm("status", "--json", more=hostile).stdout)[0]["state"] in ("queued", "running")
+    sweep.wait(["done"])
+
+
 def test_a_first_profile_fits_its_cluster(cluster, tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("SLURM_CONF", cluster.environment["SLURM_CONF"])
     monkeypatch.setattr(profile, "FOLDER", tmp_path)

@@ -5,10 +5,11 @@ import json
 import os
 import pickle
 import subprocess
+import sys
 
 import pytest
 import yaml
-from sweep_files import TINY, fake_command, slurm
+from sweep_files import ROOT, TINY, fake_command, slurm
 
 import ablations
 from iqrl import config
@@ -130,6 +131,7 @@ def test_a_time_limit_is_whole_minutes(tmp_path):
         ({"options": [1]}, "options"),
         ({"memory_gb": -1}, "profile.memory_gb=-1"),
         ({"partition": ["a", "b"]}, "profile.partition="),
+        ({"gpus": 0, "options": ["gres=gpu:a100:1"]}, "profile.gpus=0"),
     ],
 )
 def test_a_wrong_profile_is_one_line(tmp_path, values, named):
@@ -286,6 +288,45 @@ def test_a_sweep_whose_runs_are_all_another_ones_is_known(submitting, tmp_path):
     assert "nothing to submit" in submitting("submit", "other.yaml") and manifest.exists()
 
 
+def test_a_sweep_is_submitted_in_parts(submitting, tmp_path):
+    """Where a cluster bounds how many jobs a user may have in its queue."""
+    (tmp_path / "tiny.yaml").write_text(TINY.replace("0..1", "0..4"))
+    (tmp_path / "p.yaml").write_text("{gpus: 0, cpus: 1, memory_gb: 1, time: '10:00', grace_seconds: 60, most: 2}")
+    assert "the first 2 jobs now" in (said := submitting("submit", "tiny.yaml")) and "submitted 2 jobs: 101" in said
+    (tmp_path / "queue").write_text("101_0|RUNNING|None\n101_1|PENDING|Resources\n")
+    assert "the first 0 jobs now" in submitting("submit", "tiny.yaml")
+    (tmp_path / "queue").write_text("101_0|RUNNING|None\n")
+    assert "the first 1 jobs now" in (said := submitting("submit", "tiny.yaml")) and "submitted 1 jobs: 102" in said
+
+
+def test_jobs_that_cannot_be_written_down_are_taken_back(submitting, tmp_path):
+    """A disk that fills between sbatch and the record: nobody could see or cancel such jobs."""
+    (tmp_path / "tiny.yaml").write_text(TINY)
+    fake_command(tmp_path / "bin", "scancel", f"echo $@ > {tmp_path}/cancelled")
+    full = """
+import errno, runpy, sys
+from slurm.submissions import Submission
+def save(self):
+    raise OSError(errno.ENOSPC, "No space left on device", str(self.folder / "submission.json"))
+Submission.save = save
+sys.argv = ["slurm", "submit", "tiny.yaml", "--profile", "p.yaml", "--yes", "runs=r"]
+runpy.run_module("slurm", run_name="__main__")
+"""
+    environment = {**os.environ, "PATH": f"{tmp_path / 'bin'}:/usr/bin:/bin", "PYTHONPATH": str(ROOT)}
+    result = subprocess.run([sys.executable, "-c", full], cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert result.returncode == 2 and result.stderr.count("\n") == 1
+    assert "No space left on device; jobs 101: taken back" in result.stderr
+    assert (tmp_path / "cancelled").read_text() == "101\n"
+
+
+def test_a_profile_may_have_dots_in_its_name(submitting, tmp_path, monkeypatch):
+    """Only an ending of .yaml makes it a file."""
+    assert profile.is_path("my.cluster.yaml") and not profile.is_path("h100.80gb")
+    monkeypatch.setattr(profile, "FOLDER", tmp_path)
+    (tmp_path / "h100.80gb.yaml").write_text("gpus: 0")
+    assert profile.load("h100.80gb").gpus == 0
+
+
 def test_a_job_is_plain_data_without_a_checkpoint_method(sweep, tmp_path):
     """What submitit pickles: nothing of it can lose a `checkpoint`, since the job requeues itself."""
     made = plan.pack(sweep.unique_runs(), 3, {}, tmp_path)
@@ -306,6 +347,16 @@ def test_a_snapshot_is_the_code_and_its_commit(tmp_path):
     ):
         assert (tmp_path / "code" / file).is_file()
     assert not list((tmp_path / "code").rglob("__pycache__"))
+
+
+def test_an_editors_lock_is_no_code(tmp_path, monkeypatch):
+    (tmp_path / "iqrl").mkdir()
+    (tmp_path / "iqrl" / "x.py").touch()
+    (tmp_path / "iqrl" / ".#x.py").symlink_to("me@here.1:2")  # to nowhere
+    monkeypatch.setattr(submit, "ROOT", tmp_path)
+    monkeypatch.setattr(submit, "ROOMS", ("iqrl",))
+    submit.snapshot(tmp_path / "code")
+    assert [path.name for path in (tmp_path / "code" / "iqrl").iterdir()] == ["x.py"]
 
 
 # --- bad input

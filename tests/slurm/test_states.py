@@ -438,6 +438,36 @@ def test_nothing_is_cleaned_under_jobs(tmp_path, monkeypatch, squeue):
     assert slurm("clean", "--yes", f"runs={tmp_path}").returncode == 0 and not (tmp_path / "sweeps").exists()
 
 
+def test_nothing_is_cleaned_that_may_train_where_this_machine_cannot_see(tmp_path, monkeypatch):
+    """A job that this queue does not know may be another's; what its host writes is seen."""
+    fake_slurm(tmp_path, monkeypatch, "true")
+    folder = make_run(tmp_path, "r0", lease={**AWAY, "job_id": "7_0"})
+    submit_to(tmp_path, "slurm", [("7_0", ["r0"])])
+    said = slurm("clean", "--yes", f"runs={tmp_path}")
+    assert said.returncode == 2 and "r0 was trained on another machine" in said.stderr and folder.is_dir()
+    os.utime(folder / "progress.json", (1000, 1000))
+    assert slurm("clean", "--yes", f"runs={tmp_path}").returncode == 0 and not folder.exists()
+
+
+def test_jobs_of_another_cluster_are_not_known_here(tmp_path, monkeypatch):
+    """Two login nodes may see one folder, and both clusters have a job 7."""
+    fake_slurm(tmp_path, monkeypatch, "echo '7_0|RUNNING|None'; echo '8_0|PENDING|Priority'")
+    fake_command(tmp_path / "bin", "scontrol", "echo 'ClusterName             = here'")
+    fake_command(tmp_path / "bin", "scancel", f"echo $@ >> {tmp_path}/cancelled")
+    make_sweep(tmp_path, ["r0", "r1", "r2"])
+    make_run(tmp_path, "r2", done=True)
+    submit_to(tmp_path, "slurm", [("7_0", ["r0"]), ("9_0", ["r2"])], cluster="there")
+    submit_to(tmp_path, "slurm", [("8_0", ["r1"])], cluster="here")
+    assert states_of(tmp_path) == {"r0": "unknown", "r1": "queued", "r2": "done"}
+    assert "1 unknown: ask on a login node of there" in slurm("status", f"runs={tmp_path}").stdout
+    said = slurm("cancel", "s", f"runs={tmp_path}")
+    assert said.returncode == 2 and "r0 was handed to another cluster" in said.stderr
+    assert (tmp_path / "cancelled").read_text() == "8_0\n"
+    fake_slurm(tmp_path, monkeypatch, "true")
+    said = slurm("clean", "--yes", f"runs={tmp_path}")
+    assert said.returncode == 2 and "r0 was handed to another cluster" in said.stderr
+
+
 def test_submissions_are_in_the_order_in_which_they_were_made(tmp_path):
     """Whatever the time zone: folders of old are named by local time, those of now by UTC."""
     made = submit_to(tmp_path, "slurm", [])
