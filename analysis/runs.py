@@ -281,6 +281,9 @@ def _read_provenance(path: str, row: dict[str, Any], remarks: list[str]) -> None
         row["reason"] = {"interrupted": "interrupted", None: "running, or killed"}.get(last.get("ended"), "")
         if len({session.get("pack") for session in sessions}) > 1:
             remarks.append("pack size changed between sessions: hours per run are those of the last pack size")
+        for key, name in (("precision", "precision"), ("commit", "code")):
+            if len(said := dict.fromkeys(str(session[key])[:12] for session in sessions if session.get(key))) > 1:
+                remarks.append(f"{name} changed between sessions: {', '.join(said)}")
     except FileNotFoundError:
         remarks.append("provenance.json is missing")
     except (ValueError, AttributeError, TypeError, IndexError):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import dataclasses
 import gc
 import os
 import signal
@@ -145,15 +146,15 @@ def resume_runs(words: Sequence[str]) -> int:
     return _train(runs, execution, folders.pop())
 
 
-def last_execution(path: Path) -> dict[str, object]:
+def last_execution(path: Path) -> dict[str, dict[str, object]]:
     """How the last session of a run was executed, as settings: going on likewise gives the same numbers, bitwise."""
-    from iqrl.run_directory import read_json
+    from iqrl.run_directory import RunDirectory
 
+    session = RunDirectory(path).last_session()
     try:
-        session = read_json(path / "provenance.json")["sessions"][-1]
         settings = {"precision": session["precision"], "threads": session["threads"]}
         return {"train": {**settings, "compile": "on" if session["compile"] else "off"}}
-    except (TypeError, KeyError, IndexError):  # never started, or torn
+    except KeyError:  # never started, or torn
         return {}
 
 
@@ -178,7 +179,7 @@ def _train(runs: Sequence, folder_execution, folder: Path) -> int:  # type: igno
     from iqrl.trainer import Trainer, disk_message
     from iqrl.transfer import inherited
 
-    plan = executing.decide(folder_execution, runs[0])
+    plan = executing.decide(_as_before(folder_execution, runs, folder), runs[0])
     stop = StopFlag()
     failed = 0
     try:
@@ -224,6 +225,14 @@ def _train(runs: Sequence, folder_execution, folder: Path) -> int:  # type: igno
         print(f"error: {disk_message(error, folder)}", file=sys.stderr)
         return 1
     return 1 if failed else 0
+
+
+def _as_before(execution, runs: Sequence, folder: Path):  # type: ignore[no-untyped-def, type-arg]
+    """With the precision of the last session where none is asked for: a requeued job may get another kind of device."""
+    paths = [folder / run.directory_name for run in runs]
+    last = (last_execution(p).get("train", {}).get("precision") for p in paths if not (p / "DONE").exists())
+    before = next((precision for precision in last if precision in ("float32", "bfloat16")), None)
+    return dataclasses.replace(execution, precision=before) if before and execution.precision == "auto" else execution
 
 
 def _fail(trainer: Trainer | None, pack: Pack, reason: str, trace: str = "") -> None:

@@ -82,6 +82,7 @@ class RunDirectory:
         self.token = 0
         self.tables: dict[str, Table] = {}
         self.replay: ReplayLog | None = None
+        self.in_session = False
 
     @classmethod
     def create(cls, config: RunConfig, runs: Path) -> RunDirectory:
@@ -91,12 +92,12 @@ class RunDirectory:
             InputError: if something else has its name.
         """
         path = runs / config.directory_name
+        text = yaml.safe_dump(config.resolved(), sort_keys=False, default_flow_style=None, width=100)
         if not (path / "config.yaml").is_file():
             runs.mkdir(parents=True, exist_ok=True)
             fresh = Path(tempfile.mkdtemp(prefix=".new-", dir=runs))
             try:
                 os.chmod(fresh, 0o777 & ~_umask())
-                text = yaml.safe_dump(config.resolved(), sort_keys=False, default_flow_style=None, width=100)
                 (fresh / "config.yaml").write_text(text)
                 provenance = {"identity": config.identity, "created": now(), "sessions": []}
                 (fresh / "provenance.json").write_text(json.dumps(provenance, indent=1))
@@ -106,6 +107,9 @@ class RunDirectory:
                 shutil.rmtree(fresh, ignore_errors=True)
             if not (path / "config.yaml").is_file():
                 raise InputError(f"{path}: is there, but is no run directory; move it away")
+        elif _torn_yaml(path / "config.yaml", text):  # its name says what it held
+            warn(f"{path / 'config.yaml'}: damaged; written anew")
+            replace_text(path / "config.yaml", text)
         return cls(path)
 
     # --- what became of it
@@ -154,6 +158,7 @@ class RunDirectory:
         folder.mkdir(exist_ok=True)
         with tempfile.NamedTemporaryFile("w", dir=folder, prefix=".claim-", delete=False) as file:
             json.dump(self._myself(), file)
+        os.chmod(file.name, 0o666 & ~_umask())  # others of a shared folder read who writes
         try:
             while True:
                 token = max(self._newest_token(), self._newest_kept()) + 1
@@ -301,12 +306,20 @@ class RunDirectory:
             ReplayLog.check(self.path / "replay", content["replay"], row_width)
         return content
 
+    def trained(self) -> bool:
+        """Whether it holds what is not to be overwritten: checkpoints, or evaluations of more than the start."""
+        last = read_lines(self.path / "evaluations.csv")[-1:]
+        return bool(self.checkpoints()) or any(line.split(",")[0] not in ("0", "env_step") for line in last)
+
     def set_aside(self) -> None:
-        """Move what no checkpoint here can use, tables and replay too, into a folder of its own: lost-<token>."""
+        """Move what no checkpoint here can use, tables and replay too, into a folder of its own: lost-<token>.
+
+        Checkpoints go last: killed before that, the next session finds them, and moves the rest.
+        """
         self.check()
         folder = self.path / f"lost-{self.token:08d}"
         folder.mkdir(exist_ok=True)
-        for name in ("checkpoint", "replay", *TABLES):
+        for name in (*TABLES, "replay", "checkpoint"):
             with contextlib.suppress(FileNotFoundError):
                 (self.path / name).rename(folder / name)
 
@@ -339,9 +352,18 @@ class RunDirectory:
         started = {"start": now(), "end": None, "ended": None, **self._myself(), **session}
         content["sessions"] = [*content.get("sessions", []), started]
         replace_text(self.path / "provenance.json", json.dumps(content, indent=1), durable=True)
+        self.in_session = True
+
+    def last_session(self) -> dict[str, Any]:
+        """What the newest session said of itself; empty before the first, and if the record is torn."""
+        content = read_json(self.path / "provenance.json")
+        sessions = content.get("sessions") if isinstance(content, dict) else None
+        return sessions[-1] if isinstance(sessions, list) and sessions and isinstance(sessions[-1], dict) else {}
 
     def end_session(self, ended: str) -> None:
-        """Say how the last session ended: "done", "interrupted" or "failed"."""
+        """Say how the session that this process began ended: "done", "interrupted" or "failed"."""
+        if not self.in_session:  # the last one on record is another process's
+            return
         content = read_json(self.path / "provenance.json")
         if isinstance(content, dict) and content.get("sessions"):
             content["sessions"][-1] |= {"end": now(), "ended": ended}
@@ -474,6 +496,15 @@ def torn(path: Path) -> bool:
 def count_rows(path: Path) -> int:
     """Complete rows of a CSV file, without its header."""
     return max(0, len(read_lines(path)) - 1)
+
+
+def _torn_yaml(path: Path, text: str) -> bool:
+    """Whether a file is no YAML mapping, or only the beginning of `text`."""
+    found = path.read_text(errors="replace")
+    try:
+        return not isinstance(yaml.safe_load(found), dict) or (found != text and text.startswith(found))
+    except yaml.YAMLError:
+        return True
 
 
 def read_json(path: Path) -> Any:

@@ -464,7 +464,7 @@ class Trainer:
                     usable[key] = content
                 else:
                     warn(f"{lane.directory.path}: a checkpoint is of another configuration; using one before")
-            if not usable and lane.directory.checkpoints():
+            if not usable and lane.directory.trained():
                 warn(f"{lane.directory.path}: no checkpoint is usable; starts over, with what was there set aside")
             found.append(usable)
         for group in together([set(usable) for usable in found], len(found)):
@@ -480,15 +480,27 @@ class Trainer:
                     raise
                 except Exception as error:  # a checkpoint of other code, say
                     self._fail(lane, f"{type(error).__name__}: {error}", traceback.format_exc())
+        self._compare_sessions()
         for lane in self._living():
             of_file = {"agent_file": lane.config.source_hash} if lane.config.source else {}
             lane.directory.begin_session({**self.plan.provenance(), **of_file, "pack": len(self.lanes)})
         self._restore_episodes()
 
+    def _compare_sessions(self) -> None:
+        """Warn of runs that go on otherwise than they began: their numbers are of both."""
+        now = self.plan.provenance()
+        for key, name in (("precision", "precision"), ("commit", "code")):
+            begun = [lane for lane in self._living() if lane.progress.decisions]
+            before = {self._name(lane): str(lane.directory.last_session().get(key) or now[key]) for lane in begun}
+            others = {run: value for run, value in before.items() if now[key] and value != now[key]}
+            if others:
+                first = next(iter(others)) + (f" and {len(others) - 1} more" if len(others) > 1 else "")
+                warn(f"{first}: goes on with another {name}: {now[key]}, was {next(iter(others.values()))}")
+
     def _restore(self, place: int, lane: Lane, saved: dict[str, Any] | None) -> None:
         if saved is None:
             first = inherited(lane.config, lane.directory.path.parent)
-            if lane.directory.checkpoints():
+            if lane.directory.trained():
                 lane.directory.set_aside()
             lane.directory.open({}, [], self.replay.width)
             for k, v in first.items():

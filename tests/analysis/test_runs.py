@@ -134,6 +134,19 @@ def test_a_run_without_provenance_counts(runs: Path) -> None:
     assert found.status == "done" and found.remarks == "provenance.json is damaged"
 
 
+def test_what_changed_between_sessions_is_told(runs: Path) -> None:
+    run = write_run(runs)
+    record = json.loads((run / "provenance.json").read_text())
+    (session,) = record["sessions"]
+    changed = {**session, "precision": "bfloat16", "commit": "1" * 40}
+    record["sessions"] = [{**session, "precision": "float32", "commit": "0" * 40}, changed, changed]
+    (run / "provenance.json").write_text(json.dumps(record))
+    found = row(load([runs]), run)
+    assert "precision changed between sessions: float32, bfloat16" in found.remarks
+    assert f"code changed between sessions: {'0' * 12}, {'1' * 12}" in found.remarks
+    assert found.precision == "bfloat16"
+
+
 def test_folders_that_are_no_runs_are_passed_over(runs: Path) -> None:
     write_run(runs)
     (runs / "sweeps").mkdir()

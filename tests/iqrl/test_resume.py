@@ -295,7 +295,7 @@ def test_a_checkpoint_of_other_code_fails_the_run_and_loses_nothing(
         content["engine"]["layout"]["actor"] = "0" * 16
         torch.save(content, file)
         file.rename(file.with_name(re.sub(r"[0-9a-f]{8}\.pt", f"{zlib.crc32(file.read_bytes()):08x}.pt", file.name)))
-    tables = {name: (directory / name).read_bytes() for name in training.CLOCKLESS}
+    tables = {name: (directory / name).read_bytes() for name in (*training.CLOCKLESS, "provenance.json")}
     said = finish(words("td3", runs), tmp_path / "said", status=1)
     assert "another version of the code" in said
     assert "does not fit" in json.loads((directory / "FAILED").read_text())["reason"]
@@ -588,6 +588,80 @@ def test_what_cannot_be_used_is_set_aside(halfway: tuple[Path, Path, Path], tmp_
     (lost,) = directory.glob("lost-*")
     assert {file.name: file.read_bytes() for file in (lost / "checkpoint").iterdir()} == damaged
     assert (lost / "training.csv").read_text() == rows and list((lost / "replay").iterdir())
+
+
+def test_a_run_without_its_checkpoints_keeps_what_it_had(tmp_path: Path, undisturbed: Any) -> None:
+    """Somebody made room, or copied tables alone."""
+    expected, runs = undisturbed("td3"), tmp_path / "runs"
+    process = fork(words("td3", runs), tmp_path / "first")
+    wait_for(lambda: any("\n2000," in path.read_text() for path in runs.glob("td3*/evaluations.csv")))
+    kill(process)
+    (directory,) = run_directories(runs)
+    shutil.rmtree(directory / "checkpoint")
+    rows = (directory / "evaluations.csv").read_text()
+    assert "starts over, with what was there set aside" in finish(words("td3", runs), tmp_path / "said")
+    (lost,) = directory.glob("lost-*")
+    assert (lost / "evaluations.csv").read_text() == rows
+    assert_same_runs(runs, expected)
+
+
+def test_setting_aside_may_be_killed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The checkpoints, which say that there is something to set aside, go last."""
+    directory = RunDirectory(tmp_path)
+    directory.claim()
+    directory.open({}, [], 3)
+    directory.save((1, 1), {})
+    rename = Path.rename
+
+    def killed(path: Path, target: Path) -> Path:
+        if path.name == "checkpoint":
+            raise KeyboardInterrupt
+        return rename(path, target)
+
+    monkeypatch.setattr(Path, "rename", killed)
+    with pytest.raises(KeyboardInterrupt):
+        directory.set_aside()
+    assert directory.trained() and not (tmp_path / "evaluations.csv").exists() and not (tmp_path / "replay").exists()
+    directory.release()
+
+
+@pytest.mark.parametrize("torn", [lambda text: text[: len(text) // 2], lambda text: "", lambda text: "\0" * len(text)])
+def test_a_torn_configuration_is_written_anew(torn: Any, halfway: tuple[Path, Path, Path], tmp_path: Path) -> None:
+    runs, directory, expected = halfway
+    text = (directory / "config.yaml").read_text()
+    (directory / "config.yaml").write_text(torn(text))
+    assert "config.yaml: damaged; written anew" in finish(words("td3", runs), tmp_path / "said")
+    assert (directory / "config.yaml").read_text() == text
+    assert_same_runs(runs, expected)
+
+
+def test_a_run_keeps_its_precision_and_says_what_has_changed(halfway: tuple[Path, Path, Path], tmp_path: Path) -> None:
+    """A requeued job may get another kind of device, and a tree may have moved on."""
+    runs, directory, _ = halfway
+    record = json.loads((directory / "provenance.json").read_text())
+    was = record["sessions"][-1]["precision"]
+    other = {"bfloat16": "float32", "float32": "bfloat16"}[was]
+    record["sessions"][-1] |= {"precision": other, "commit": "0" * 40}
+    (directory / "provenance.json").write_text(json.dumps(record))
+    apart = tmp_path / "apart"
+    shutil.copytree(runs, apart)
+    said = finish(words("td3", runs, "train.precision=auto"), tmp_path / "said")
+    assert f"on cpu {other}" in said and "another precision" not in said
+    if record["sessions"][0]["commit"]:
+        assert "goes on with another code: " in said and f"was {'0' * 40}" in said
+    said = finish(words("td3", apart, f"train.precision={was}"), tmp_path / "said")
+    assert f"on cpu {was}" in said and f"goes on with another precision: {was}, was {other}" in said
+
+
+def test_others_may_read_who_writes(tmp_path: Path) -> None:
+    umask = os.umask(0o027)
+    try:
+        directory = RunDirectory(tmp_path)
+        directory.claim()
+    finally:
+        os.umask(umask)
+    (lease,) = (tmp_path / "lease").iterdir()
+    assert lease.stat().st_mode & 0o777 == 0o640
 
 
 def test_a_checkpoint_replaces_others_of_its_instant_and_of_a_lost_future(tmp_path: Path) -> None:
