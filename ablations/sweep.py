@@ -243,6 +243,8 @@ def plan(stem: str, content: Mapping[str, Any], scale: str | None = None) -> Swe
     Raises:
         InputError: naming the arm and key.
     """
+    if stem == "runs" or "%" in stem:
+        raise InputError(f"{stem!r} is no name for a sweep: runs of no sweep go by `runs`, and Slurm replaces %")
     own = content.get("scale", "full")
     scale = own if scale is None else _one_of("scale", scale, SCALES)
     base, arms_said = at_scale(content, scale)
@@ -256,6 +258,11 @@ def plan(stem: str, content: Mapping[str, Any], scale: str | None = None) -> Swe
         with within(f"arm {name}"):
             arms.append(_arm(name, said, base, all_tasks))
             runs[name] = _runs(arms[-1], base, seeds, budgets)
+    files = dict[str, str]()  # of agents of one's own, by what they register
+    for name, of_arm in runs.items():
+        first = next(iter(of_arm.values())).config
+        if files.setdefault(first.agent.name, first.source) != first.source:
+            raise InputError(f"arm {name}: {first.source} registers {first.agent.name!r}, as another arm's file does")
     for arm in arms:
         if arm.start_from:
             with within(f"arm {arm.name}"):

@@ -174,8 +174,8 @@ def _agent_from_file(path: Path) -> tuple[type[Agent[Any]], str]:
     if not is_file(path):
         raise InputError(f"agent={_short(path)}: no such file")
     module_name = f"agent_file_{hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:8]}"
-    before = dict(REGISTRY)
-    if module_name not in sys.modules:
+    if module_name not in _OWN:
+        before = dict(REGISTRY)
         specification = importlib.util.spec_from_file_location(module_name, path)
         assert specification is not None and specification.loader is not None
         module = importlib.util.module_from_spec(specification)
@@ -185,15 +185,22 @@ def _agent_from_file(path: Path) -> tuple[type[Agent[Any]], str]:
         except (Exception, SystemExit) as error:
             del sys.modules[module_name]
             raise InputError(f"agent={path}: {type(error).__name__}: {_one_line(error)}") from error
-    found = [cls for cls in REGISTRY.values() if cls.__module__ == module_name]
-    clash = [cls.name for cls in found if cls.name in AGENTS or before.get(cls.name, cls) is not cls]
+        # Its name is its own: another sweep may have a file that registers the same one.
+        own = {name: cls for name, cls in REGISTRY.items() if cls.__module__ == module_name}
+        for name in own:
+            del REGISTRY[name]
+        REGISTRY.update({name: before[name] for name in own if name in before})
+        _OWN[module_name] = own
+    found = list(_OWN[module_name].values())
+    clash = [name for name in _OWN[module_name] if name in AGENTS]
     if len(found) != 1 or clash:
-        REGISTRY.clear()
-        REGISTRY.update(before)
         what = f"registers {clash[0]!r}, which exists" if clash else f"registers {len(found)} agents"
         raise InputError(f"agent={path}: {what}; expected exactly one @register with a new name")
     _check_settings(found[0], path)
     return found[0], str(path.resolve())
+
+
+_OWN: dict[str, dict[str, type[Agent[Any]]]] = {}  # what each file of one's own registers, by its module's name
 
 
 # --- from words to layers

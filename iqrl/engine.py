@@ -245,6 +245,10 @@ class Engine:
         numbers = {k: torch.stack([n[k] for n in noise]) for k in noise[0]}
         state = {k: v[lane[0] : lane[-1] + 1] for k, v in self.state.items()}
         action, after = self._acting(state, carry, seen, numbers, clock)
+        if action.shape[1:] != (count, self.agent.spec.action_dim):
+            raise TypeError(f"act: the actions {_unlike(action[0], (count, self.agent.spec.action_dim))}")
+        if after.keys() != carry.keys():
+            raise TypeError(f"act: carries {sorted(after)}; expected {sorted(carry)}, as in `carry`")
         return action.cpu().numpy(), {k: v.clone() for k, v in after.items()}
 
     def explore(
@@ -357,14 +361,15 @@ def lift(agent: Agent, stage: str, replay: Replay) -> Lifted:
         state: dict[str, Tensor], memory: dict[str, Tensor], noise: dict[str, Tensor], clock: dict[str, Tensor]
     ) -> tuple[dict[str, Tensor], dict[str, Tensor], Tensor]:
         if not wants.batch:
-            changed, metrics = method(state, None, noise, clock)
+            changed, metrics = _told(stage, method(state, None, noise, clock), state, 0)
             nowhere = torch.zeros((), dtype=torch.int64, device=device)
             return _unaliased(changed, state), metrics, nowhere
         if slices.prioritised:
             places = Priorities.sample(memory["priority"], memory["block_sums"], noise["slices"])
         else:
             places = sample_uniform(memory["window"], ring, noise["slices"])
-        changed, metrics = method(state, gather(memory, places, spec, slices), noise, clock)
+        batch = gather(memory, places, spec, slices)
+        changed, metrics = _told(stage, method(state, batch, noise, clock), state, slices.batch_size)
         return _unaliased(changed, state), metrics, places
 
     def lifted(
@@ -382,6 +387,34 @@ def lift(agent: Agent, stage: str, replay: Replay) -> Lifted:
         return metrics, places
 
     return lifted
+
+
+def _told(
+    stage: str, result: Any, state: Mapping[str, Tensor], batch_size: int
+) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """What a stage returned for one seed, if it is what `Agent.stages` says; a smaller tensor would be broadcast.
+
+    Raises:
+        TypeError: naming the stage and what is wrong.
+    """
+    if not (isinstance(result, tuple) and len(result) == 2 and all(isinstance(part, dict) for part in result)):
+        raise TypeError(f"stage {stage!r}: expected to return (changed state, metrics), two dicts")
+    changed, metrics = result
+    for name, value in changed.items():
+        if name not in state:
+            raise TypeError(f"stage {stage!r}: changes {name!r}; expected one of {', '.join(state)}")
+        if not isinstance(value, Tensor) or value.shape != state[name].shape:
+            raise TypeError(f"stage {stage!r}: the state's {name!r} {_unlike(value, state[name].shape)}")
+    for name, value in metrics.items():
+        shape = torch.Size((batch_size,) if name == "priority" else ())
+        if not isinstance(value, Tensor) or value.shape != shape:
+            raise TypeError(f"stage {stage!r}: the metric {name!r} {_unlike(value, shape)}")
+    return changed, metrics
+
+
+def _unlike(value: Any, shape: Sequence[int]) -> str:
+    found = f"has shape {tuple(value.shape)}" if isinstance(value, Tensor) else f"is a {type(value).__name__}"
+    return f"{found}; expected a tensor of shape {tuple(shape)}"
 
 
 def _unaliased(changed: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -153,7 +153,9 @@ def _dispatch(a: argparse.Namespace) -> int:
         from slurm import profile
 
         return profile.write_first(a.name)
-    options, words, rest = _options(getattr(a, "words", []), ("runs",))
+    options, words, rest = _options([getattr(a, "sweep", ""), *getattr(a, "words", [])], ("runs",))
+    # A sweep of one's own goes by its file's name without the ending.
+    rest = [Path(word).stem if word.endswith((".yaml", ".yml")) else word for word in rest if word]
     if words:
         raise InputError(f"{words[0]}: expected a sweep, or runs=FOLDER")
     runs = Path(options.get("runs", "runs"))
@@ -168,7 +170,9 @@ def _dispatch(a: argparse.Namespace) -> int:
     if a.command == "logs":
         return reports.logs(runs, a.run, a.lines)
     if a.command == "cancel":
-        return housekeeping.cancel(runs, a.sweep, rest, a.pending)
+        if not rest:
+            raise InputError("cancel: expected a sweep")
+        return housekeeping.cancel(runs, rest[0], rest[1:], a.pending)
     if a.command == "gc":
         return housekeeping.collect(runs, rest, a.yes)
     if a.command == "clean":

@@ -220,3 +220,24 @@ def test_a_sweep_that_is_not_there_is_named():
         ablations.load("/nowhere/x.yaml")
     with pytest.raises(InputError, match="scale=tiny: expected one of full, lite"):
         ablations.load("horizon", "tiny")
+
+
+def test_an_agents_name_stands_for_one_file(tmp_path):
+    """Tables and figures go by it."""
+    for name in ("one", "other"):
+        text = "from baselines.td3 import TD3\nfrom iqrl.agent import register\n"
+        (tmp_path / f"{name}.py").write_text(text + "@register('mine_in_arms')\nclass Mine(TD3):\n    pass\n")
+    arms = ", ".join(f"{name}: {{agent: {tmp_path / name}.py}}" for name in ("one", "other"))
+    (tmp_path / "s.yaml").write_text(
+        f"{{title: T, question: Q, finding: F, arms: {{{arms}}}, tasks: [walker-walk], seeds: 0, env_steps: 1000}}"
+    )
+    with pytest.raises(InputError, match=r"arm other: .*other.py registers 'mine_in_arms', as another arm's file does"):
+        ablations.load(str(tmp_path / "s.yaml"))
+
+
+@pytest.mark.parametrize("name", ["runs", "top%j"])
+def test_names_that_a_sweep_cannot_have(tmp_path, name):
+    text = "{title: T, question: Q, finding: F, arms: {a: {}}, tasks: [walker-walk], seeds: 0, env_steps: 1000}"
+    (tmp_path / f"{name}.yaml").write_text(text)
+    with pytest.raises(InputError, match="is no name for a sweep"):
+        ablations.load(str(tmp_path / f"{name}.yaml"))

@@ -548,3 +548,42 @@ def test_runs_of_different_configuration_are_not_resumed_together(
     paths = [str(RunDirectory.create(run, tmp_path).path) for run in made]
     assert command_line.main(["resume", *paths]) == 2
     assert "more than their seed" in capsys.readouterr().err
+
+
+OWN = """
+import torch
+from baselines.td3 import TD3
+from iqrl.agent import register
+
+@register("careless")
+class Careless(TD3):
+    def act(self, state, carry, observation, noise, clock):
+        action, carry = super().act(state, carry, observation, noise, clock)
+        return {action}, carry
+
+    def update_critic(self, *given):
+        changed, metrics = super().update_critic(*given)
+        return changed, {{**metrics, {metric}: metrics["critic_loss"]}}
+"""
+
+
+@pytest.mark.parametrize(
+    ("action", "metric", "told"),
+    [
+        ("2.0 + 0 * action", "'x'", "an action is 2, outside [-1, 1], while evaluating"),
+        ("action / 0 * 0", "'x'", "an action is not finite, while evaluating"),
+        ("action * (10 if noise else 1) + 1 * bool(noise)", "'x'", "outside [-1, 1] at env step 40"),
+        ("action", "'episode_return'", "a metric is called 'episode_return', which is no name for a column of its own"),
+        ("action", "'a,b'", "a metric is called 'a,b'"),
+    ],
+)
+def test_an_agent_of_ones_own_that_goes_wrong_fails_its_run_in_a_line(
+    action: str, metric: str, told: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "careless.py").write_text(OWN.format(action=action, metric=metric))
+    words = [f"agent={tmp_path / 'careless.py'}", "agent.warmup_decisions=20", "task=cartpole-balance", "preset=tiny"]
+    words += ["train.env_steps=2200", "eval.episodes=1", "train.threads=1", "train.workers=0", "agent.utd=0.01"]
+    assert command_line.main(["train", *words, f"runs={tmp_path / 'runs'}"]) == 1
+    (run,) = (tmp_path / "runs").iterdir()
+    assert told in (RunDirectory(run).failure() or ""), RunDirectory(run).failure()
+    assert "FAILED: " in capsys.readouterr().out

@@ -242,6 +242,18 @@ def test_an_agent_from_a_file(tmp_path: Path) -> None:
         config.load_run(folder)
 
 
+def test_two_files_may_register_one_name(tmp_path: Path) -> None:
+    """Of two sweeps, say; which file it was is part of a run's identity."""
+    runs = []
+    for name in ("one", "other"):
+        (tmp_path / f"{name}.py").write_text(AGENT.format(name="mine_of_two", extra=f"# {name}"))
+        runs.append(one(f"agent={tmp_path / name}.py"))
+    first, second = runs
+    assert first.agent is not second.agent and first.agent.name == second.agent.name
+    assert first.identity != second.identity and one(f"agent={tmp_path / 'one.py'}").agent is first.agent
+    assert one("agent=td3").agent.name == "td3"
+
+
 @pytest.mark.parametrize(
     "content, part",
     [

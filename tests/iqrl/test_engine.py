@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from made_up import SPEC, filled_replay, make
@@ -246,3 +247,59 @@ def test_what_cannot_be_compiled_runs_eager_with_one_warning(
     plain = engine("td3", [0])
     train(plain)
     assert largest_difference(one_seed(fallen, 0), one_seed(plain, 0)) == 0
+
+
+# --- what an agent of one's own may get wrong
+
+
+class Careless(TD3):
+    """TD3 with something else in the place of what `wrong` says."""
+
+    def __init__(self, wrong: Any, *given: Any) -> None:
+        super().__init__(*given)
+        self.wrong = wrong
+
+    def update_critic(self, *given: Any) -> Any:
+        return self.wrong(super().update_critic(*given))
+
+    update_all = update_critic
+
+
+@pytest.mark.parametrize("options", [{}, {"packed": True}, {"compiled": True}])
+@pytest.mark.parametrize(
+    ("wrong", "told"),
+    [
+        (lambda result: result[0], "expected to return (changed state, metrics), two dicts"),
+        (lambda result: None, "expected to return (changed state, metrics), two dicts"),
+        (lambda result: (result[0], [0.0]), "expected to return (changed state, metrics), two dicts"),
+        (lambda result: ({**result[0], "citric": result[0]["critic"]}, {}), "changes 'citric'; expected one of actor,"),
+        (lambda result: ({"critic": result[0]["critic"][:1]}, {}), "the state's 'critic' has shape (1,); expected a"),
+        (lambda result: ({"critic": 0.0}, {}), "the state's 'critic' is a float; expected a tensor of shape ("),
+        (lambda result: ({}, {"loss": 1.0}), "the metric 'loss' is a float; expected a tensor of shape ()"),
+        (lambda result: ({}, {"loss": result[0]["critic"][:2]}), "the metric 'loss' has shape (2,); expected a tensor"),
+        (lambda result: ({}, {"priority": result[0]["critic"][:2]}), "the metric 'priority' has shape (2,); expected"),
+    ],
+)
+def test_what_a_stage_returns_wrongly_is_told(wrong: Any, told: str, options: dict[str, Any]) -> None:
+    """A smaller tensor would be broadcast into the state without a word."""
+    settings = make(TD3).config
+    agent = Careless(wrong, settings, SPEC)
+    learner = Engine(agent, [0, 1], filled_replay(agent.slices, [0, 1]), **options)
+    with pytest.raises(TypeError) as error:
+        train(learner, 1)
+    assert "stage 'update_" in str(error.value) and told in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("act", "told"),
+    [
+        (lambda action, carry: (action[:, :1], carry), r"the actions has shape \(3, 1\); expected .* \(3, 2\)"),
+        (lambda action, carry: (action, {"plan": action}), r"carries \['plan'\]; expected \[\]"),
+    ],
+)
+def test_what_act_returns_wrongly_is_told(act: Any, told: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    usual = TD3.act
+    monkeypatch.setattr(TD3, "act", lambda self, *given: act(*usual(self, *given)))
+    learner = engine("td3", [0])
+    with pytest.raises(TypeError, match=told):
+        learner.act([0], np.zeros((1, 3, SPEC.observation_dim), np.float32), {}, [{}], [Progress()])

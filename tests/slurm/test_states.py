@@ -310,6 +310,14 @@ def test_status_why_and_logs(tmp_path):
     assert "Traceback: x" in slurm("logs", "r0", f"runs={tmp_path}").stdout
 
 
+def test_a_sweep_may_be_named_by_its_file(tmp_path):
+    make_sweep(tmp_path, ["r0"])
+    make_run(tmp_path, "r0", done=True)
+    assert "  done" in slurm("status", "there/s.yaml", f"runs={tmp_path}").stdout
+    assert "nothing to cancel" in slurm("cancel", "s.yaml", f"runs={tmp_path}").stdout
+    assert slurm("cancel", f"runs={tmp_path}").returncode == 2
+
+
 def test_what_helps_runs_of_no_sweep(tmp_path):
     make_sweep(tmp_path, ["r0"])
     make_run(tmp_path, "r0", done=True, lease=GONE)
