@@ -12,7 +12,7 @@ import errno
 import functools
 import time
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -490,15 +490,15 @@ class Trainer:
                     raise
                 except Exception as error:  # a checkpoint of other code, say
                     self._fail(lane, f"{type(error).__name__}: {error}", traceback.format_exc())
-        self._compare_sessions()
+        here = self.plan.provenance()
+        self._compare_sessions(here)
         for lane in self._living():
             of_file = {"agent_file": lane.config.source_hash} if lane.config.source else {}
-            lane.directory.begin_session({**self.plan.provenance(), **of_file, "pack": len(self.lanes)})
+            lane.directory.begin_session({**here, **of_file, "pack": len(self.lanes)})
         self._restore_episodes()
 
-    def _compare_sessions(self) -> None:
+    def _compare_sessions(self, now: Mapping[str, Any]) -> None:
         """Warn of runs that go on otherwise than they began: their numbers are of both."""
-        now = self.plan.provenance()
         for key, name in (("precision", "precision"), ("commit", "code")):
             begun = [lane for lane in self._living() if lane.progress.decisions]
             before = {self._name(lane): str(lane.directory.last_session().get(key) or now[key]) for lane in begun}

@@ -26,7 +26,7 @@ SECONDS = 30  # that a command may take
 # What the user's shell, or a job that one submits from, would otherwise change about a command: squeue's filters, say.
 SETTINGS = ("SLURM_", "SRUN_", "SBATCH_", "SQUEUE_", "SACCT_", "SINFO_", "SCANCEL_", "SCONTROL_")
 KEPT = (
-    *("SLURM_CONF", "SLURM_CLUSTERS", "SLURM_JWT"),  # which cluster, and who asks
+    *("SLURM_CONF", "SLURM_CLUSTERS", "SLURM_JWT", "SLURM_SACK"),  # which cluster, and who asks
     *("SBATCH_PARTITION", "SBATCH_ACCOUNT", "SBATCH_QOS", "SBATCH_CONSTRAINT"),  # where a profile says nothing
 )
 
@@ -114,8 +114,8 @@ def setting(name: str) -> str:
 
 
 def environment() -> dict[str, str]:
-    """This process's environment, without SETTINGS that are not KEPT."""
-    return {k: v for k, v in os.environ.items() if k in KEPT or not k.startswith(SETTINGS)}
+    """This process's environment, without what begins with SETTINGS and not with what is KEPT."""
+    return {k: v for k, v in os.environ.items() if k.startswith(KEPT) or not k.startswith(SETTINGS)}
 
 
 def command(*words: str) -> tuple[int, str]:
