@@ -187,12 +187,13 @@ class Trainer:
         for k, v in carry.items():
             self.carry[k][places] = v
         everyone = np.zeros((len(self.lanes), self.spec.action_dim), np.float32)
+        everyone[places] = action
         active = np.zeros(len(self.lanes), bool)
-        for i, lane, chosen in zip(places, lanes, action, strict=True):
-            if wrong := _unfit(chosen):
-                self._fail(lane, f"{wrong} at env step {lane.progress.decisions * self.spec.action_repeat}")
-            else:
-                everyone[i], active[i] = chosen, True
+        active[places] = True
+        for i in np.flatnonzero(active & ~_fit(everyone)).tolist():
+            lane, active[i] = self.lanes[i], False
+            step = lane.progress.decisions * self.spec.action_repeat
+            self._fail(lane, f"{_unfit(everyone[i])} at env step {step}")
         after, reward, terminated, truncated = self.environments.step(everyone, active)
         for i, lane in zip(places, lanes, strict=True):
             if not lane.alive:
@@ -301,11 +302,10 @@ class Trainer:
             noise = [self.engine.evaluation_noise(i, progress[i].decisions, step, count) for i in places]
             chosen, carry = self.engine.act(places, observation.reshape(n, count, -1), carry, noise, progress)
             action[: len(keys)] = chosen.reshape(len(keys), -1)
-            for i in np.flatnonzero(active).tolist():
-                if wrong := _unfit(action[i]):
-                    active[i] = False
-                    if lanes[i // count].alive:
-                        self._fail(lanes[i // count], f"{wrong}, while evaluating")
+            for i in np.flatnonzero(active & ~_fit(action)).tolist():
+                active[i] = False
+                if lanes[i // count].alive:
+                    self._fail(lanes[i // count], f"{_unfit(action[i])}, while evaluating")
             after, reward, terminated, truncated = pool.step(action, active)
             total += np.where(active, reward, 0.0)
             length += active
@@ -595,12 +595,15 @@ class Trainer:
         return f"{lane.config.agent.name} {lane.config.task} s{lane.config.seed}"
 
 
+def _fit(actions: np.ndarray) -> np.ndarray:
+    """(n,): which of the actions (n, A) are within [-1, 1]; one that is not finite is not."""
+    return np.abs(actions).max(1) <= 1.0 + 1e-6
+
+
 def _unfit(action: np.ndarray) -> str:
-    """What is wrong with an action (A,), or ""."""
+    """What is wrong with an action (A,) that is not."""
     largest = float(np.abs(action).max())
-    if not np.isfinite(largest):
-        return "an action is not finite"
-    return f"an action is {largest:.4g}, outside [-1, 1]" if largest > 1.0 + 1e-6 else ""
+    return f"an action is {largest:.4g}, outside [-1, 1]" if np.isfinite(largest) else "an action is not finite"
 
 
 def disk_message(error: OSError, folder: Path) -> str:
