@@ -17,7 +17,8 @@ ACTION_REPEAT = 2  # env steps a decision
 def speeds(path: Path) -> dict[tuple[str, str], float]:
     """The most decisions per second, over all seeds trained at once, by agent and preset.
 
-    Reads the columns `agent`, `decisions_per_second` and, where there is one, `preset`.
+    Reads the columns `agent`, `decisions_per_second` and, where there are any, `preset` and `machine`; of several
+    machines the one that was measured last counts.
 
     Raises:
         InputError: if the file is no such table.
@@ -25,8 +26,10 @@ def speeds(path: Path) -> dict[tuple[str, str], float]:
     best: dict[tuple[str, str], float] = {}
     try:
         with open(path, newline="") as file:
-            for row in csv.DictReader(file):
-                if row["decisions_per_second"]:  # blank where environments were not part of it
+            rows = list(csv.DictReader(file))
+            for row in rows:
+                last = row.get("machine") == rows[-1].get("machine")
+                if last and row["decisions_per_second"]:  # blank where environments were not part of it
                     key = row["agent"], row.get("preset") or "default"
                     best[key] = max(best.get(key, 0.0), float(row["decisions_per_second"]))
     except (OSError, KeyError, TypeError, ValueError, csv.Error) as error:

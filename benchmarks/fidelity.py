@@ -217,7 +217,9 @@ def main(words: Sequence[str]) -> int:
     for row in rows:
         moved = f"{row['moved']:.1e}" if row["moved"] != "" else ""
         print(f"{row['what']:40s} {row['parameters']:10d} {moved:>7s}  {row['difference']:.1e}")
-    speed.write(Path(options["out"], f"{name}.csv"), rows, COLUMNS, digits=3)
+    path = Path(options["out"], f"{name}.csv")
+    speed.write(path, rows, COLUMNS, digits=3)
+    print(f"wrote {path}")
     wrong = [f"{r['what']} {r['difference']:.1e}" for r in rows if not r["difference"] <= float(options["limit"])]
     if wrong:  # NaN is, too
         print(f"error: apart: {', '.join(wrong)}; expected at most {options['limit']}", file=sys.stderr)

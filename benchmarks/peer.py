@@ -496,9 +496,12 @@ def main() -> None:
     sys.path[:] = [p for p in sys.path if os.path.abspath(p or ".") not in (here, os.path.dirname(here))]
     torch.set_num_threads(threads)
     out, sys.stdout = sys.stdout, sys.stderr  # whatever the checkout prints is no answer
-    if len(sys.argv) == 5:
-        return follow(name, path, sys.argv[4])
-    update = PEERS[name](path, random_slices).update
+    try:
+        if len(sys.argv) == 5:
+            return follow(name, path, sys.argv[4])
+        update = PEERS[name](path, random_slices).update
+    except ModuleNotFoundError as error:
+        sys.exit(f"error: {name} imports {error.name}, which {sys.executable} lacks; expected peer_python=PYTHON")
     print("ready", file=out, flush=True)
     for line in sys.stdin:
         begin = time.perf_counter()

@@ -11,6 +11,10 @@ MR.Q's, however long they take). Our updates include drawing their batches, a ch
 
 A peer is the official code of any of the six agents, or leanrl, LeanRL's TD3, compiled and on a GPU captured; PYTHON
 must have what it imports, PyTorch above all (leanrl: tensordict no newer than 0.12, later ones do not compile there).
+
+Every row is written as it comes, to OUT/results.csv (OUT/peer.csv, with a peer), in place of a former one of the same
+agent, sizes, pack, device and machine; other rows of the file stay.
+
 `decisions_per_second` counts every seed of the pack and is that of acting, simulating and updating one after the other.
 The roofline is this machine's own: its matrix rate and memory bandwidth, measured in the same run.
 """
@@ -18,20 +22,21 @@ The roofline is this machine's own: its matrix rate and memory bandwidth, measur
 from __future__ import annotations
 
 import csv
+import io
 import json
 import os
 import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from iqrl import processes
 from iqrl.config import AGENTS, agent_class
 from iqrl.errors import InputError
-from iqrl.run_directory import code_version
+from iqrl.run_directory import code_version, replace_text
 
 COLUMNS = [
     "agent",
@@ -58,6 +63,8 @@ COLUMNS = [
     "commit",
     "date",
 ]
+# Two rows that have these in common measure the same thing.
+KEY = ("agent", "preset", "task", "device", "precision", "compile", "threads", "pack", "peer", "machine")
 DEFAULTS = {
     "agents": "",
     "packs": "1,2,5,10",
@@ -196,26 +203,29 @@ def ours(pack: int, precision: str, compiled: str, options: dict[str, str], word
 
 
 def main(words: Sequence[str]) -> int:
-    try:
-        options = parse(words)
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
     if "--help" in words or "-h" in words:
         print(__doc__)
         return 0
+    rows: list[dict[str, Any]] = []
     try:
-        rows = measure(options)
+        options = parse(words)
+        path = Path(options["out"], "peer.csv" if options["peer"] else "results.csv")
+        before = read(path)
+        for row in measure(options):
+            rows.append(row)
+            write(path, [*others(before, rows), *rows])
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
     except WorkerEnded as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
-    out = Path(options["out"])
-    write(out / ("peer.csv" if options["peer"] else "results.csv"), rows)
-    draw(rows, out / ("peer" if options["peer"] else "results"))
+    print(f"wrote {path}")
+    draw(rows, path.with_suffix(""))
     return 0
 
 
-def measure(options: dict[str, str]) -> list[dict[str, Any]]:
+def measure(options: dict[str, str]) -> Iterator[dict[str, Any]]:
     """The rows of the table, told as they come.
 
     Raises:
@@ -230,7 +240,6 @@ def measure(options: dict[str, str]) -> list[dict[str, Any]]:
     )
     peer_name, _, checkout = options["peer"].partition(":")
     rival, setting = PEERS.get(peer_name, ("", []))
-    rows = []
     for agent in (options["agents"] or rival or ",".join(AGENTS)).split(","):
         same = setting if agent == rival else []
         baseline = ours(1, "float32", "off", options, [f"agent={agent}", *same])
@@ -257,7 +266,6 @@ def measure(options: dict[str, str]) -> list[dict[str, Any]]:
                 "commit": code_version()["commit"],
                 "date": time.strftime("%Y-%m-%d"),
             }
-            rows.append(row)
             against = f"  {row['ratio_to_peer']:.2f}x {peer_name}'s checkout" if peer else ""
             print(
                 f"{agent:6s} S={pack:<3d} {row['precision']} {row['compile']}  "
@@ -266,10 +274,10 @@ def measure(options: dict[str, str]) -> list[dict[str, Any]]:
                 f"{100 * row['roofline_fraction']:.0f}% of roofline  {row['peak_memory_gib']:.1f} GiB",
                 flush=True,
             )
+            yield row
         baseline.close()
         if peer:
             peer.close()
-    return rows
 
 
 def read_words(words: Sequence[str], defaults: Mapping[str, str]) -> dict[str, str]:
@@ -338,14 +346,39 @@ def machine_name() -> str:
     return f"{model}, {processes.cores()} cores"
 
 
-def write(path: Path, rows: Sequence[dict[str, Any]], columns: Sequence[str] = COLUMNS, digits: int = 5) -> None:
+def read(path: Path) -> list[dict[str, Any]]:
+    """The rows that are there, all values as text; none without a file.
+
+    Raises:
+        InputError: if the file is another kind of table, which writing would destroy.
+    """
+    try:
+        with open(path, newline="") as file:
+            rows = list(csv.DictReader(file))
+    except FileNotFoundError:
+        return []
+    except (OSError, ValueError, csv.Error) as error:
+        raise InputError(f"{path}: {error}") from error
+    if any(list(row) != COLUMNS or None in row.values() for row in rows):
+        raise InputError(f"{path}: expected the columns that the benchmark writes; move it away")
+    return rows
+
+
+def others(before: Sequence[Mapping[str, Any]], rows: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """Those of `before` that none of `rows` measures anew."""
+    anew = [{key: str(row[key]) for key in KEY} for row in rows]
+    return [row for row in before if {key: row[key] for key in KEY} not in anew]
+
+
+def write(path: Path, rows: Sequence[Mapping[str, Any]], columns: Sequence[str] = COLUMNS, digits: int = 5) -> None:
+    """Write a table whole or not at all."""
+    text = io.StringIO(newline="")
+    writer = csv.DictWriter(text, columns)
+    writer.writeheader()
+    for row in rows:
+        writer.writerow({k: f"{v:.{digits}g}" if isinstance(v, float) else v for k, v in row.items()})
     path.parent.mkdir(parents=True, exist_ok=True)
-    with open(path, "w", newline="") as file:
-        writer = csv.DictWriter(file, columns)
-        writer.writeheader()
-        for row in rows:
-            writer.writerow({k: f"{v:.{digits}g}" if isinstance(v, float) else v for k, v in row.items()})
-    print(f"wrote {path}")
+    replace_text(path, text.getvalue())
 
 
 def draw(rows: Sequence[dict[str, Any]], path: Path) -> None:

@@ -269,6 +269,8 @@ def test_hours_follow_the_benchmark(tmp_path):
     assert "without 10 runs of td3" in text
     lite = hours.estimate(ablations.load("quickstart", "lite").unique_runs(), path)
     assert "at default widths, so less for iqrl" in lite
+    path.write_text("agent,machine,decisions_per_second\niqrl,fast,900\niqrl,here,50\n")
+    assert "about 2.8 hours" in hours.estimate(runs, path)
     path.write_text("name,speed\n1,2\n")
     with pytest.raises(ablations.sweep.InputError, match="expected the table that `make bench` writes"):
         hours.estimate(runs, path)

@@ -45,9 +45,50 @@ def test_the_adapters_name_themselves():
     )
 
 
+def test_what_a_checkout_imports_and_is_not_there_is_named(tmp_path):
+    (tmp_path / "TD3.py").write_text("import nothing_there")
+    words = [sys.executable, str(Path(peer.__file__)), "td3", str(tmp_path), "1"]
+    done = subprocess.run(words, capture_output=True, text=True)
+    lacking = f"error: td3 imports nothing_there, which {sys.executable} lacks; expected peer_python=PYTHON\n"
+    assert (done.returncode, done.stderr) == (1, lacking)
+
+
 def test_a_peer_that_does_not_start_is_one_line():
     with pytest.raises(speed.WorkerEnded, match="import nothing_there: ended with status 1 before it answered"):
         speed.Worker([sys.executable, "-c", "import nothing_there"], 1)
+
+
+def bench(monkeypatch, out, *measured):
+    """Status of a benchmark that measures these (agent, pack, updates/s), and ends badly at None."""
+
+    def measure(_):
+        for each in measured:
+            if each is None:
+                raise speed.WorkerEnded("python: ended with status 9 before it answered")
+            agent, pack, rate = each
+            given = {"agent": agent, "pack": pack, "updates_per_second": rate, "ratio_to_eager": 1.0, "machine": "here"}
+            yield dict.fromkeys(speed.COLUMNS, "") | given
+
+    monkeypatch.setattr(speed, "measure", measure)
+    return speed.main([f"out={out}"])
+
+
+def test_rows_that_were_not_measured_anew_stay(tmp_path, monkeypatch, capsys):
+    def rates():
+        return [(r["agent"], r["pack"], r["updates_per_second"]) for r in speed.read(tmp_path / "results.csv")]
+
+    assert bench(monkeypatch, tmp_path, ("iqrl", 1, 10.0), ("iqrl", 2, 9.0), ("td3", 1, 90.0)) == 0
+    assert bench(monkeypatch, tmp_path, ("iqrl", 1, 11.0), None) == 1  # what it measured before is kept
+    assert rates() == [("iqrl", "2", "9"), ("td3", "1", "90"), ("iqrl", "1", "11")]
+    (tmp_path / "results.csv").write_text("agent,rate\niqrl,1\n")
+    assert bench(monkeypatch, tmp_path, ("iqrl", 1, 12.0)) == 2
+    assert "expected the columns that the benchmark writes; move it away" in capsys.readouterr().err
+    assert (tmp_path / "results.csv").read_text() == "agent,rate\niqrl,1\n"
+
+
+def test_help_is_printed(capsys):
+    assert speed.main(["--help"]) == 0
+    assert "python -m benchmarks.speed" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("name, period", [("td7", 250), ("mrq", 250), ("tcrl", 1), ("dcwm", 2)])
