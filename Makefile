@@ -58,6 +58,7 @@ $(ready): requirements.txt
 	    echo "using the CUDA build of PyTorch in $$found"; \
 	    echo "$$found" > "$$($(python) -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/cuda_torch.pth"; \
 	else \
+	    echo "installing PyTorch; PyPI's wheel for Linux has CUDA, and several GB: that may take a while"; \
 	    $(python) -m pip install --quiet --disable-pip-version-check torch==2.13.0 2> $(VENV)/pip.log \
 	        || { cat $(VENV)/pip.log >&2; exit 1; }; \
 	fi

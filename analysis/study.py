@@ -491,12 +491,12 @@ def _checked(study: Study, short: str) -> Study:
         if arm.name not in present:
             problems.append(Problem("missing", arm.label, "no run of this arm can be shown", "not drawn"))
     study.arms = [arm for arm in study.arms if arm.name in present]
+    beyond = list[Problem]()
     if study.arms and study.at is not None and study.at > study.mark:
         ended = ", ".join(arm.label for arm in study.arms if study.common_step(arm.name) == study.mark)
         detail = f"the last common env step of {ended} is {study.mark}"
-        beyond = Problem("not reached", f"at={study.at}", detail, f"compared at {study.mark}")
-        problems.insert(0, beyond)  # it concerns every number: no shortened list may lack it
-    problems[:0] = _old_values(study)
+        beyond = [Problem("not reached", f"at={study.at}", detail, f"compared at {study.mark}")]
+    problems[:0] = [*beyond, *_old_values(study)]  # a shortened list lacks the last: these concern every number
     return study
 
 

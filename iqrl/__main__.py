@@ -181,6 +181,7 @@ def _train(runs: Sequence, folder_execution, folder: Path) -> int:  # type: igno
 
     plan = executing.decide(_as_before(folder_execution, runs, folder), runs[0])
     stop = StopFlag()
+    watched = _say if sys.stdout.isatty() else lambda line: None  # in a log evaluations do
     failed = 0
     try:
         complete = [RunDirectory(folder / run.directory_name).done() for run in runs]
@@ -209,7 +210,8 @@ def _train(runs: Sequence, folder_execution, folder: Path) -> int:  # type: igno
             torch.cuda.empty_cache()
             outcome = "done"
             try:
-                trainer = Trainer([r for r, _ in pack], [d for _, d in pack], plan, stop=stop, announce=_say)
+                configs, directories = [r for r, _ in pack], [d for _, d in pack]
+                trainer = Trainer(configs, directories, plan, stop=stop, announce=_say, watched=watched)
                 outcome = trainer.run()
             except (OSError, InputError):
                 raise

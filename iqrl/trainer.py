@@ -36,6 +36,7 @@ from iqrl.transfer import inherited
 
 TRAINING, EVALUATION = 0, 1  # second entry of an episode's key
 REPORT_SECONDS = 2.0
+TELL_SECONDS = 60.0
 
 
 @dataclass
@@ -62,6 +63,7 @@ class Trainer:
         plan: device, precision, compilation, threads and workers.
         stop: asked at every decision and update; when it says True, checkpoint and return.
         announce: told a line at evaluations and notable events.
+        watched: told a line a minute, of how far things are.
     """
 
     def __init__(
@@ -72,9 +74,10 @@ class Trainer:
         *,
         stop: Callable[[], bool] = lambda: False,
         announce: Callable[[str], None] = lambda line: None,
+        watched: Callable[[str], None] = lambda line: None,
     ) -> None:
         first = configs[0]
-        self.plan, self.stop, self.announce = plan, stop, announce
+        self.plan, self.stop, self.announce, self.watched = plan, stop, announce, watched
         self.spec = tasks.spec(first.task)
         self.budget = -(-first.train.env_steps // self.spec.action_repeat)  # decisions
         self.every = max(1, first.evaluate.every // self.spec.action_repeat)
@@ -90,7 +93,7 @@ class Trainer:
         self.environments = EnvironmentPool(first.task, len(seeds), self.spec.action_repeat, plan.workers, plan.threads)
         self.evaluators: EnvironmentPool | None = None
         self.started = time.monotonic()
-        self.saved_at = self.reported_at = self.started
+        self.saved_at = self.reported_at = self.told_at = self.started
         self.rate_marks: list[tuple[float, int, int]] = []
 
     # --- the loop
@@ -421,11 +424,26 @@ class Trainer:
             for lane in self._living():
                 with self._isolated(lane):
                     self._report(lane)
+        if now - self.told_at >= TELL_SECONDS and self._living():
+            self.told_at = now
+            self._tell(self._living())
+
+    def _rates(self) -> tuple[float, float]:
+        """Env steps and updates a second, of late."""
+        (t0, d0, u0), (t1, d1, u1) = (self.rate_marks or [(0.0, 0, 0)])[0], (self.rate_marks or [(0.0, 0, 0)])[-1]
+        elapsed = max(t1 - t0, 1e-9)
+        return (d1 - d0) * self.spec.action_repeat / elapsed, (u1 - u0) / elapsed
+
+    def _tell(self, lanes: Sequence[Lane]) -> None:
+        done, repeat = lanes[0].progress.decisions, self.spec.action_repeat
+        speed, _ = self._rates()
+        pace = f"  {speed:,.0f} steps/s  {(self.budget - done) * repeat / speed / 60:,.0f} min left" if speed else ""
+        names = self._name(lanes[0]) + (f" and {len(lanes) - 1} more" if len(lanes) > 1 else "")
+        self.watched(f"{names}  step {done * repeat:>9,} of {self.budget * repeat:,}{pace}")
 
     def _report(self, lane: Lane) -> None:
         p, repeat = lane.progress, self.spec.action_repeat
-        (t0, d0, u0), (t1, d1, u1) = (self.rate_marks or [(0.0, 0, 0)])[0], (self.rate_marks or [(0.0, 0, 0)])[-1]
-        elapsed = max(t1 - t0, 1e-9)
+        steps_per_second, updates_per_second = self._rates()
         lane.directory.report(
             {
                 "env_step": p.decisions * repeat,
@@ -433,8 +451,8 @@ class Trainer:
                 "updates": p.updates,
                 "pending": p.pending,
                 "last_return": lane.last_return,
-                "env_steps_per_second": (d1 - d0) * repeat / elapsed,
-                "updates_per_second": (u1 - u0) / elapsed,
+                "env_steps_per_second": steps_per_second,
+                "updates_per_second": updates_per_second,
                 "wall_seconds": lane.wall_seconds + time.monotonic() - self.started,
             }
         )

@@ -85,7 +85,7 @@ def load(name: str) -> Profile:
     path = Path(name) if is_path(name) else FOLDER / f"{name}.yaml"
     if not isfile(path):  # without an error for a name that is too long to be a file's
         known = ", ".join(sorted(p.stem for p in FOLDER.glob("*.yaml")))
-        first = "; python -m slurm profile writes one from what this cluster says" if name == "default" else ""
+        first = "" if is_path(name) else f"; python -m slurm profile {name} writes one from what this cluster says"
         raise InputError(f"profile={name}: no such profile; expected one of {known}, or a .yaml file{first}")
     try:
         text = path.read_text()

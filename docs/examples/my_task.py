@@ -1,5 +1,5 @@
 """A task of one's own: a point that is pushed to a goal, against a wind that turns. Any Gymnasium environment of state
-vectors goes, if its registration gives it a time limit. Run it from this folder with task=gym:my_task:Windy-v0.
+vectors goes, if its registration gives it a time limit. With PYTHONPATH=docs/examples it is task=gym:my_task:Windy-v0.
 """
 
 import gymnasium

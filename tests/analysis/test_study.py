@@ -298,6 +298,13 @@ def test_arms_are_not_compared_beyond_what_all_have_reached(runs: Path) -> None:
     ]
 
 
+def test_what_concerns_every_number_is_named_first(runs: Path) -> None:
+    write_run(runs, "iqrl", every=50_000)
+    write_run(runs, "td3", every=20_000, stop_at=80_000, end="interrupted")
+    named = [problem.kind for problem in studies(runs, at=100_000)["runs"].problems]
+    assert named == ["not reached", "old value", "short"]
+
+
 def test_lite_scale_and_note_are_carried(runs: Path) -> None:
     write_study(runs, note="narrow networks (preset=small)", scale="lite")
     assert studies(runs)["quickstart"].note == "narrow networks (preset=small); scale: lite"

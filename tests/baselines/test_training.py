@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -50,6 +51,17 @@ def train(case: str, folder: Path, calls: int = 10**9) -> Trainer:
     trainer = begin(case, folder, lambda _: next(left, None) is None, seeds="0")
     assert trainer.run() == ("interrupted" if calls < 10**9 else "done")
     return trainer
+
+
+def test_whoever_watches_is_told_how_far_things_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("iqrl.trainer.TELL_SECONDS", 0.0)
+    monkeypatch.setattr("iqrl.trainer.REPORT_SECONDS", 0.0)
+    trainer = begin("mrq discrete", tmp_path, lambda t: t.lanes[0].progress.decisions == 90, seeds="0..1")
+    told: list[str] = []
+    trainer.watched = told.append
+    assert trainer.run() == "interrupted"
+    line = r"mrq gym:CartPole-v1 s0 and 1 more  step +180 of 800  [\d,]+ steps/s  \d+ min left"
+    assert re.fullmatch(line, told[-1]), told[-1]
 
 
 def rows(path: Path) -> list[dict[str, Any]]:

@@ -382,6 +382,7 @@ def test_an_editors_lock_is_no_code(tmp_path, monkeypatch):
         (["run", "quickstart", "RUNS=a", "runs=b"], "given twice"),
         (["submit", "quickstart", "--profile", "none.yaml"], "none.yaml"),
         (["submit", "quickstart", "--profile", "x" * 300], "no such profile"),
+        (["submit", "quickstart", "--profile", "mine"], "python -m slurm profile mine writes one"),
     ],
 )
 def test_bad_input_is_one_line_and_writes_nothing(words, named, tmp_path):
