@@ -217,7 +217,7 @@ def main(words: Sequence[str]) -> int:
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    except WorkerEnded as error:
+    except (WorkerEnded, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     print(f"wrote {path}")
