@@ -317,6 +317,30 @@ def test_n_step_targets_of_an_update(case: Any) -> None:
     assert float(metrics["target_mean"]) == pytest.approx(float(np.mean(y)), abs=1e-5)
 
 
+def test_one_update_is_put_together_rightly(case: Any) -> None:
+    """Which network reads which copy: the losses that an update with large steps reports."""
+    _, state, batch, noise, arrays, data = case
+    agent = make_agent("dcwm", "agent.nstep=3", "agent.enc_lr=0.1", "agent.lr=0.03")
+    changed, metrics = agent.update_all(state, batch, noise, {})
+    encoder = as_arrays(agent.world.unpack(changed["world"]))["encoder"]  # the one just updated
+    critic = as_arrays(agent.critic.unpack(changed["critic"]))
+    drawn = {k: np.argsort(noise[k].numpy())[:2].tolist() for k in ("target_critics", "actor_critics")}
+    y, errors, values = [], [], []
+    for b in range(16):
+        code, after = (plain_fsq(plain_mlp(encoder, data[0][t, b]))[0] for t in (0, 3))
+        ends = [k for k in range(3) if data[3][k, b]]
+        total = sum(0.99**k * data[2][k, b] for k in range(ends[0] + 1 if ends else 3))
+        smoothing = np.clip(0.2 * noise["smoothing"][b].numpy(), -0.3, 0.3)
+        action = np.clip(plain_policy(arrays["target_actor"], after) + smoothing, -1, 1)
+        q = min(plain_q(arrays["target_critic"], drawn["target_critics"], after, action))
+        y.append(total + (0.0 if ends else 0.99**3 * q))
+        errors += [(q - y[b]) ** 2 for q in plain_q(arrays["critic"], [0, 1, 2, 3, 4], code, data[1][0, b])]
+        values += plain_q(critic, drawn["actor_critics"], code, plain_policy(arrays["actor"], code))
+    expected = {"target_mean": np.mean(y), "critic_loss": np.mean(errors), "actor_loss": -np.mean(values)}
+    for k, v in expected.items():
+        assert float(metrics[k]) == pytest.approx(float(v), rel=1e-5, abs=1e-6), k
+
+
 def test_dynamics_and_reward_gradients_are_those_of_the_restatement(case: Any) -> None:
     """Finite differences where the loss is smooth: one step ahead, before any sample."""
     agent, state, batch, noise, arrays, data = case

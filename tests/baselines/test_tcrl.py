@@ -97,17 +97,33 @@ def plain_q(critic: Any, z: np.ndarray, action: np.ndarray) -> list[float]:
     return [float(plain_mlp(critic["heads"], feature, k)[0]) for k in (0, 1)]
 
 
-def plain_representation_loss(world: Any, target: Any, data: Any) -> float:
+def plain_quantise(kind: str, x: np.ndarray) -> np.ndarray:
+    if kind == "fsq":  # levels [8, 8]: tanh(x + s) a - 1/2, rounded, by 4
+        return np.round(np.tanh(x + np.arctanh(0.5 / 3.5035)) * 3.5035 - 0.5) / 4
+    if kind == "tanh":
+        return (np.tanh(x + np.arctanh(0.5 / 3.5035)) * 3.5035 - 0.5) / 4
+    if kind == "simnorm":
+        return np.exp(x) / np.exp(x).sum()  # 8 wide: one group
+    return x / np.linalg.norm(x) if kind == "l2" else x
+
+
+def plain_representation_loss(world: Any, target: Any, data: Any, kind: str = "none", arm: str = "") -> float:
+    """Of latents of a kind (quantizer), for dyn_mode=residual or rep_metric=mse if `arm` says so."""
     o, a, r, terminated = data
     total = 0.0
     for b in range(16):
-        z, consistency, mistake, alive = plain_mlp(world["encoder"], o[0, b]), 0.0, 0.0, True
+        z = plain_quantise(kind, plain_mlp(world["encoder"], o[0, b]))
+        consistency, mistake, alive = 0.0, 0.0, True
         for h in range(5):
             za = np.concatenate([z, a[h, b]])
-            z, reward = plain_mlp(world["dynamics"], za), plain_mlp(world["reward"], za)[0]
-            goal = plain_mlp(target["encoder"], o[h + 1, b])
+            following, reward = plain_mlp(world["dynamics"], za), plain_mlp(world["reward"], za)[0]
+            z = plain_quantise(kind, z + following if arm == "dyn_mode=residual" else following)
+            goal = plain_quantise(kind, plain_mlp(target["encoder"], o[h + 1, b]))
+            distance = 2 - 2 * z @ goal / np.linalg.norm(z) / np.linalg.norm(goal)
+            if arm == "rep_metric=mse":
+                distance = ((z - goal) ** 2).mean()
             if alive:  # beyond a termination, which DM Control does not have, there is nothing to predict
-                consistency += 0.9**h * (2 - 2 * z @ goal / np.linalg.norm(z) / np.linalg.norm(goal))
+                consistency += 0.9**h * distance
                 mistake += 0.9**h * (reward - r[h, b]) ** 2
             alive = alive and not terminated[h, b]
         total += min(consistency, 1e4) + min(mistake, 1e4)
@@ -167,6 +183,41 @@ def test_losses_equal_plain_restatements(case: Any) -> None:
     loss = agent.actor_loss(state["actor"], state["critic"], z[0], noise["action"], SIGMA)
     expected = plain_actor_loss(arrays["actor"], arrays["critic"], plain_z[0], plain_noise["action"])
     assert float(loss) == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.parametrize("kind, arm", [
+    ("fsq", ""), ("tanh", ""), ("simnorm", ""), ("l2", ""), ("none", "dyn_mode=residual"), ("none", "rep_metric=mse"),
+    ("fsq", "dyn_mode=residual"), ("fsq", "rep_metric=mse"),
+])  # fmt: skip
+def test_representation_losses_of_the_switches(kind: str, arm: str) -> None:
+    agent = make_agent("tcrl", f"agent.quantizer={kind}", *(f"agent.{arm}",) * bool(arm))
+    state, batch = initial_state(agent), random_batch(agent)
+    source = torch.Generator().manual_seed(0)
+    world, target = (state[k] + 0.1 * torch.randn(state[k].shape, generator=source) for k in ("world", "target"))
+    data = [as_arrays(v) for v in (batch.observation, batch.action, batch.reward, batch.terminated)]
+    arrays = as_arrays(agent.world.unpack(world)), as_arrays(agent.target.unpack(target))
+    loss, _ = agent.representation_loss(world, target, batch)
+    assert float(loss) == pytest.approx(plain_representation_loss(*arrays, data, kind, arm), rel=1e-5)
+
+
+def test_one_update_is_put_together_rightly(case: Any) -> None:
+    """Which network reads which copy: the losses that an update with large steps reports."""
+    _, state, batch, noise, _, arrays, data = case
+    agent = make_agent("tcrl", "agent.lr=0.03")
+    changed, metrics = agent.update_all(state, batch, noise, {"sigma": SIGMA})
+    encoder = as_arrays(agent.world.unpack(changed["world"]))["encoder"]  # the one just updated
+    critic = as_arrays(agent.critic.unpack(changed["critic"]))
+    z, last = (np.array([plain_mlp(encoder, o) for o in data[0][t]]) for t in (0, 3))  # N = 3
+    plain_noise = as_arrays(noise)
+    y = plain_target(arrays, last, plain_noise["next_action"], data)
+    expected = {
+        "representation_loss": plain_representation_loss(arrays["world"], arrays["target"], data),
+        "target_mean": y.mean(),
+        "critic_loss": plain_critic_loss(arrays["critic"], z, data[1][0], y),
+        "actor_loss": plain_actor_loss(arrays["actor"], critic, z, plain_noise["action"]),
+    }
+    for k, v in expected.items():
+        assert float(metrics[k]) == pytest.approx(v, rel=1e-5, abs=1e-6), k
 
 
 def test_gradients_are_those_of_the_restatements(case: Any) -> None:
