@@ -116,11 +116,15 @@ def norm(x: np.ndarray) -> np.ndarray:
 
 
 def plain_f(encoder: Any, s: np.ndarray) -> np.ndarray:
+    if not encoder:  # use_sale=false: there are no embeddings
+        return np.zeros(0)
     p = encoder["f"]
     return norm(dense(p, 2, elu(dense(p, 1, elu(dense(p, 0, s))))))
 
 
 def plain_g(encoder: Any, zs: np.ndarray, a: np.ndarray) -> np.ndarray:
+    if not encoder:
+        return np.zeros(0)
     p = encoder["g"]
     return dense(p, 2, elu(dense(p, 1, elu(dense(p, 0, np.concatenate([zs, a]))))))
 
@@ -137,10 +141,9 @@ def plain_q(critic: Any, k: int, s: np.ndarray, a: np.ndarray, zsa: np.ndarray, 
     return float(dense(p, 2, elu(dense(p, 1, elu(dense(p, 0, x, k)), k)), k)[0])
 
 
-@pytest.fixture
-def case() -> Any:
+def perturbed(*words: str) -> Any:
     """An agent whose copies of every network differ, with a batch, noise, and all of it as arrays."""
-    agent = make_agent("td7")
+    agent = make_agent("td7", *words)
     state = initial_state(agent)
     arrays = {}
     groups = {"encoder": agent.encoder, "actor": agent.actor, "critic": agent.critic}
@@ -149,11 +152,17 @@ def case() -> Any:
             if name in k and "/" not in k:
                 noise = 0.1 * torch.randn(group.size, generator=torch.Generator().manual_seed(i))
                 state[k] = state[k] + noise
-                arrays[k] = as_arrays(group.unpack(state[k]))
+                without = name == "encoder" and not agent.config.use_sale
+                arrays[k] = {} if without else as_arrays(group.unpack(state[k]))
     state["clip_range"] = torch.tensor([-0.05, 0.1])
     batch, noise = random_batch(agent), random_noise(agent, "update_all")
     data = [as_arrays(v) for v in (batch.observation, batch.action, batch.reward, batch.terminated)]
     return agent, state, batch, noise, arrays, data
+
+
+@pytest.fixture
+def case() -> Any:
+    return perturbed()
 
 
 def plain_encoder_loss(encoder: Any, source: Any, data: Any) -> float:
@@ -162,7 +171,7 @@ def plain_encoder_loss(encoder: Any, source: Any, data: Any) -> float:
     return float(np.mean(rows))
 
 
-def plain_target(arrays: Any, data: Any, noise: Any) -> np.ndarray:
+def plain_target(arrays: Any, data: Any, noise: Any, clip: bool = True) -> np.ndarray:
     s, _, r, terminated = data
     y = []
     for b in range(16):
@@ -172,7 +181,7 @@ def plain_target(arrays: Any, data: Any, noise: Any) -> np.ndarray:
         action = np.clip(plain_policy(arrays["target_actor"], s[1, b], zs) + smoothing, -1, 1)
         zsa = plain_g(encoder, zs, action)
         q = min(plain_q(arrays["target_critic"], k, s[1, b], action, zsa, zs) for k in (0, 1))
-        y.append(r[0, b] + (1 - terminated[0, b]) * 0.99 * min(max(q, -0.05), 0.1))
+        y.append(r[0, b] + (1 - terminated[0, b]) * 0.99 * (min(max(q, -0.05), 0.1) if clip else q))
     return np.array(y)
 
 
@@ -187,10 +196,10 @@ def plain_errors(critic: Any, arrays: Any, data: Any, y: np.ndarray) -> np.ndarr
     return errors
 
 
-def plain_critic_loss(critic: Any, arrays: Any, data: Any, y: np.ndarray) -> float:
+def plain_critic_loss(critic: Any, arrays: Any, data: Any, y: np.ndarray, lap: bool = True) -> float:
     total = 0.0
     for error in plain_errors(critic, arrays, data, y).reshape(-1):
-        total += 0.5 * error**2 if error < 1 else error
+        total += (0.5 * error**2 if error < 1 else error) if lap else error**2
     return total / 16
 
 
@@ -227,22 +236,30 @@ def test_losses_equal_plain_restatements(case: Any) -> None:
     assert float(loss) == pytest.approx(expected, rel=1e-5)
 
 
-def test_one_update_is_put_together_rightly(case: Any) -> None:
-    """Which network reads which copy: the losses and priorities that `update_all` reports."""
-    agent, state, batch, noise, arrays, data = case
+@pytest.mark.parametrize("switch", ["", *SWITCHES])
+def test_one_update_is_put_together_rightly(switch: str) -> None:
+    """Which network reads which copy: the losses and priorities that `update_all` with large steps reports."""
+    rates = [f"agent.{network}_lr=0.03" for network in ("enc", "critic", "actor")]
+    agent, state, batch, noise, arrays, data = perturbed(*rates, *filter(None, [switch]))
     changed, metrics = agent.update_all(state, batch, noise, {})
-    y = plain_target(arrays, data, noise)
-    after = as_arrays(agent.critic.unpack(changed["critic"]))
+    lap = switch != "agent.use_lap=false"
+    y = plain_target(arrays, data, noise, clip=switch != "agent.use_value_clip=false")
+    after = as_arrays(agent.critic.unpack(changed["critic"]))  # the actor is judged by the critic just updated
+    cloning = 0.1 if switch == "agent.bc_lambda=0.1" else 0.0
     expected = {
-        "encoder_loss": plain_encoder_loss(arrays["encoder"], arrays["encoder"], data),
-        "critic_loss": plain_critic_loss(arrays["critic"], arrays, data, y),
-        "actor_loss": plain_actor_loss(arrays["actor"], after, arrays, data),  # by the critic just updated
+        "critic_loss": plain_critic_loss(arrays["critic"], arrays, data, y, lap),
+        "actor_loss": plain_actor_loss(arrays["actor"], after, arrays, data, cloning),
         "target_mean": y.mean(),
     }
+    if agent.config.use_sale:
+        source = "average_encoder" if switch == "agent.enc_target=ema" else "encoder"
+        expected["encoder_loss"] = plain_encoder_loss(arrays["encoder"], arrays[source], data)
     for k, v in expected.items():
         assert float(metrics[k]) == pytest.approx(v, rel=1e-5, abs=1e-6), k
     errors = plain_errors(arrays["critic"], arrays, data, y)
-    np.testing.assert_allclose(metrics["priority"], np.maximum(errors.max(0), 1) ** 0.4, rtol=1e-5)
+    assert ("priority" in metrics) == lap
+    if lap:
+        np.testing.assert_allclose(metrics["priority"], np.maximum(errors.max(0), 1) ** 0.4, rtol=1e-5)
     np.testing.assert_allclose(changed["seen_range"], [y.min(), y.max()], rtol=1e-5)
 
 
