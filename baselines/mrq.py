@@ -27,9 +27,9 @@ Encoder = Mapping[str, Mapping[str, Tensor]]  # parameters by network and name
 
 @dataclass(frozen=True)
 class Config:
-    """Defaults are the official ones (mrq.md, tables at its end)."""
+    """Defaults are the official ones (tables at the end of mrq.md)."""
 
-    # representation ("Networks", "Reward coding", "Encoder update")
+    # representation (mrq.md sections 1 to 3)
     zs_dim: int = setting(512, "width of state embeddings", low=1, high=65536)
     za_dim: int = setting(256, "width of action embeddings", low=1, high=65536)
     zsa_dim: int = setting(512, "width of state-action embeddings", low=1, high=65536)
@@ -42,7 +42,7 @@ class Config:
     done_weight: float = setting(0.1, "weight of the termination's error, once there was one", low=0.0, high=1e6)
     enc_lr: float = setting(1e-4, "AdamW learning rate of the encoders and the model", low=0.0, high=1.0)
     enc_weight_decay: float = setting(1e-4, "AdamW weight decay of the same", low=0.0, high=1.0)
-    # value and policy ("RL update", "Periodic sync")
+    # value and policy (sections 4 and 5)
     discount: float = setting(0.99, "gamma, per decision", low=0.0, high=1.0)
     q_horizon: int = setting(3, "N of the returns", low=1, high=100)
     reward_mask: str = setting(
@@ -58,14 +58,15 @@ class Config:
     policy_weight_decay: float = setting(1e-4, "AdamW weight decay of the policy", low=0.0, high=1.0)
     pre_activation_weight: float = setting(1e-5, "weight of squared pre-activations", low=0.0, high=1e6)
     gumbel_temperature: float = setting(10.0, "tau of the Gumbel-softmax over discrete actions", low=0.01, high=1e6)
-    # replay ("Replay")
+    # replay (section 6)
     lap_alpha: float = setting(0.4, "exponent of priorities; 0 is uniform sampling", low=0.0, high=1.0)
     lap_min: float = setting(1.0, "smallest error that counts for a priority", low=1e-6, high=1e6)
     batch_size: int = setting(256, "slices in a batch", low=2, high=1_000_000)
     buffer_size: int = setting(1_000_000, "replay capacity, transitions", low=1000, high=10**9)
-    # collection ("Loop and protocol")
+    # collection (section 7)
     warmup_decisions: int = setting(10_000, "random decisions first, without updates", low=0, high=10**9)
     exploration_noise: float = setting(0.2, "standard deviation; half if discrete", low=0.0, high=10.0)
+    released_gumbel: bool = setting(False, "released code: discrete actions are drawn in evaluation, too")
 
 
 @register("mrq")
@@ -176,9 +177,10 @@ class MRQ(Agent[Config]):
 
     def act_noise(self, explore: bool) -> Mapping[str, Noise]:
         shape = (self.spec.action_dim,)
-        if not explore:
-            return {}
-        return {"action": Noise(shape), **({"gumbel": Noise(shape, "uniform")} if self.spec.discrete else {})}
+        noise = {"action": Noise(shape)} if explore else {}
+        if self.spec.discrete and (explore or self.config.released_gumbel):
+            noise["gumbel"] = Noise(shape, "uniform")
+        return noise
 
     def acts_randomly(self, progress: Progress) -> bool:
         return progress.decisions < self.config.warmup_decisions
@@ -188,7 +190,7 @@ class MRQ(Agent[Config]):
     def encoder_loss(
         self, encoder: Tensor, target: Tensor, terminations_seen: Tensor, batch: Batch
     ) -> tuple[Tensor, Metrics]:
-        """Errors of the model over one unroll of H_enc steps ("Encoder update")."""
+        """Errors of the model over one unroll of H_enc steps (mrq.md section 3)."""
         c, steps = self.config, self.config.enc_horizon
         parameters, bar = self.encoder.unpack(encoder, self.dtype), self.target.unpack(target, self.dtype)
         action, mask = self.realise(batch.action[:steps]), batch.alive[:steps]  # (H, B, A), (H, B)
@@ -215,7 +217,7 @@ class MRQ(Agent[Config]):
         return loss, {k: v.detach() for k, v in parts.items()}
 
     def target_value(self, state: State, batch: Batch, noise: Noises) -> Tensor:
-        """y (B,) = (R + gamma^n Q-bar S-bar) / S, by the target networks ("RL update")."""
+        """y (B,) = (R + gamma^n Q-bar S-bar) / S, by the target networks (section 4)."""
         c = self.config
         returns = n_step if c.reward_mask == "alive" else n_step_released
         total, factor, last = returns(batch, c.q_horizon, c.discount)
@@ -265,7 +267,7 @@ class MRQ(Agent[Config]):
         return Stage(noise=noise)
 
     def synchronise(self, state: State, batch: None, noise: Noises, clock: State) -> tuple[dict[str, Tensor], Metrics]:
-        """Hard copies to the targets, and a new scale of rewards ("Periodic sync")."""
+        """Hard copies to the targets, and a new scale of rewards (section 5)."""
         scale = torch.clamp(clock["mean_absolute_reward"], min=1e-8)
         seen = torch.maximum(state["terminations_seen"], (clock["terminations"] > 0).float())
         return {
@@ -340,7 +342,7 @@ def n_step_released(batch: Batch, n: int, discount: float) -> tuple[Tensor, Tens
 
 
 def symexp_bins(count: int, limit: float, device: torch.device | str = "cpu") -> Tensor:
-    """symexp of `count` evenly spaced points from -limit to limit ("Reward coding"): (count,), float32.
+    """symexp of `count` evenly spaced points from -limit to limit (mrq.md section 2): (count,), float32.
 
     Made on the device, since a copy from the host cannot be part of a CUDA graph.
     """

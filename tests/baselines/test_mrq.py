@@ -408,6 +408,17 @@ def test_exploration_noise() -> None:
     torch.testing.assert_close(noisy, torch.clamp(quiet + 0.1, -1, 1))
 
 
+def test_released_evaluation_draws_discrete_actions() -> None:
+    agent, continuous = (make_agent("mrq", "agent.released_gumbel=true", spec=spec) for spec in (DISCRETE, SPEC))
+    assert set(agent.act_noise(False)) == {"gumbel"} and continuous.act_noise(False) == {}
+    state, observation = initial_state(agent), torch.randn(1, 5).expand(2000, 5)
+    uniform = torch.rand(2000, 3, generator=torch.Generator().manual_seed(0))
+    share = agent.act(state, {}, observation, {"gumbel": uniform}, {})[0].mean(0)
+    zs = agent.embed_state(agent.encoder.unpack(state["encoder"]), observation[:1])
+    probability = torch.softmax(agent.pre_activation(state["policy"], zs)[0], 0)  # the largest does not feel tau
+    torch.testing.assert_close(share, probability, atol=0.04, rtol=0)
+
+
 def test_gumbel_softmax() -> None:
     agent = make_agent("mrq", spec=DISCRETE)
     uniform = torch.tensor([[0.0, 0.5, 1 - 2.0**-24]])
