@@ -170,7 +170,40 @@ def _layers(words: Sequence[str]) -> list[tuple[str, dict[str, object]]]:
 
 
 def _train(runs: Sequence, folder_execution, folder: Path) -> int:  # type: ignore[no-untyped-def, type-arg]
-    """Train runs of equal configuration in packs; see TRAIN_EXAMPLES for the exit status."""
+    """Train runs of equal configuration; see TRAIN_EXAMPLES for the exit status.
+
+    Where no precision is asked for, what has begun goes on in that of its last session: a requeued job may get another
+    kind of device.
+    """
+    from iqrl import execution as executing
+
+    usual = executing.decide(folder_execution, runs[0])
+    groups: dict[str, list] = {}  # type: ignore[type-arg]
+    for run in runs:
+        begun = _precision(folder / run.directory_name) if folder_execution.precision == "auto" else ""
+        possible = begun in ("float32", "bfloat16") or (begun == "tf32" and usual.device.type == "cuda")
+        groups.setdefault(begun if possible else usual.precision, []).append(run)
+    outcome = 0
+    for precision, group in groups.items():
+        status = _train_alike(group, dataclasses.replace(folder_execution, precision=precision), folder)
+        if status == INTERRUPTED:
+            return status
+        outcome = outcome or status
+    return outcome
+
+
+def _precision(path: Path) -> str:
+    """That of a run's last session; "" where there is nothing to go on from."""
+    from iqrl.run_directory import RunDirectory
+
+    directory = RunDirectory(path)
+    if directory.done() or not directory.checkpoints():
+        return ""
+    return str(last_execution(path).get("train", {}).get("precision", ""))
+
+
+def _train_alike(runs: Sequence, folder_execution, folder: Path) -> int:  # type: ignore[no-untyped-def, type-arg]
+    """Train runs of equal configuration and precision in packs."""
     import torch
 
     from iqrl import execution as executing
@@ -179,7 +212,7 @@ def _train(runs: Sequence, folder_execution, folder: Path) -> int:  # type: igno
     from iqrl.trainer import Trainer, disk_message
     from iqrl.transfer import inherited
 
-    plan = executing.decide(_as_before(folder_execution, runs, folder), runs[0])
+    plan = executing.decide(folder_execution, runs[0])
     stop = StopFlag()
     watched = _say if sys.stdout.isatty() else lambda line: None  # in a log evaluations do
     failed = 0
@@ -227,14 +260,6 @@ def _train(runs: Sequence, folder_execution, folder: Path) -> int:  # type: igno
         print(f"error: {disk_message(error, folder)}", file=sys.stderr)
         return 1
     return 1 if failed else 0
-
-
-def _as_before(execution, runs: Sequence, folder: Path):  # type: ignore[no-untyped-def, type-arg]
-    """With the precision of the last session where none is asked for: a requeued job may get another kind of device."""
-    paths = [folder / run.directory_name for run in runs]
-    last = (last_execution(p).get("train", {}).get("precision") for p in paths if not (p / "DONE").exists())
-    before = next((precision for precision in last if precision in ("float32", "bfloat16")), None)
-    return dataclasses.replace(execution, precision=before) if before and execution.precision == "auto" else execution
 
 
 def _fail(trainer: Trainer | None, pack: Pack, reason: str, trace: str = "") -> None:

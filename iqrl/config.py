@@ -66,7 +66,7 @@ class Execution:
     device: str = setting("auto", "auto, cpu, cuda or cuda:N")
     precision: str = setting(
         "auto",
-        "of matrix products; auto: as the run began; tf32 on CUDA alone",
+        "of matrix products; auto: as in its last session; tf32 on CUDA alone",
         choices=("auto", "float32", "tf32", "bfloat16"),
     )
     compile: str = setting("auto", "compile the updates; on CUDA, as graphs", choices=("auto", "on", "off"))

@@ -314,12 +314,13 @@ class RunDirectory:
     def set_aside(self) -> None:
         """Move what no checkpoint here can use, tables and replay too, into a folder of its own: lost-<token>.
 
-        Checkpoints go last: killed before that, the next session finds them, and moves the rest.
+        What `trained` looks at goes last: killed before that, the next session finds it, and moves the rest.
         """
         self.check()
         folder = self.path / f"lost-{self.token:08d}"
         folder.mkdir(exist_ok=True)
-        for name in (*TABLES, "replay", "checkpoint"):
+        others = [name for name in TABLES if name != "evaluations.csv"]
+        for name in (*others, "replay", "evaluations.csv", "checkpoint"):
             with contextlib.suppress(FileNotFoundError):
                 (self.path / name).rename(folder / name)
 

@@ -493,7 +493,9 @@ class Trainer:
                 else:
                     warn(f"{lane.directory.path}: a checkpoint is of another configuration; using one before")
             if not usable and lane.directory.trained():
-                warn(f"{lane.directory.path}: no checkpoint is usable; starts over, with what was there set aside")
+                found_some = lane.directory.checkpoints()
+                reason = "no checkpoint is usable" if found_some else "ended before its first checkpoint"
+                warn(f"{lane.directory.path}: {reason}; starts over, with what was there set aside")
             found.append(usable)
         for group in together([set(usable) for usable in found], len(found)):
             newest = max(set.intersection(*(set(found[i]) for i in group)), default=None)

@@ -37,7 +37,8 @@ def inherited(run: RunConfig, runs: Path) -> dict[str, Tensor]:
         source = load_run(runs / name)
     except InputError as error:
         raise InputError(f"{key}: {error}") from None
-    if source.agent is not run.agent:
+    alike = run.source and source.source_hash == run.source_hash  # jobs have copies of an agent's file
+    if source.agent is not run.agent and not alike:
         raise InputError(f"{key}: is a run of {source.agent.name}; expected one of {run.agent.name}")
     directory = RunDirectory(runs / name)
     if not directory.done():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import re
 import sys
 import time
 from collections.abc import Sequence
@@ -188,7 +189,7 @@ def _options(words: Sequence[str], known: Sequence[str]) -> tuple[dict[str, str]
     options: dict[str, str] = {}
     others, rest = [], []
     for word in words:
-        key, equals, value = word.partition("=")
+        key, equals, value = word.partition("=") if re.match(r"[\w.]+=", word) else (word, "", "")
         key = key.lower() if key.lower() in known else key
         if equals and key in known:
             if key in options:

@@ -140,7 +140,9 @@ def _waiting(report: Report) -> list[str]:
     for job, reason in sorted(report.queue.reasons.items()):
         if reason not in PATIENCE:
             jobs.setdefault(reason, []).append(job)
-    helps = {reason: f"; scontrol release {ids[0]}" for reason, ids in jobs.items() if "held" in reason.lower()}
+    helps = {"JobHeldAdmin": "; ask the cluster's support"}
+    if held := jobs.get("JobHeldUser"):
+        helps["JobHeldUser"] = f"; scontrol release {' '.join(sorted({job.partition('_')[0] for job in held}))}"
     return [f"{len(ids)} jobs wait: {reason}{helps.get(reason, '')}" for reason, ids in jobs.items()]
 
 

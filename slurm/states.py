@@ -58,6 +58,8 @@ def ask(handed_out: Sequence[Submission], wanted: Collection[str] | None = None)
     Login nodes of several clusters may see one folder, and each cluster counts its jobs from 1.
     """
     cluster = queue.setting("ClusterName") if any(s.content.get("cluster") for s in handed_out) else ""
+    if not cluster and any(s.content.get("cluster") for s in handed_out) and queue.available():
+        return queue.Queue(error="scontrol does not say which cluster this is")
     here = [job.id for s in handed_out if not s.elsewhere(cluster) for job in s.jobs]
     ids = [job for job in here if wanted is None or job in wanted]
     return dataclasses.replace(queue.look(ids, {s.user for s in handed_out}), cluster=cluster)

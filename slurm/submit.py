@@ -31,6 +31,7 @@ from slurm.submissions import Job, Submission, replace_text, submissions, write_
 ROOT = Path(__file__).resolve().parent.parent
 ROOMS = ("iqrl", "baselines", "ablations", "slurm")  # that a job needs
 ARRAY_LIMIT = 1001  # Slurm's default MaxArraySize
+MEMORY = {"mem", "mem_per_cpu", "mem_per_gpu"}
 NOT_NOW = "Requested node configuration is not available"  # what a test says of nodes that are down, too
 SOUND = ("idle", "mixed", "allocated", "completing", "planned")  # states of nodes, as sinfo writes them
 
@@ -172,7 +173,7 @@ def _executor(wants: Profile, name: str, folder: Path, code: Path) -> submitit.S
     ]
     options = wants.sbatch_options()
     asked = profile.gpu_options(wants)
-    memory = {} if any(key.startswith("mem") for key in options) else {"mem": f"{round(wants.memory_gb * 1024)}MB"}
+    memory = {} if options.keys() & MEMORY else {"mem": f"{round(wants.memory_gb * 1024)}MB"}
     executor = submitit.SlurmExecutor(folder=folder)
     given = {
         "partition": wants.partition,
@@ -221,6 +222,7 @@ def _test(wants: Profile, name: str, count: int) -> None:
 
 def _down(partition: str) -> str:
     """Why nodes of a partition ("": the default) take no jobs, such as "3 of 4 nodes are drained"; "" if they do."""
+    partition = partition or os.environ.get("SBATCH_PARTITION", "")
     chosen = [f"--partition={partition}"] if partition else []
     status, text = queue.command("sinfo", "--noheader", "--format=%P|%a|%T|%D", *chosen)
     rows = [line.split("|") for line in text.splitlines() if line.count("|") == 3] if not status else []

@@ -35,6 +35,7 @@ from training import (
 
 from iqrl import __main__ as command_line
 from iqrl import processes
+from iqrl.execution import fast_bfloat16
 from iqrl.run_directory import RunDirectory
 
 AGENTS = {"iqrl": [*IQRL, "seeds=0,1"], "td3": TD3_DECISION}
@@ -605,23 +606,28 @@ def test_a_run_without_its_checkpoints_keeps_what_it_had(tmp_path: Path, undistu
     assert_same_runs(runs, expected)
 
 
-def test_setting_aside_may_be_killed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The checkpoints, which say that there is something to set aside, go last."""
+@pytest.mark.parametrize("last", ["checkpoint", "evaluations.csv"])
+def test_setting_aside_may_be_killed(last: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What says that there is something to set aside, checkpoints or evaluations, goes last."""
     directory = RunDirectory(tmp_path)
     directory.claim()
     directory.open({}, [], 3)
-    directory.save((1, 1), {})
+    if last == "checkpoint":
+        directory.save((1, 1), {})
+    else:
+        row = {"env_step": 5000, "episode": 0, "episode_return": 1.0, "length": 500}
+        directory.append("evaluations.csv", row)
     rename = Path.rename
 
     def killed(path: Path, target: Path) -> Path:
-        if path.name == "checkpoint":
+        if path.name == last:
             raise KeyboardInterrupt
         return rename(path, target)
 
     monkeypatch.setattr(Path, "rename", killed)
     with pytest.raises(KeyboardInterrupt):
         directory.set_aside()
-    assert directory.trained() and not (tmp_path / "evaluations.csv").exists() and not (tmp_path / "replay").exists()
+    assert directory.trained() and not (tmp_path / "training.csv").exists() and not (tmp_path / "replay").exists()
     directory.release()
 
 
@@ -639,13 +645,17 @@ def test_a_run_keeps_its_precision_and_says_what_has_changed(halfway: tuple[Path
     """A requeued job may get another kind of device, and a tree may have moved on."""
     runs, directory, _ = halfway
     record = json.loads((directory / "provenance.json").read_text())
-    was = record["sessions"][-1]["precision"]
-    other = {"bfloat16": "float32", "float32": "bfloat16"}[was]
+    was, other = ("bfloat16", "float32") if fast_bfloat16(torch.device("cpu")) else ("float32", "bfloat16")
     record["sessions"][-1] |= {"precision": other, "commit": "0" * 40}
     (directory / "provenance.json").write_text(json.dumps(record))
-    apart = tmp_path / "apart"
+    apart, early = tmp_path / "apart", tmp_path / "early"
     shutil.copytree(runs, apart)
-    said = finish(words("td3", runs, "train.precision=auto"), tmp_path / "said")
+    shutil.copytree(runs, early)
+    shutil.rmtree(early / directory.name / "checkpoint")  # of which there is nothing to go on with
+    said = finish(words("td3", early, "train.precision=auto"), tmp_path / "said")
+    assert f"on cpu {was}" in said and "another precision" not in said
+    said = finish(words("td3", runs, "train.precision=auto", "seeds=0..1"), tmp_path / "said")
+    assert f"1 runs in packs of 1, on cpu {was}" in said  # the new one
     assert f"on cpu {other}" in said and "another precision" not in said
     if record["sessions"][0]["commit"]:
         assert "goes on with another code: " in said and f"was {'0' * 40}" in said

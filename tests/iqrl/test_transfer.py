@@ -15,6 +15,7 @@ from iqrl.transfer import inherited
 
 ROOT = Path(__file__).parents[2]
 TINY = [
+    "agent=iqrl",
     "preset=tiny",
     "train.env_steps=1000",
     "agent.warmup_episodes=0",
@@ -29,14 +30,17 @@ TINY = [
 ]
 
 
+def with_defaults(words):
+    return [w for w in TINY if not w.startswith(tuple(x.split("=")[0] + "=" for x in words))] + list(words)
+
+
 def train(folder, *words):
-    command = [sys.executable, "-m", "iqrl", "train", "agent=iqrl", f"runs={folder}", *TINY, *words]
+    command = [sys.executable, "-m", "iqrl", "train", f"runs={folder}", *with_defaults(words)]
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
 
 
 def resolved(*words):
-    words = [w for w in TINY if not w.startswith(tuple(x.split("=")[0] + "=" for x in words))] + list(words)
-    return config.resolve([("", config.parse_words(["agent=iqrl", *words]))])[0][0]
+    return config.resolve([("", config.parse_words(with_defaults(words)))])[0][0]
 
 
 def final_state(folder, run):
@@ -115,7 +119,7 @@ def test_a_source_that_will_not_do_leaves_no_directory(source, words, named, cap
     before = sorted(path.name for path in folder.iterdir())
     monkeypatch.setattr("signal.signal", lambda *arguments: None)
     task = [] if any(word.startswith("task=") for word in words) else ["task=walker-run"]
-    assert command.main(["train", "agent=iqrl", f"runs={folder}", *TINY, "seeds=0", *task, *words]) == 2
+    assert command.main(["train", f"runs={folder}", *TINY, "seeds=0", *task, *words]) == 2
     message = capsys.readouterr().err
     assert len(message.splitlines()) == 1 and message.startswith("error: agent.init_from="), message
     assert named in message
@@ -128,6 +132,24 @@ def test_a_source_of_another_agent_is_refused(source):
     RunDirectory.create(other, folder)
     with pytest.raises(InputError, match="is a run of td3; expected one of iqrl"):
         inherited(resolved("task=walker-run", f"agent.init_from={other.directory_name}"), folder)
+
+
+def test_an_agent_s_file_may_lie_elsewhere_by_now(tmp_path):
+    """Each submission has a copy of it."""
+    copies = [tmp_path / name / "mine.py" for name in ("first", "second", "other")]
+    for path in copies:
+        path.parent.mkdir()
+        path.write_text(
+            "from iqrl.agent import register\nfrom iqrl.iqrl import IQRL\n\n"
+            f"@register('mine_{'b' if path.parent.name == 'other' else 'a'}')\nclass Mine(IQRL):\n    pass\n"
+        )
+    first = train(tmp_path, f"agent={copies[0]}", "task=walker-walk", "seeds=0")
+    assert first.returncode == 0, first.stderr
+    (source,) = tmp_path.glob("mine_a-*")
+    second = resolved(f"agent={copies[1]}", "task=walker-run", f"agent.init_from={source.name}")
+    assert set(inherited(second, tmp_path)) == {"world", "target"}
+    with pytest.raises(InputError, match="is a run of mine_a; expected one of mine_b"):
+        inherited(resolved(f"agent={copies[2]}", "task=walker-run", f"agent.init_from={source.name}"), tmp_path)
 
 
 def test_runs_that_start_from_different_runs_make_one_pack():
