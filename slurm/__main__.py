@@ -98,6 +98,9 @@ def main(words: Sequence[str] | None = None) -> int:
     _chosen(command)
     for state in ("failed", "lost", "cancelled", "stopped"):
         command.add_argument(f"--{state}", action="store_true", help=f"{state} runs only")
+    command.add_argument(
+        "--unknown", action="store_true", help="runs only whose Slurm is gone, or cannot be asked here"
+    )
     command.add_argument("--profile", help="submit with this profile, whatever was used before")
     _consent(command)
     _dry_run(command)
@@ -180,7 +183,7 @@ def _dispatch(a: argparse.Namespace) -> int:
         if rest:
             raise InputError(f"clean {rest[0]}: it removes all runs of a folder; expected runs=FOLDER and nothing else")
         return housekeeping.clean(runs, a.yes)
-    chosen = [s for s in ("failed", "lost", "cancelled", "stopped") if getattr(a, s)]
+    chosen = [s for s in ("failed", "lost", "cancelled", "stopped", "unknown") if getattr(a, s)]
     return _retry(runs, rest, chosen, a.profile, a.yes, a.dry_run)
 
 
@@ -271,9 +274,10 @@ def _retry(
     runs: Path, sweeps: Sequence[str], chosen: Sequence[str], profile: str | None, yes: bool, dry_run: bool
 ) -> int:
     import ablations
-    from slurm import plan, reports
+    from slurm import plan, queue, reports
 
     report = reports.Report(runs, sweeps)
+    take = "unknown" in chosen
     states = chosen or ("failed", "lost", "cancelled", "stopped")
     wanted = {s.run for s in report.states if s.state in states}
     outcome = 0
@@ -295,9 +299,10 @@ def _retry(
             outcome = outcome or 1
             continue
         how, execution = plan.execution_words(content.get("words", []))
-        same: dict[str, Any] = {"dry_run": dry_run, "only": names, "source": source}
-        if profile or (last and last.kind == "slurm"):
-            from slurm import queue, submit
+        same: dict[str, Any] = {"dry_run": dry_run, "only": names, "source": source, "take": take}
+        gone_with_slurm = take and not queue.available()  # the folder was moved to a machine without
+        if profile or (last and last.kind == "slurm" and not gone_with_slurm):
+            from slurm import submit
 
             queue.require()
             status = submit.submit(sweep, runs, profile or content["profile"], how, execution, yes=yes, **same)

@@ -106,7 +106,16 @@ def clean(runs: Path, yes: bool) -> int:
         raise InputError(f"clean runs={runs}: {busy[0]} is being trained or queued; python -m slurm cancel first")
     if report.queue.error:
         raise InputError(f"clean runs={runs}: Slurm cannot be asked whether jobs are queued: {report.queue.error}")
-    if far := [state.run for state in report.states if state.state == "unknown"]:
+    far = [state.run for state in report.states if state.state == "unknown"]
+    far += [  # again those that no manifest lists
+        run
+        for submission in report.handed_out
+        if submission.elsewhere(report.queue.cluster)
+        for job in submission.jobs
+        for run in job.runs
+        if run not in report.by_run
+    ]
+    if far:
         raise InputError(f"clean runs={runs}: {far[0]} was handed to another cluster, which may still train it")
     if heard := [state.run for state in report.states if states.heard_of(state.files)]:
         seconds = states.FRESH_SECONDS

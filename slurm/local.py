@@ -36,6 +36,7 @@ def run(
     *,
     source: str,
     only: set[str] | None = None,
+    take: bool = False,
     dry_run: bool = False,
     out: TextIO = sys.stdout,
 ) -> int:
@@ -46,6 +47,7 @@ def run(
         words: how to execute every run, from the user.
         source: the sweep's name or file, as `ablations.load` takes it.
         only: names of the runs to look at; all if None.
+        take: runs of a Slurm that cannot be asked here, too, as if it had lost them.
         dry_run: say what would be run, and stop.
     Returns:
         0 all runs are complete (or the plan was shown), 1 some are not, 75 interrupted: the same command goes on.
@@ -56,9 +58,10 @@ def run(
     in_queue = states.ask(handed_out)
     found = states.look(runs, [run.name for run in wanted], handed_out, in_queue)
     by_name = {state.run: state.state for state in found}
-    elsewhere = [run for run in wanted if by_name[run.name] in ("running", "queued", "unknown")]
+    left = ("running", "queued", *([] if take else ["unknown"]))
+    elsewhere = [run for run in wanted if by_name[run.name] in left]
     unknown = [run for run in elsewhere if by_name[run.name] == "unknown"]
-    todo = [run for run in wanted if by_name[run.name] not in ("done", "running", "queued", "unknown")]
+    todo = [run for run in wanted if by_name[run.name] not in ("done", *left)]
     packs = pack(todo, size, defaults, runs, words)
     done = len(wanted) - len(todo) - len(elsewhere)
     note = f" ({sweep.note})" if sweep.note else ""

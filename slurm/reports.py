@@ -110,13 +110,14 @@ def _next(report: Report) -> list[str]:
     by_hand = set(report.unlisted)
     counts = Counter(state.state for state in report.states if state.run not in by_hand)
     lines = []
+    name = next(iter(report.manifests)) if len(report.manifests) == 1 else ""
     if report.queue.error:
         lines.append(f"Slurm cannot be asked: {report.queue.error}")
     lines += _waiting(report)
     others = sorted({str(s.content["cluster"]) for s in report.handed_out if s.elsewhere(report.queue.cluster)})
     if counts["unknown"] and others:
         lines.append(f"{counts['unknown']} unknown: ask on a login node of {' or '.join(others)}")
-    name = next(iter(report.manifests)) if len(report.manifests) == 1 else ""
+        lines.append(f"  if it is gone: python -m slurm retry{f' {name}' if name else ''} --unknown{report.where}")
     command = " ".join(filter(None, ["python -m slurm retry", name])) + report.where
     bad = {state: counts[state] for state in ("failed", "lost", "cancelled", "stopped") if counts[state]}
     if bad:

@@ -47,6 +47,7 @@ def submit(
     dry_run: bool,
     yes: bool,
     only: set[str] | None = None,
+    take: bool = False,
 ) -> int:
     """Submit what a sweep lacks: what is neither done nor running nor queued.
 
@@ -54,6 +55,7 @@ def submit(
         words: how to execute every run, from the user.
         source: the sweep's name or file, as `ablations.load` takes it.
         only: names of the runs to look at; all if None.
+        take: runs of another cluster, too, as if it had lost them.
     Returns:
         0, or 1 if the user said no.
     Raises:
@@ -67,7 +69,8 @@ def submit(
     if in_queue.error:
         raise InputError(f"Slurm cannot be asked what is queued: {in_queue.error}")
     found = {s.run: s.state for s in states.look(runs, [run.name for run in planned], handed_out, in_queue)}
-    todo = [run for run in planned if found[run.name] not in ("done", "running", "queued", "unknown")]
+    kept = ("done", "running", "queued", *([] if take else ["unknown"]))
+    todo = [run for run in planned if found[run.name] not in kept]
     size = wants.seeds if asked.pack == "auto" else int(asked.pack)
     packs = pack(todo, size, _words(wants), runs, words)
     jobs = _jobs(packs, wants.packs_per_job)
@@ -269,8 +272,10 @@ def _hand_over(
                     submitit.core.utils.FailedSubmissionError,
                     OSError,
                 ) as error:
-                    done = sum(len(packs) > 0 for packs in jobs[: len(submission.jobs)])
-                    said = " ".join(str(error).split())
+                    done, said = len(submission.jobs), " ".join(str(error).split())
+                    if not done:  # nothing has this folder's code
+                        shutil.rmtree(folder, ignore_errors=True)
+                        raise InputError(f"Slurm refuses these jobs: {said}") from error
                     told = f"{done} of {len(jobs)} jobs submitted; submit again for the rest: {said}"
                     raise InputError(told) from error
                 for packs, handle in zip(chunk, submitted, strict=True):

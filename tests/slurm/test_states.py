@@ -401,6 +401,31 @@ def test_a_local_plan_says_that_slurm_cannot_be_asked(tmp_path, monkeypatch):
     assert "(perhaps: 2 are unknown, since Slurm cannot be asked: no controller)" in result.stdout
 
 
+def test_runs_of_a_cluster_that_is_gone_can_be_taken_over(tmp_path, monkeypatch):
+    """By another cluster, or on a machine without any."""
+    (tmp_path / "tiny.yaml").write_text(TINY)
+    sweep, runs = str(tmp_path / "tiny.yaml"), f"runs={tmp_path / 'runs'}"
+    names = [run.name for run in ablations.load(sweep).unique_runs()]
+    make_sweep(tmp_path / "runs", names, "tiny")
+    how = {"cluster": "old", "source": sweep, "words": [], "profile": "cpu"}
+    submit_to(tmp_path / "runs", "slurm", [("7_0", names)], "tiny", **how)
+    fake_slurm(tmp_path, monkeypatch, "true")
+    fake_command(tmp_path / "bin", "scontrol", "echo 'ClusterName             = new'")
+    said = slurm("status", runs).stdout
+    assert "2 unknown: ask on a login node of old" in said and "python -m slurm retry tiny --unknown" in said
+    assert "nothing to submit" in slurm("submit", sweep, runs, "--profile", "cpu", "--dry-run").stdout
+    assert "nothing to retry" in slurm("retry", runs, "--dry-run").stdout
+    take = ("retry", "tiny", "--unknown", runs, "--dry-run")
+    said = slurm(*take)
+    assert said.returncode == 0 and "2 runs in " in said.stdout, said.stderr
+    (tmp_path / "empty").mkdir()
+    said = slurm(*take, path=str(tmp_path / "empty"))
+    assert said.returncode == 0 and "2 runs, 0 already done" in said.stdout, said.stderr
+    fake_command(tmp_path / "bin", "scontrol", "exit 1")  # then job 7 of the old one could be taken for an own
+    said = slurm(*take)
+    assert said.returncode == 2 and "scontrol does not say which cluster this is" in said.stderr
+
+
 def test_gc_and_clean_ask_first(tmp_path):
     runs = tmp_path / "runs"
     for name, done in (("r0", True), ("r1", False)):
