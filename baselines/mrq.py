@@ -66,7 +66,7 @@ class Config:
     # collection (section 7)
     warmup_decisions: int = setting(10_000, "random decisions first, without updates", low=0, high=10**9)
     exploration_noise: float = setting(0.2, "standard deviation; half if discrete", low=0.0, high=10.0)
-    released_gumbel: bool = setting(False, "released code: discrete actions are drawn in evaluation, too")
+    released_gumbel: bool = setting(False, "released code: discrete actions are drawn in evaluation, too", later=True)
 
 
 @register("mrq")

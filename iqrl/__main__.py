@@ -169,96 +169,89 @@ def _layers(words: Sequence[str]) -> list[tuple[str, dict[str, object]]]:
     return [*layers, ("command line", given)]
 
 
-def _train(runs: Sequence, folder_execution, folder: Path) -> int:  # type: ignore[no-untyped-def, type-arg]
-    """Train runs of equal configuration; see TRAIN_EXAMPLES for the exit status.
-
-    Where no precision is asked for, what has begun goes on in that of its last session: a requeued job may get another
-    kind of device.
-    """
+def _train(runs: Sequence, how, folder: Path) -> int:  # type: ignore[no-untyped-def, type-arg]
+    """Train runs of equal configuration, `how` being an Execution; see TRAIN_EXAMPLES for the exit status."""
     from iqrl import execution as executing
-
-    usual = executing.decide(folder_execution, runs[0])
-    groups: dict[str, list] = {}  # type: ignore[type-arg]
-    for run in runs:
-        begun = _precision(folder / run.directory_name) if folder_execution.precision == "auto" else ""
-        possible = begun in ("float32", "bfloat16") or (begun == "tf32" and usual.device.type == "cuda")
-        groups.setdefault(begun if possible else usual.precision, []).append(run)
-    outcome = 0
-    for precision, group in groups.items():
-        status = _train_alike(group, dataclasses.replace(folder_execution, precision=precision), folder)
-        if status == INTERRUPTED:
-            return status
-        outcome = outcome or status
-    return outcome
-
-
-def _precision(path: Path) -> str:
-    """That of a run's last session; "" where there is nothing to go on from."""
     from iqrl.run_directory import RunDirectory
-
-    directory = RunDirectory(path)
-    if directory.done() or not directory.checkpoints():
-        return ""
-    return str(last_execution(path).get("train", {}).get("precision", ""))
-
-
-def _train_alike(runs: Sequence, folder_execution, folder: Path) -> int:  # type: ignore[no-untyped-def, type-arg]
-    """Train runs of equal configuration and precision in packs."""
-    import torch
-
-    from iqrl import execution as executing
-    from iqrl.environment_pool import WorkerError
-    from iqrl.run_directory import RunDirectory
-    from iqrl.trainer import Trainer, disk_message
+    from iqrl.trainer import disk_message
     from iqrl.transfer import inherited
 
-    plan = executing.decide(folder_execution, runs[0])
-    stop = StopFlag()
-    watched = _say if sys.stdout.isatty() else lambda line: None  # in a log evaluations do
-    failed = 0
+    usual, stop = executing.decide(how, runs[0]), StopFlag()
     try:
         complete = [RunDirectory(folder / run.directory_name).done() for run in runs]
         new = [run for run, done in zip(runs, complete, strict=True) if not done]
-        size = executing.pack_size(folder_execution, runs[0], plan, len(new)) if new else 1
+        size = executing.pack_size(how, runs[0], usual, len(new)) if new else 1
         if new:  # they differ in their seeds alone
             executing.check(new[0])
         for run in new:  # a run that cannot start leaves no directory
             if not (folder / run.directory_name).exists():
                 inherited(run, folder)
-        todo = []
+        groups: dict[str, list] = {}  # type: ignore[type-arg]
         for run, done in zip(runs, complete, strict=True):
             directory = RunDirectory.create(run, folder)
             if done:
                 print(f"{directory.path}: complete", flush=True)
             else:
-                todo.append((run, directory))
-        if todo:
-            print(f"{runs[0].agent.name} {runs[0].task}: {len(todo)} runs in packs of {size}, on {plan}", flush=True)
-        for i in range(0, len(todo), size):
-            pack = todo[i : i + size]
-            for _, directory in pack:
-                directory.claim()
-            trainer = None  # of the pack before: this one wants its memory
-            gc.collect()
-            torch.cuda.empty_cache()
-            outcome = "done"
-            try:
-                configs, directories = [r for r, _ in pack], [d for _, d in pack]
-                trainer = Trainer(configs, directories, plan, stop=stop, announce=_say, watched=watched)
-                outcome = trainer.run()
-            except (OSError, InputError):
-                raise
-            except WorkerError as error:
-                _fail(trainer, pack, f"environment workers: {error}")
-            except Exception as error:  # of the whole pack, in an update say; to start again would repeat it
-                _fail(trainer, pack, f"{type(error).__name__}: {error}", traceback.format_exc())
-            failed += sum(not d.done() for _, d in pack) if outcome == "done" else 0
-            if outcome == "interrupted":
+                precision = _precision(directory, usual) if how.precision == "auto" else usual.precision
+                groups.setdefault(precision, []).append((run, directory))
+        outcome = 0
+        for precision, group in groups.items():
+            status = _train_alike(group, dataclasses.replace(how, precision=precision), size, stop)
+            if status == INTERRUPTED:
                 print("interrupted; the same command goes on from here", flush=True)
-                return INTERRUPTED
+                return status
+            outcome = outcome or status
     except OSError as error:
         print(f"error: {disk_message(error, folder)}", file=sys.stderr)
         return 1
+    return outcome
+
+
+def _precision(directory: RunDirectory, usual) -> str:  # type: ignore[no-untyped-def]
+    """Of a run for which none is asked, `usual` being the machine's Plan.
+
+    What has begun goes on in that of its last session: a requeued job may get another kind of device.
+    """
+    if not directory.checkpoints():  # there is nothing to go on from
+        return str(usual.precision)
+    begun = str(last_execution(directory.path).get("train", {}).get("precision", ""))
+    possible = begun in ("float32", "bfloat16") or (begun == "tf32" and usual.device.type == "cuda")
+    return begun if possible else str(usual.precision)
+
+
+def _train_alike(todo: Pack, how, size: int, stop: StopFlag) -> int:  # type: ignore[no-untyped-def]
+    """Train runs of equal configuration and precision in packs of up to `size`."""
+    import torch
+
+    from iqrl import execution as executing
+    from iqrl.environment_pool import WorkerError
+    from iqrl.trainer import Trainer
+
+    plan, size = executing.decide(how, todo[0][0]), min(size, len(todo))
+    watched = _say if sys.stdout.isatty() else lambda line: None  # in a log evaluations do
+    failed = 0
+    print(f"{todo[0][0].agent.name} {todo[0][0].task}: {len(todo)} runs in packs of {size}, on {plan}", flush=True)
+    for i in range(0, len(todo), size):
+        pack = todo[i : i + size]
+        for _, directory in pack:
+            directory.claim()
+        trainer = None  # of the pack before: this one wants its memory
+        gc.collect()
+        torch.cuda.empty_cache()
+        outcome = "done"
+        try:
+            configs, directories = [r for r, _ in pack], [d for _, d in pack]
+            trainer = Trainer(configs, directories, plan, stop=stop, announce=_say, watched=watched)
+            outcome = trainer.run()
+        except (OSError, InputError):
+            raise
+        except WorkerError as error:
+            _fail(trainer, pack, f"environment workers: {error}")
+        except Exception as error:  # of the whole pack, in an update say; to start again would repeat it
+            _fail(trainer, pack, f"{type(error).__name__}: {error}", traceback.format_exc())
+        failed += sum(not d.done() for _, d in pack) if outcome == "done" else 0
+        if outcome == "interrupted":
+            return INTERRUPTED
     return 1 if failed else 0
 
 

@@ -101,12 +101,18 @@ class RunConfig:
     origins: Mapping[str, str] = field(default_factory=dict, compare=False)
 
     def resolved(self) -> dict[str, Any]:
-        """The configuration as plain data: what config.yaml holds."""
+        """The configuration as plain data: what config.yaml holds. `later` settings only where they are set."""
         agent: dict[str, Any] = {"name": self.agent.name}
         if self.source:
             agent["source"] = self.source
+        unset = {
+            f.name
+            for f in dataclasses.fields(self.settings)
+            if f.metadata.get("later") and getattr(self.settings, f.name) == f.default
+        }
+        settings = {k: v for k, v in dataclasses.asdict(self.settings).items() if k not in unset}
         return {
-            "agent": {**agent, **dataclasses.asdict(self.settings)},
+            "agent": {**agent, **settings},
             "task": self.task,
             "seed": self.seed,
             "preset": self.preset,

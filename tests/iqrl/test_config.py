@@ -155,6 +155,16 @@ def test_identity_is_what_determines_the_result_and_nothing_else() -> None:
     assert base.directory_name.startswith("iqrl-walker-walk-s3-") and base.identity.startswith(base.directory_name[-8:])
 
 
+def test_a_later_setting_leaves_runs_that_lack_it_as_they_are() -> None:
+    runs = sorted((Path(__file__).parents[2] / "results").rglob("config.yaml"))
+    assert len(runs) > 50
+    for path in runs:  # each of these was trained by another version of the project, and still is a run of this one
+        assert config.load_run(path.parent).directory_name == path.parent.name
+    before, after = one("agent=mrq"), one("agent=mrq", "agent.released_gumbel=true")
+    assert "released_gumbel" not in before.resolved()["agent"] and before.settings.released_gumbel is False
+    assert after.resolved()["agent"]["released_gumbel"] is True and before.identity != after.identity
+
+
 def test_pack_key_is_equal_for_runs_that_differ_in_their_seed_alone() -> None:
     runs = resolve("seeds=0..2")
     assert len({config.pack_key(r) for r in runs}) == 1 and len({r.identity for r in runs}) == 3

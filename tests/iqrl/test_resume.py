@@ -663,6 +663,41 @@ def test_a_run_keeps_its_precision_and_says_what_has_changed(halfway: tuple[Path
     assert f"on cpu {was}" in said and f"goes on with another precision: {was}, was {other}" in said
 
 
+@pytest.mark.parametrize("what", ["signal", "full disk"])
+def test_what_ends_a_command_ends_it_for_runs_of_another_precision_too(
+    what: str, halfway: tuple[Path, Path, Path], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """One is half done in another precision than a new one gets; it goes first."""
+    runs, directory, _ = halfway
+    record = json.loads((directory / "provenance.json").read_text())
+    other = "float32" if fast_bfloat16(torch.device("cpu")) else "bfloat16"
+    record["sessions"][-1]["precision"] = other
+    (directory / "provenance.json").write_text(json.dumps(record))
+    finished = RunDirectory.finish
+
+    def finish_and_be_told_to_stop(self: RunDirectory, env_step: int) -> None:
+        finished(self, env_step)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    def save(*_: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    if what == "signal":
+        monkeypatch.setattr(RunDirectory, "finish", finish_and_be_told_to_stop)
+    else:
+        monkeypatch.setattr(RunDirectory, "save", save)
+    status = command_line.main(words("td3", runs, "train.precision=auto", "seeds=0..1"))
+    said, errors = capsys.readouterr()
+    assert f"on cpu {other}" in said
+    (new,) = [path for path in run_directories(runs) if path != directory]
+    tables = [path.read_text() for path in new.glob("*.csv")]
+    assert not (new / "DONE").exists() and all(len(table.splitlines()) == 1 for table in tables)  # heads alone
+    if what == "signal":
+        assert status == 75 and said.splitlines()[-1] == "interrupted; the same command goes on from here"
+    else:
+        assert status == 1 and errors.splitlines()[-1].endswith("when there is room") and "complete" not in said
+
+
 def test_others_may_read_who_writes(tmp_path: Path) -> None:
     umask = os.umask(0o027)
     try:
