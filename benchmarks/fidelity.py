@@ -218,7 +218,11 @@ def main(words: Sequence[str]) -> int:
         moved = f"{row['moved']:.1e}" if row["moved"] != "" else ""
         print(f"{row['what']:40s} {row['parameters']:10d} {moved:>7s}  {row['difference']:.1e}")
     path = Path(options["out"], f"{name}.csv")
-    speed.write(path, rows, COLUMNS, digits=3)
+    try:
+        speed.write(path, rows, COLUMNS, digits=3)
+    except OSError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
     print(f"wrote {path}")
     wrong = [f"{r['what']} {r['difference']:.1e}" for r in rows if not r["difference"] <= float(options["limit"])]
     if wrong:  # NaN is, too

@@ -501,7 +501,10 @@ def main() -> None:
             return follow(name, path, sys.argv[4])
         update = PEERS[name](path, random_slices).update
     except ModuleNotFoundError as error:
-        sys.exit(f"error: {name} imports {error.name}, which {sys.executable} lacks; expected peer_python=PYTHON")
+        sys.exit(
+            f"error: {name}: no module {error.name} in {path}, nor in {sys.executable}; expected a checkout of "
+            "the official code, and peer_python=PYTHON with what it imports"
+        )
     print("ready", file=out, flush=True)
     for line in sys.stdin:
         begin = time.perf_counter()

@@ -13,7 +13,7 @@ A peer is the official code of any of the six agents, or leanrl, LeanRL's TD3, c
 must have what it imports, PyTorch above all (leanrl: tensordict no newer than 0.12, later ones do not compile there).
 
 Every row is written as it comes, to OUT/results.csv (OUT/peer.csv, with a peer), in place of a former one of the same
-agent, sizes, pack, device and machine; other rows of the file stay.
+agent, sizes, pack, device and machine; other rows of the file stay. The figure beside it has the new ones.
 
 `decisions_per_second` counts every seed of the pack and is that of acting, simulating and updating one after the other.
 The roofline is this machine's own: its matrix rate and memory bandwidth, measured in the same run.
@@ -214,14 +214,14 @@ def main(words: Sequence[str]) -> int:
         for row in measure(options):
             rows.append(row)
             write(path, [*others(before, rows), *rows])
+        print(f"wrote {path}")
+        draw(rows, path.with_suffix(""))
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except (WorkerEnded, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
-    print(f"wrote {path}")
-    draw(rows, path.with_suffix(""))
     return 0
 
 

@@ -94,7 +94,8 @@ class Trainer:
         self.evaluators: EnvironmentPool | None = None
         self.started = time.monotonic()
         self.saved_at = self.reported_at = self.told_at = self.started
-        self.rate_marks: list[tuple[float, int, int]] = []
+        self.rate_marks: list[tuple[float, int, int]] = []  # time, decisions and updates of the first that lives
+        self.rate_of: Progress | None = None
 
     # --- the loop
 
@@ -419,8 +420,10 @@ class Trainer:
             self._save()
         if now - self.reported_at >= REPORT_SECONDS:
             self.reported_at = now
-            first = self.lanes[self._places(self._living())[0]].progress if self._living() else Progress()
-            self.rate_marks = [*self.rate_marks[-30:], (now, first.decisions, first.updates)]
+            if self._living():
+                first = self._living()[0].progress
+                before = self.rate_marks if self.rate_of is first else []  # of a lane that has ended
+                self.rate_marks, self.rate_of = [*before[-30:], (now, first.decisions, first.updates)], first
             for lane in self._living():
                 with self._isolated(lane):
                     self._report(lane)
@@ -437,7 +440,8 @@ class Trainer:
     def _tell(self, lanes: Sequence[Lane]) -> None:
         done, repeat = lanes[0].progress.decisions, self.spec.action_repeat
         speed, _ = self._rates()
-        pace = f"  {speed:,.0f} steps/s  {(self.budget - done) * repeat / speed / 60:,.0f} min left" if speed else ""
+        going = speed > 0 and done < self.budget  # the last updates take no steps
+        pace = f"  {speed:,.0f} steps/s  {(self.budget - done) * repeat / speed / 60:,.0f} min left" if going else ""
         names = self._name(lanes[0]) + (f" and {len(lanes) - 1} more" if len(lanes) > 1 else "")
         self.watched(f"{names}  step {done * repeat:>9,} of {self.budget * repeat:,}{pace}")
 
@@ -494,7 +498,7 @@ class Trainer:
                     warn(f"{lane.directory.path}: a checkpoint is of another configuration; using one before")
             if not usable and lane.directory.trained():
                 found_some = lane.directory.checkpoints()
-                reason = "no checkpoint is usable" if found_some else "ended before its first checkpoint"
+                reason = "no checkpoint is usable" if found_some else "it has no checkpoint"
                 warn(f"{lane.directory.path}: {reason}; starts over, with what was there set aside")
             found.append(usable)
         for group in together([set(usable) for usable in found], len(found)):

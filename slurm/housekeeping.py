@@ -106,17 +106,20 @@ def clean(runs: Path, yes: bool) -> int:
         raise InputError(f"clean runs={runs}: {busy[0]} is being trained or queued; python -m slurm cancel first")
     if report.queue.error:
         raise InputError(f"clean runs={runs}: Slurm cannot be asked whether jobs are queued: {report.queue.error}")
-    far = [state.run for state in report.states if state.state == "unknown"]
-    far += [  # again those that no manifest lists
-        run
+    far = {  # again with those that no manifest lists
+        run: submission
         for submission in report.handed_out
         if submission.elsewhere(report.queue.cluster)
         for job in submission.jobs
         for run in job.runs
-        if run not in report.by_run
-    ]
-    if far:
-        raise InputError(f"clean runs={runs}: {far[0]} was handed to another cluster, which may still train it")
+    }
+    for state in states.look(runs, far, report.handed_out, report.queue):
+        if state.state == "unknown":
+            submission = far[state.run]
+            raise InputError(
+                f"clean runs={runs}: {state.run} was handed to another cluster, {submission.content['cluster']}, which "
+                f"may still train it; if it is gone, remove {submission.folder} first"
+            )
     if heard := [state.run for state in report.states if states.heard_of(state.files)]:
         seconds = states.FRESH_SECONDS
         raise InputError(f"clean runs={runs}: {heard[0]} was trained on another machine in the last {seconds:.0f} s")

@@ -141,10 +141,13 @@ def _waiting(report: Report) -> list[str]:
     for job, reason in sorted(report.queue.reasons.items()):
         if reason not in PATIENCE:
             jobs.setdefault(reason, []).append(job)
-    helps = {"JobHeldAdmin": "; ask the cluster's support"}
-    if held := jobs.get("JobHeldUser"):
-        helps["JobHeldUser"] = f"; scontrol release {' '.join(sorted({job.partition('_')[0] for job in held}))}"
-    return [f"{len(ids)} jobs wait: {reason}{helps.get(reason, '')}" for reason, ids in jobs.items()]
+    lines = []
+    for reason, ids in jobs.items():
+        arrays = sorted({job.partition("_")[0] for job in ids})
+        help = f"; scontrol release {' '.join(arrays)}" if "held" in reason.lower() else ""
+        help = "; ask the cluster's support" if reason == "JobHeldAdmin" else help
+        lines.append(f"{len(ids)} jobs wait: {reason}{help}")
+    return lines
 
 
 def why(runs: Path, sweeps: Sequence[str]) -> int:

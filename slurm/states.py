@@ -57,11 +57,15 @@ def ask(handed_out: Sequence[Submission], wanted: Collection[str] | None = None)
 
     Login nodes of several clusters may see one folder, and each cluster counts its jobs from 1.
     """
-    cluster = queue.setting("ClusterName") if any(s.content.get("cluster") for s in handed_out) else ""
-    if not cluster and any(s.content.get("cluster") for s in handed_out) and queue.available():
+    named = [s for s in handed_out if s.content.get("cluster")]
+    cluster = queue.setting("ClusterName") if named else ""
+
+    def asked_for(submissions: Iterable[Submission]) -> list[str]:
+        return [job.id for s in submissions for job in s.jobs if wanted is None or job.id in wanted]
+
+    if not cluster and asked_for(named) and queue.available():
         return queue.Queue(error="scontrol does not say which cluster this is")
-    here = [job.id for s in handed_out if not s.elsewhere(cluster) for job in s.jobs]
-    ids = [job for job in here if wanted is None or job in wanted]
+    ids = asked_for(s for s in handed_out if not s.elsewhere(cluster))
     return dataclasses.replace(queue.look(ids, {s.user for s in handed_out}), cluster=cluster)
 
 

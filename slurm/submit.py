@@ -267,17 +267,17 @@ def _hand_over(
             with _undisturbed():  # jobs that no file names could neither be seen nor cancelled
                 try:
                     submitted = executor.map_array(job.work, [_task(packs, folder, runs, wants) for packs in chunk])
-                except (
-                    submitit.core.utils.FailedJobError,
-                    submitit.core.utils.FailedSubmissionError,
-                    OSError,
-                ) as error:
+                except submitit.core.utils.FailedJobError as error:  # sbatch took none of these
                     done, said = len(submission.jobs), " ".join(str(error).split())
                     if not done:  # nothing has this folder's code
                         shutil.rmtree(folder, ignore_errors=True)
                         raise InputError(f"Slurm refuses these jobs: {said}") from error
                     told = f"{done} of {len(jobs)} jobs submitted; submit again for the rest: {said}"
                     raise InputError(told) from error
+                except (submitit.core.utils.FailedSubmissionError, OSError) as error:
+                    done, said = len(submission.jobs), " ".join(str(error).split())
+                    told = f"{done} of {len(jobs)} jobs submitted, and perhaps {len(chunk)} more that no file names"
+                    raise InputError(f"{told} (squeue --me; scancel): {said}") from error
                 for packs, handle in zip(chunk, submitted, strict=True):
                     record = Job(handle.job_id, [{"name": each.name, "runs": list(each.runs)} for each in packs])
                     submission.jobs.append(record)

@@ -49,7 +49,8 @@ def test_what_a_checkout_imports_and_is_not_there_is_named(tmp_path):
     (tmp_path / "TD3.py").write_text("import nothing_there")
     words = [sys.executable, str(Path(peer.__file__)), "td3", str(tmp_path), "1"]
     done = subprocess.run(words, capture_output=True, text=True)
-    lacking = f"error: td3 imports nothing_there, which {sys.executable} lacks; expected peer_python=PYTHON\n"
+    lacking = f"error: td3: no module nothing_there in {tmp_path}, nor in {sys.executable}; expected a checkout of "
+    lacking += "the official code, and peer_python=PYTHON with what it imports\n"
     assert (done.returncode, done.stderr) == (1, lacking)
 
 

@@ -4,6 +4,7 @@ import dataclasses
 import json
 import os
 import pickle
+import re
 import subprocess
 import sys
 
@@ -197,6 +198,13 @@ def test_the_submission_script(tmp_path, srun):
     assert "OMP_NUM_THREADS=4" in text
 
 
+@pytest.mark.parametrize(("option", "flags"), [("mem-bind=local", 2), ("mem-per-cpu=2G", 1), ("mem=0", 1)])
+def test_an_option_that_says_how_much_memory_comes_instead_of_the_profiles(tmp_path, srun, option, flags):
+    executor = submit._executor(profile.load(write(tmp_path, options=[option])), "n", tmp_path / "f", tmp_path / "code")
+    text = executor._make_submission_file_text("true", "id")
+    assert f"--{option}" in text and len([line for line in text.splitlines() if "--mem" in line]) == flags
+
+
 @pytest.mark.parametrize(
     ("option", "flags"),
     [
@@ -317,6 +325,22 @@ runpy.run_module("slurm", run_name="__main__")
     assert result.returncode == 2 and result.stderr.count("\n") == 1
     assert "No space left on device; jobs 101: taken back" in result.stderr
     assert (tmp_path / "cancelled").read_text() == "101\n"
+
+
+@pytest.mark.parametrize(
+    ("sbatch", "said", "kept"),
+    [
+        ("echo 'sbatch: error: AssocMaxSubmitJobLimit' >&2; exit 1", "Slurm refuses these jobs: ", False),
+        ("echo '101;here'", "perhaps 2 more that no file names (squeue --me; scancel): ", True),
+    ],
+)
+def test_only_what_slurm_refused_is_removed(submitting, tmp_path, sbatch, said, kept):
+    """Jobs that it took need their folder's code, whatever its answer looks like."""
+    (tmp_path / "tiny.yaml").write_text(TINY)
+    fake_command(tmp_path / "bin", "sbatch", f'case "$1" in --test-only) exit 0;; esac\n{sbatch}')
+    with pytest.raises(AssertionError, match=re.escape(said)):
+        submitting("submit", "tiny.yaml")
+    assert [path.is_dir() for path in (tmp_path / "r" / "sweeps" / "tiny").glob("*/code")] == [True] * kept
 
 
 def test_a_profile_may_have_dots_in_its_name(submitting, tmp_path, monkeypatch):

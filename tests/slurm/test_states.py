@@ -424,6 +424,16 @@ def test_runs_of_a_cluster_that_is_gone_can_be_taken_over(tmp_path, monkeypatch)
     fake_command(tmp_path / "bin", "scontrol", "exit 1")  # then job 7 of the old one could be taken for an own
     said = slurm(*take)
     assert said.returncode == 2 and "scontrol does not say which cluster this is" in said.stderr
+    fake_command(tmp_path / "bin", "scontrol", "echo 'ClusterName             = new'")
+    folder = make_run(tmp_path / "runs", names[0], lease=AWAY)  # it is not gone
+    said = slurm(*take)
+    assert said.returncode == 2 and f"{names[0]} was trained on another machine" in said.stderr
+    shutil.rmtree(folder)
+    submit_to(tmp_path / "runs", "slurm", [("8_0", names[:1])], "tiny", **how | {"cluster": "new"})
+    submit_to(tmp_path / "runs", "local", [("", names[1:])], "tiny", **how, queue=GONE)
+    fake_slurm(tmp_path, monkeypatch, "echo 'no controller' >&2; exit 1")
+    said = slurm(*take)  # job 8 may be in the queue
+    assert said.returncode == 2 and "cannot be asked what is queued: no controller" in said.stderr
 
 
 def test_gc_and_clean_ask_first(tmp_path):
@@ -499,6 +509,42 @@ def test_jobs_of_another_cluster_are_not_known_here(tmp_path, monkeypatch):
     fake_slurm(tmp_path, monkeypatch, "true")
     said = slurm("clean", "--yes", f"runs={tmp_path}")
     assert said.returncode == 2 and "r0 was handed to another cluster" in said.stderr
+
+
+def test_a_run_that_no_sweep_lists_may_be_another_clusters(tmp_path, monkeypatch):
+    """An earlier version of a sweep's file had it. Where that cluster is gone, its submission can go."""
+    fake_slurm(tmp_path, monkeypatch, "true")
+    fake_command(tmp_path / "bin", "scontrol", "echo 'ClusterName             = here'")
+    make_sweep(tmp_path, ["r0"])
+    make_run(tmp_path, "r0", done=True)
+    submission = submit_to(tmp_path, "slurm", [("7_0", ["old"])], cluster="there")
+    said = slurm("clean", "--yes", f"runs={tmp_path}")
+    assert said.returncode == 2 and "old was handed to another cluster, there, which may" in said.stderr
+    assert f"if it is gone, remove {submission.folder} first" in said.stderr
+    shutil.rmtree(submission.folder)
+    assert slurm("clean", "--yes", f"runs={tmp_path}").returncode == 0 and not (tmp_path / "r0").exists()
+
+
+def test_a_local_sweep_does_not_need_slurm_s_word(tmp_path, monkeypatch):
+    """Though another sweep of the folder went there."""
+    fake_slurm(tmp_path, monkeypatch, "exit 1")
+    fake_command(tmp_path / "bin", "scontrol", "exit 1")
+    make_sweep(tmp_path, ["r0"], "here")
+    make_sweep(tmp_path, ["r1"], "there")
+    submit_to(tmp_path, "local", [("", ["r0"])], "here", queue=GONE)
+    submit_to(tmp_path, "slurm", [("7_0", ["r1"])], "there", cluster="c")
+    said = slurm("cancel", "here", f"runs={tmp_path}")
+    assert said.returncode == 0 and said.stdout == "here: nothing to cancel\n", said.stderr
+    assert slurm("cancel", "there", f"runs={tmp_path}").returncode == 2
+
+
+@pytest.mark.parametrize("reason", ["JobHeldUser", "launch failed requeued held", "JobHeldAdmin"])
+def test_what_helps_a_held_job(tmp_path, monkeypatch, reason):
+    fake_slurm(tmp_path, monkeypatch, f"echo '7_0|PENDING|{reason}'; echo '7_1|PENDING|{reason}'")
+    make_sweep(tmp_path, ["r0", "r1"])
+    submit_to(tmp_path, "slurm", [("7_0", ["r0"]), ("7_1", ["r1"])])
+    hint = "ask the cluster's support" if reason == "JobHeldAdmin" else "scontrol release 7"
+    assert f"2 jobs wait: {reason}; {hint}\n" in slurm("status", f"runs={tmp_path}").stdout + "\n"
 
 
 def test_submissions_are_in_the_order_in_which_they_were_made(tmp_path):
