@@ -389,8 +389,10 @@ def _from_unlisted(runs: pd.DataFrame, tables: RunTables, short: str, at: int | 
         keys = _naming_keys(group["task"], configs)
         for index, config in configs.items():
             parts = [
-                str(config.get(key)) if key == "preset" else f"{key.removeprefix('agent.')}={config.get(key)}"
-                for key in keys
+                str(config.get(key))
+                if key == "preset"
+                else f"{key.removeprefix('agent.')}={config.get(key, 'default')}"
+                for key in keys  # one that came later is not in configurations where it is not set
             ]
             label = f"{agent} ({', '.join(parts)})" if parts else str(agent)
             names[index] = label

@@ -171,7 +171,7 @@ def test_a_preset_is_named_without_what_it_sets(runs: Path) -> None:
     write_run(runs, "mrq", preset="small", batch_size=128, horizon=5)
     arms = studies(runs)["runs"].arms
     assert [arm.label for arm in arms] == [
-        "mrq (default, horizon=None)", "mrq (small, horizon=3)", "mrq (small, horizon=5)",
+        "mrq (default, horizon=default)", "mrq (small, horizon=3)", "mrq (small, horizon=5)",
     ]  # fmt: skip
     assert style.label(arms[1]) == "MR.Q (small, horizon=3)"
 
@@ -180,6 +180,13 @@ def test_settings_that_follow_the_task_make_no_arms(runs: Path) -> None:
     write_run(runs, "iqrl", "walker-walk", n_step=1)
     write_run(runs, "iqrl", "dog-run", n_step=3)
     assert [arm.label for arm in studies(runs)["runs"].arms] == ["iqrl"]
+
+
+def test_a_setting_that_some_runs_do_not_have_is_at_its_default_there(runs: Path) -> None:
+    write_run(runs, "mrq")
+    write_run(runs, "mrq", released_gumbel=True)
+    labels = [arm.label for arm in studies(runs)["runs"].arms]
+    assert labels == ["mrq (released_gumbel=True)", "mrq (released_gumbel=default)"]
 
 
 def test_a_seed_that_one_task_lacks_is_named(runs: Path) -> None:
