@@ -56,7 +56,7 @@ class Plan:
             models = [x for x in Path("/proc/cpuinfo").read_text().splitlines() if x.startswith("model name")]
             name = models[0].partition(":")[2].strip() if models else name
         versions = {}
-        for package in PACKAGES:
+        for package in (*PACKAGES, *(["gymnasium"] if "gymnasium" in sys.modules else [])):  # whose task it is
             try:
                 versions[package] = importlib.metadata.version(package)
             except importlib.metadata.PackageNotFoundError:

@@ -2,6 +2,7 @@
 
 import importlib
 import importlib.metadata
+import json
 import os
 import re
 import shutil
@@ -72,6 +73,8 @@ def test_the_example_task_trains_from_a_module_outside_the_tree(tmp_path):
     assert run.parent.name.startswith("td3-gym_my_task_Windy-v0-s0-")
     returns = [float(row.split(",")[2]) for row in (run.parent / "evaluations.csv").read_text().splitlines()[1:]]
     assert len(returns) == 6 and 0.0 < min(returns) <= max(returns) < 200.0
+    (session,) = json.loads((run.parent / "provenance.json").read_text())["sessions"]
+    assert session["packages"]["gymnasium"] == importlib.metadata.version("gymnasium")
 
 
 def test_the_readme_counts_the_lines_of_the_example():
