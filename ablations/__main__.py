@@ -42,7 +42,7 @@ def main(words: Sequence[str] | None = None) -> int:
     show_parser.add_argument("words", nargs="*", metavar="scale=lite|full")
     check_parser = commands.add_parser(
         "check",
-        help="whether keys and tasks exist, arms differ, and every change changes something",
+        help="whether keys and tasks exist, arms differ, and every change changes a value",
         formatter_class=argparse.RawDescriptionHelpFormatter,
         epilog="examples:\n  python -m ablations check\n  python -m ablations check horizon my_sweep.yaml",
     )
@@ -135,7 +135,7 @@ def check_all(sweeps: Sequence[str]) -> int:
         print(f"error: {problem}", file=sys.stderr)
     if found:
         return 2
-    print(f"{_count(len(sweeps), 'sweep')}: keys and tasks exist, arms differ, no change is idle")
+    print(f"{_count(len(sweeps), 'sweep')}: keys and tasks exist, arms differ, every change changes a value")
     return 0
 
 

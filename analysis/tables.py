@@ -88,10 +88,16 @@ def differences(study: Study, replicates: int = REPLICATES) -> Table:
     rows: list[list[str]] = []
     numbers: list[dict[str, object]] = []
     bold: set[tuple[int, int]] = set()
-    for task in study.common_tasks():
+    for task in study.tasks:
+        first, finals = _final(study, reference, task), [_final(study, arm, task) for arm in others]
+        if not len(first) or not any(map(len, finals)):
+            continue
         row = [task]
-        for i, arm in enumerate(others):
-            estimate = statistics.welch(_final(study, arm, task), _final(study, reference, task))
+        for i, (arm, final) in enumerate(zip(others, finals, strict=True)):
+            if not len(final):
+                row.append("")
+                continue
+            estimate = statistics.welch(final, first)
             if estimate.low[0] > 0 or estimate.high[0] < 0:
                 bold.add((len(rows), 1 + i))
             row.append(_bounds(estimate, 0, sign=True))

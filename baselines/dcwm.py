@@ -151,15 +151,18 @@ class DCWM(Agent[Config]):
         distances = ("ce", "mse", "cosine") if coded else ("mse", "cosine")
         losses = ("nll",) if c.dynamics in COMPONENTS else distances
         wrong = {  # key: whether its value does not go with the others, and what would
-            "dynamics": (not coded and c.dynamics == "stochastic", f"another with agent.quantizer={c.quantizer}"),
+            "dynamics": (not coded and c.dynamics == "stochastic",
+                         "deterministic, with agent.consistency=mse or cosine, or a density, with nll, where "
+                         f"agent.quantizer={c.quantizer}"),
             "quantizer": (c.quantizer != "none" and c.dynamics in COMPONENTS, f"none with agent.dynamics={c.dynamics}"),
             "consistency": (c.consistency not in losses, f"{' or '.join(losses)} with agent.dynamics={c.dynamics}"
                             f" and agent.quantizer={c.quantizer}"),
             "head_encoding": (not coded and c.head_encoding != "codebook", "codebook where latents have no codes"),
             "latent_dim": (c.quantizer == "simnorm" and c.latent_dim % 8 > 0, "a multiple of 8 with simnorm"),
             "q_sample": (c.q_sample > c.num_critics, f"at most agent.num_critics={c.num_critics}"),
-            "plan_samples": (c.plan_samples <= c.plan_policy or c.plan_samples < c.plan_elites,
+            "plan_samples": (c.plan_samples <= c.plan_policy or (c.use_top_k and c.plan_samples < c.plan_elites),
                              "more than agent.plan_policy and no fewer than agent.plan_elites"),
+            "plan_max_std": (c.plan_max_std < c.plan_min_std, f"at least agent.plan_min_std={c.plan_min_std}"),
             "consistency_coef": (not (c.consistency_coef or c.reward_coef or c.use_decoder),
                                  "more than 0, or agent.reward_coef so: nothing trains the encoder"),
         }  # fmt: skip

@@ -48,7 +48,7 @@ class Config:
     reward_mask: str = setting(
         "alive", "rewards up to a termination, or all but terminating ones", choices=("alive", "released")
     )
-    target_every: int = setting(250, "updates between copies; then as many of the encoder", low=1, high=10**6)
+    target_every: int = setting(250, "updates between copies; then as many of the encoder", low=1, high=10_000)
     target_noise: float = setting(0.2, "target policy smoothing, std; half if discrete", low=0.0, high=10.0)
     noise_clip: float = setting(0.3, "and where it is clipped; half if discrete", low=0.0, high=10.0)
     value_lr: float = setting(3e-4, "AdamW learning rate of the values", low=0.0, high=1.0)

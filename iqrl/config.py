@@ -418,7 +418,10 @@ def load_run(directory: Path, changes: Mapping[str, Any] | None = None) -> RunCo
     path = directory / "config.yaml"
     if not is_file(path):
         raise InputError(f"{_short(directory)}: not a run directory: it has no config.yaml")
-    layer = load_file(path)
+    try:
+        layer = load_file(path)
+    except InputError as error:
+        raise InputError(f"{error}; the command in its provenance.json, given again, writes it anew") from None
     runs, _, _ = resolve([(str(path), layer)])
     if len(runs) != 1:
         raise InputError(f"{path}: expected one seed")

@@ -427,7 +427,7 @@ def _unaliased(changed: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> di
 
 
 def with_fallback(stage: str, function: Callable[..., Any]) -> Callable[..., Any]:
-    """The function compiled; if it cannot be, the function itself, with one warning that says why."""
+    """The function compiled; if it cannot be, tried twice, the function itself, with one warning that says why."""
     # Of one function's code torch keeps 8 compilations in all, unless told to count each `torch.compile` by itself;
     # here stages share their code, and each is compiled once for every number of seeds that run together.
     counting: dict[str, Any] = {"isolate_recompiles": True, "recompile_limit": 64}
@@ -440,13 +440,18 @@ def with_fallback(stage: str, function: Callable[..., Any]) -> Callable[..., Any
     eager: set[Any] = set()  # shapes for which it could not be
 
     def call(*arguments: Any) -> Any:
-        if not eager or shapes(arguments) not in eager:
-            try:
-                return compiled(*arguments)
-            except Exception as error:  # whatever the compiler or the machine's tool chain raises
-                print(f"warning: {stage} runs eager, compiling it failed: {one_line(error)}", file=sys.stderr)
-                eager.add(shapes(arguments))
-        return function(*arguments)
+        if eager and shapes(arguments) in eager:
+            return function(*arguments)
+        try:
+            return compiled(*arguments)
+        except Exception:  # perhaps of Ctrl-C, or of Slurm's signal, which a C++ compiler dies of: eager is not bitwise
+            pass
+        try:
+            return compiled(*arguments)
+        except Exception as error:  # whatever the compiler or the machine's tool chain raises
+            print(f"warning: {stage} runs eager, compiling it failed: {one_line(error)}", file=sys.stderr)
+            eager.add(shapes(arguments))
+            return function(*arguments)
 
     def shapes(arguments: Sequence[Mapping[str, Tensor]]) -> tuple[Any, ...]:
         return tuple((k, v.shape) for group in arguments for k, v in group.items())

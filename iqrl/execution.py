@@ -152,7 +152,7 @@ def pack_size(execution: Execution, run: RunConfig, plan: Plan, seeds: int) -> i
         raise InputError(
             f"{run.agent.name} {run.task}: needs about {each / 2**30:.1f} GiB, "
             f"{plan.device} has {free / 2**30:.1f} GiB free; "
-            "expected a smaller agent.buffer_size, preset or train.env_steps"
+            "expected less of agent.buffer_size, train.env_steps, agent.batch_size or widths, or another preset"
         )
     wanted = 32 if execution.pack == "auto" else int(execution.pack)
     return max(1, min(wanted, fits, seeds))

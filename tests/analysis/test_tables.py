@@ -124,6 +124,16 @@ def test_differences_of_gymnasium_tasks(runs: Path) -> None:
         assert left_out in table.caption and "bootstrap" not in table.caption
 
 
+def test_a_task_that_one_arm_lacks_stays_a_row_for_the_others(runs: Path) -> None:
+    for agent, final in {"iqrl": 500.0, "td3": 100.0}.items():
+        write_run(runs, agent, "dog-run", returns=[0.0, 0.0, 0.0, 0.0, 0.0, final])
+    write_run(runs, "mrq", "walker-walk")
+    (built,), _ = build(load([runs]), [runs])
+    table = tables.differences(built, 20)
+    assert table.columns == ["Task", "MR.Q", "TD3"] and table.rows == [["dog-run", "", "-400"]]
+    assert table.numbers[["row", "arm"]].to_numpy().tolist() == [["dog-run", "td3"]]
+
+
 def test_differences_of_arms_that_share_no_task_have_a_header(runs: Path, tmp_path: Path) -> None:
     write_run(runs, "iqrl", "dog-run")
     write_run(runs, "td3", "walker-walk")

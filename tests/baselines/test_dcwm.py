@@ -623,6 +623,7 @@ REGRESSION = ["agent.dynamics=deterministic", "agent.consistency=mse"]
 
 @pytest.mark.parametrize("words, key", [
     (["agent.quantizer=none"], "dynamics"), (["agent.dynamics=gaussian"], "quantizer"),
+    (["agent.plan_min_std=3"], "plan_max_std"),
     (["agent.consistency=nll"], "consistency"), (["agent.q_sample=9"], "q_sample"),
     (["agent.quantizer=none", "agent.dynamics=deterministic"], "consistency"),
     (["agent.quantizer=none", *REGRESSION, "agent.head_encoding=label"], "head_encoding"),

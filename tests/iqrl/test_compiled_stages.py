@@ -48,10 +48,31 @@ def test_a_size_that_cannot_be_compiled_runs_eager_alone(
     stage = with_fallback("critic", lambda given: given["x"] + 1.0)
     for size in (1, 3, 3, 2, 1):
         assert stage({"x": torch.zeros(size)}).tolist() == [1.0] * size
-    assert compiled == [1, 3, 2, 1]
+    assert compiled == [1, 3, 3, 2, 1]
     assert capfd.readouterr().err == (
         "warning: critic runs eager, compiling it failed: RuntimeError: out of registers\n"
     )
+
+
+def test_a_compiler_that_was_killed_is_started_again(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Ctrl-C reaches it too, while the command itself saves and stops; what it saves must be a compiled update's."""
+    calls: list[str] = []
+
+    def compiler(function: Callable[..., Tensor], **_: object) -> Callable[..., Tensor]:
+        def call(given: dict[str, Tensor]) -> Tensor:
+            calls.append("compiled")
+            if len(calls) == 1:
+                raise RuntimeError("cc1plus: Interrupt")
+            return function(given) + 1.0
+
+        return call
+
+    monkeypatch.setattr(torch, "compile", compiler)
+    stage = with_fallback("critic", lambda given: given["x"])
+    assert [stage({"x": torch.zeros(1)}).item() for _ in range(2)] == [1.0, 1.0] and len(calls) == 3
+    assert capfd.readouterr().err == ""
 
 
 def test_many_stages_and_sizes_are_compiled(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
