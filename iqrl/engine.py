@@ -440,18 +440,15 @@ def with_fallback(stage: str, function: Callable[..., Any]) -> Callable[..., Any
     eager: set[Any] = set()  # shapes for which it could not be
 
     def call(*arguments: Any) -> Any:
-        if eager and shapes(arguments) in eager:
-            return function(*arguments)
-        try:
-            return compiled(*arguments)
-        except Exception:  # perhaps of Ctrl-C, or of Slurm's signal, which a C++ compiler dies of: eager is not bitwise
-            pass
-        try:
-            return compiled(*arguments)
-        except Exception as error:  # whatever the compiler or the machine's tool chain raises
-            print(f"warning: {stage} runs eager, compiling it failed: {one_line(error)}", file=sys.stderr)
-            eager.add(shapes(arguments))
-            return function(*arguments)
+        if not eager or shapes(arguments) not in eager:
+            for again in (True, False):  # a C++ compiler dies of Ctrl-C and of Slurm's signal: eager is not bitwise
+                try:
+                    return compiled(*arguments)
+                except Exception as error:  # whatever the compiler or the machine's tool chain raises
+                    if not again:
+                        print(f"warning: {stage} runs eager, compiling it failed: {one_line(error)}", file=sys.stderr)
+                        eager.add(shapes(arguments))
+        return function(*arguments)
 
     def shapes(arguments: Sequence[Mapping[str, Tensor]]) -> tuple[Any, ...]:
         return tuple((k, v.shape) for group in arguments for k, v in group.items())

@@ -275,18 +275,16 @@ def _retry(
 ) -> int:
     import ablations
     from slurm import plan, queue, reports
-    from slurm.states import FRESH_SECONDS, heard_of
+    from slurm.states import require_silence
 
     report = reports.Report(runs, sweeps)
     take = "unknown" in chosen
     states = chosen or ("failed", "lost", "cancelled", "stopped")
     wanted = {s.run for s in report.states if s.state in states}
-    if take and report.queue.error and queue.available():
-        raise InputError(f"retry --unknown: Slurm cannot be asked what is queued: {report.queue.error}")
-    if heard := [s.run for s in report.states if take and s.state == "unknown" and heard_of(s.files)]:
-        raise InputError(
-            f"retry --unknown: {heard[0]} was trained on another machine in the last {FRESH_SECONDS:.0f} s"
-        )
+    if take:
+        if report.queue.error and queue.available():
+            raise InputError(f"retry --unknown: Slurm cannot be asked what is queued: {report.queue.error}")
+        require_silence("retry --unknown", [s for s in report.states if s.state == "unknown"])
     outcome = 0
     for name, manifest in report.manifests.items():
         names = {row["run"] for row in manifest["runs"]} & wanted

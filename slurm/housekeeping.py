@@ -120,9 +120,7 @@ def clean(runs: Path, yes: bool) -> int:
                 f"clean runs={runs}: {state.run} was handed to another cluster, {submission.content['cluster']}, which "
                 f"may still train it; if it is gone, remove {submission.folder} first"
             )
-    if heard := [state.run for state in report.states if states.heard_of(state.files)]:
-        seconds = states.FRESH_SECONDS
-        raise InputError(f"clean runs={runs}: {heard[0]} was trained on another machine in the last {seconds:.0f} s")
+    states.require_silence(f"clean runs={runs}", report.states)
     doomed = [runs / state.run for state in report.states if (runs / state.run).is_dir()]
     doomed += [path for path in (runs / "sweeps", runs / ".analysis") if path.is_dir()]
     if not doomed:

@@ -58,7 +58,7 @@ def run(
     in_queue = states.ask(handed_out)
     found = states.look(runs, [run.name for run in wanted], handed_out, in_queue)
     by_name = {state.run: state.state for state in found}
-    left = ("running", "queued", *([] if take else ["unknown"]))
+    left = states.others(take)
     elsewhere = [run for run in wanted if by_name[run.name] in left]
     unknown = [run for run in elsewhere if by_name[run.name] == "unknown"]
     todo = [run for run in wanted if by_name[run.name] not in ("done", *left)]

@@ -8,6 +8,7 @@ from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from iqrl.errors import InputError
 from slurm import queue, run_files
 from slurm.submissions import Job, Submission
 
@@ -162,6 +163,18 @@ def _slurm(files: run_files.RunFiles, job: str, in_queue: queue.Queue, cancelled
     if in_queue.error:
         return "unknown"
     return "cancelled" if cancelled else "lost"
+
+
+def others(take: bool) -> tuple[str, ...]:
+    """States of runs that somebody else trains, or may: `take` leaves out those of a Slurm that cannot be asked."""
+    return ("running", "queued") if take else ("running", "queued", "unknown")
+
+
+def require_silence(command: str, states: Iterable[State]) -> None:
+    """Raises InputError, as of `command`, if a process of another host has just written to one of these runs."""
+    for state in states:
+        if heard_of(state.files):
+            raise InputError(f"{command}: {state.run} was trained on another machine in the last {FRESH_SECONDS:.0f} s")
 
 
 def heard_of(files: run_files.RunFiles) -> bool:

@@ -69,8 +69,7 @@ def submit(
     if in_queue.error:
         raise InputError(f"Slurm cannot be asked what is queued: {in_queue.error}")
     found = {s.run: s.state for s in states.look(runs, [run.name for run in planned], handed_out, in_queue)}
-    kept = ("done", "running", "queued", *([] if take else ["unknown"]))
-    todo = [run for run in planned if found[run.name] not in kept]
+    todo = [run for run in planned if found[run.name] not in ("done", *states.others(take))]
     size = wants.seeds if asked.pack == "auto" else int(asked.pack)
     packs = pack(todo, size, _words(wants), runs, words)
     jobs = _jobs(packs, wants.packs_per_job)
