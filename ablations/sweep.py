@@ -41,8 +41,9 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from iqrl import config, tasks
+from iqrl import config
 from iqrl.config import RunConfig
+from iqrl.environments import tasks
 from iqrl.errors import InputError
 
 FOLDER = Path(__file__).parent

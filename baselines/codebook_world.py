@@ -19,9 +19,9 @@ from torch import Tensor
 
 from iqrl import counter_random
 from iqrl.agent import Batch, Metrics, State
+from iqrl.environments.tasks import TaskSpec
 from iqrl.networks import MLP, ParameterGroup
 from iqrl.quantisers import FSQ, VQ, Continuous, make_quantiser
-from iqrl.tasks import TaskSpec
 
 if TYPE_CHECKING:
     from baselines.dcwm import Config

@@ -18,11 +18,11 @@ from torch.func import grad_and_value
 from baselines.codebook_world import COMPONENTS, PROPAGATION, Latent, World, WorldModel
 from baselines.mppi import MPPI
 from iqrl.agent import Agent, Batch, Memory, Metrics, Noise, Progress, Slices, Stage, State, register, setting
+from iqrl.environments.tasks import TaskSpec
 from iqrl.errors import InputError
 from iqrl.networks import MLP, Adam, ParameterGroup, draw_members, soft_update
 from iqrl.returns import n_step, n_step_released
 from iqrl.schedules import EXPLORATION_EPISODES, linear_by_episode
-from iqrl.tasks import TaskSpec
 
 Parameters = Mapping[str, Mapping[str, Tensor]]  # unpacked, by network and name
 

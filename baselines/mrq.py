@@ -17,9 +17,9 @@ from torch import Tensor
 from torch.func import grad_and_value
 
 from iqrl.agent import Agent, Batch, Metrics, Noise, Progress, Slices, Stage, State, register, setting
+from iqrl.environments.tasks import TaskSpec
 from iqrl.networks import MLP, Adam, ParameterGroup, layer_norm
 from iqrl.returns import n_step
-from iqrl.tasks import TaskSpec
 
 Noises = Mapping[str, Tensor]
 Encoder = Mapping[str, Mapping[str, Tensor]]  # parameters by network and name

@@ -15,11 +15,11 @@ from torch import Tensor
 from torch.func import grad_and_value
 
 from iqrl.agent import Agent, Batch, Memory, Metrics, Noise, Progress, Slices, Stage, State, register, setting
+from iqrl.environments.tasks import TaskSpec
 from iqrl.errors import InputError
 from iqrl.networks import MLP, Adam, ParameterGroup, soft_update
 from iqrl.quantisers import make_quantiser
 from iqrl.returns import n_step
-from iqrl.tasks import TaskSpec
 
 ACTION_LIMIT = 1.0 - 1e-6  # sampled actions are clamped to it
 

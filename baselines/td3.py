@@ -15,11 +15,11 @@ from torch import Tensor
 from torch.func import grad_and_value
 
 from iqrl.agent import Agent, Batch, Memory, Metrics, Noise, Progress, Slices, Stage, State, register, setting
+from iqrl.environments.tasks import TaskSpec
 from iqrl.errors import InputError
 from iqrl.networks import MLP, Adam, ParameterGroup, soft_update
 from iqrl.returns import n_step
 from iqrl.schedules import EXPLORATION_EPISODES, linear_by_episode
-from iqrl.tasks import TaskSpec
 
 
 @dataclass(frozen=True)

@@ -16,8 +16,8 @@ from torch import Tensor
 from torch.func import grad_and_value
 
 from iqrl.agent import Agent, Batch, Memory, Metrics, Noise, Progress, Slices, Stage, State, register, setting
+from iqrl.environments.tasks import TaskSpec
 from iqrl.networks import MLP, Adam, ParameterGroup, soft_update
-from iqrl.tasks import TaskSpec
 
 FAR = 1e8  # where running extremes start
 

@@ -29,10 +29,11 @@ import torch
 
 from benchmarks import speed
 from benchmarks.worker import update_period
-from iqrl import config, counter_random, tasks
+from iqrl import config, counter_random
 from iqrl.agent import Agent, Batch, Noise
+from iqrl.environments import tasks
 from iqrl.errors import InputError
-from iqrl.run_directory import code_version
+from iqrl.runs.directory import code_version
 
 # Released behaviour where the default is the paper's; sizes and critics as in `peer.py`.
 WORDS = {

@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from iqrl.errors import InputError
-from iqrl.run_directory import TABLES, RunDirectory
+from iqrl.runs.directory import TABLES, RunDirectory
 
 PATH = re.compile(r"(\w+=)/\S*/(?=[^/\s]+)")  # key=/some/where/name, of which the name stays
 OF_A_MACHINE = ("host", "pid", "started", "job_id", "code")

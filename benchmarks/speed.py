@@ -36,7 +36,7 @@ from typing import Any
 from iqrl import processes
 from iqrl.config import AGENTS, agent_class
 from iqrl.errors import InputError
-from iqrl.run_directory import code_version, replace_text
+from iqrl.runs.directory import code_version, replace_text
 
 COLUMNS = [
     "agent",

@@ -27,9 +27,10 @@ from typing import Any
 import torch
 
 from benchmarks.storm_cluster import Cluster, missing
-from iqrl import config, tasks
+from iqrl import config
+from iqrl.environments import tasks
 from iqrl.errors import InputError
-from iqrl.run_directory import ReplayLog, RunDirectory, read_json
+from iqrl.runs.directory import ReplayLog, RunDirectory, read_json
 
 NODES = ("n1", "n2", "n3")
 # After the one `retry`, only what the sweep has to survive on its own.

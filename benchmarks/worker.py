@@ -16,12 +16,13 @@ import numpy as np
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from iqrl import config, tasks
+from iqrl import config
 from iqrl.agent import Progress
-from iqrl.engine import Engine
-from iqrl.environment_pool import EnvironmentPool
-from iqrl.execution import decide
-from iqrl.replay import Replay
+from iqrl.environments import tasks
+from iqrl.environments.environment_pool import EnvironmentPool
+from iqrl.training.engine import Engine
+from iqrl.training.execution import decide
+from iqrl.training.replay import Replay
 
 EPISODES = 4  # of random transitions in each seed's replay
 

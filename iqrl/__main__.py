@@ -20,8 +20,8 @@ from iqrl.errors import InputError, what_failed
 
 if TYPE_CHECKING:
     from iqrl.config import RunConfig
-    from iqrl.run_directory import RunDirectory
-    from iqrl.trainer import Trainer
+    from iqrl.runs.directory import RunDirectory
+    from iqrl.training.trainer import Trainer
 
     Pack = Sequence[tuple[RunConfig, RunDirectory]]
 
@@ -148,7 +148,7 @@ def resume_runs(words: Sequence[str]) -> int:
 
 def last_execution(path: Path) -> dict[str, dict[str, object]]:
     """How the last session of a run was executed, as settings: going on likewise gives the same numbers, bitwise."""
-    from iqrl.run_directory import RunDirectory
+    from iqrl.runs.directory import RunDirectory
 
     session = RunDirectory(path).last_session()
     try:
@@ -171,10 +171,10 @@ def _layers(words: Sequence[str]) -> list[tuple[str, dict[str, object]]]:
 
 def _train(runs: Sequence, how, folder: Path) -> int:  # type: ignore[no-untyped-def, type-arg]
     """Train runs of equal configuration, `how` being an Execution; see TRAIN_EXAMPLES for the exit status."""
-    from iqrl import execution as executing
-    from iqrl.run_directory import RunDirectory
-    from iqrl.trainer import disk_message
-    from iqrl.transfer import inherited
+    from iqrl.runs.directory import RunDirectory
+    from iqrl.training import execution as executing
+    from iqrl.training.trainer import disk_message
+    from iqrl.training.transfer import inherited
 
     usual, stop = executing.decide(how, runs[0]), StopFlag()
     try:
@@ -223,9 +223,9 @@ def _train_alike(todo: Pack, how, size: int, stop: StopFlag) -> int:  # type: ig
     """Train runs of equal configuration and precision in packs of up to `size`."""
     import torch
 
-    from iqrl import execution as executing
-    from iqrl.environment_pool import WorkerError
-    from iqrl.trainer import Trainer
+    from iqrl.environments.environment_pool import WorkerError
+    from iqrl.training import execution as executing
+    from iqrl.training.trainer import Trainer
 
     plan, size = executing.decide(how, todo[0][0]), min(size, len(todo))
     watched = _say if sys.stdout.isatty() else lambda line: None  # in a log evaluations do
@@ -257,7 +257,7 @@ def _train_alike(todo: Pack, how, size: int, stop: StopFlag) -> int:  # type: ig
 
 def _fail(trainer: Trainer | None, pack: Pack, reason: str, trace: str = "") -> None:
     """Mark the runs of a pack that have not ended as failed: all of them if there is no trainer yet."""
-    from iqrl.run_directory import LeaseLost
+    from iqrl.runs.directory import LeaseLost
 
     if trainer is not None:
         trainer.fail_all(reason, trace)
@@ -308,7 +308,8 @@ def evaluate_run(path: Path, words: Sequence[str], episodes: int, video: Path | 
         if not video.parent.is_dir():
             raise InputError(f"--video {video}: there is no folder {video.parent}")
         os.environ.setdefault("MUJOCO_GL", "egl")
-    from iqrl import config, evaluation
+    from iqrl import config
+    from iqrl.training import evaluation
 
     given = config.parse_words(words)
     changes = {key: values for key, values in given.items() if key == "agent"}
@@ -335,7 +336,7 @@ def show_agents() -> int:
 
 
 def show_tasks() -> int:
-    from iqrl import tasks
+    from iqrl.environments import tasks
 
     for name in tasks.names():
         print(f"{name:28s} {tasks.parse(name).group}")

@@ -1,8 +1,8 @@
 """The agent interface: what every algorithm offers, and all that the trainer knows of it.
 
 An agent is written for **one seed**. Its learning stages are pure functions of (state, batch, random numbers, clock);
-`iqrl.engine` lifts them over a pack of seeds, compiles them and keeps the state. An agent holds its configuration and
-the descriptions of its networks, never tensors, files, clocks, environments or random generators.
+`iqrl.training.engine` lifts them over a pack of seeds, compiles them and keeps the state. An agent holds its
+configuration and the descriptions of its networks, never tensors, files, clocks, environments or random generators.
 
 Adding one: a module with a `Config` dataclass and an `Agent` subclass under ``@register("name")``; see docs/agents.md.
 """
@@ -22,7 +22,7 @@ from torch import Tensor
 from iqrl.networks import ParameterGroup
 
 if TYPE_CHECKING:
-    from iqrl.tasks import TaskSpec
+    from iqrl.environments.tasks import TaskSpec
 
 State = Mapping[str, Tensor]  # every tensor an agent learns or remembers, one seed's
 Metrics = dict[str, Tensor]  # scalars

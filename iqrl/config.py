@@ -29,8 +29,8 @@ from typing import Any
 import yaml
 from omegaconf import OmegaConf
 
-from iqrl import tasks
 from iqrl.agent import REGISTRY, Agent, setting
+from iqrl.environments import tasks
 from iqrl.errors import InputError
 
 # Every agent in the tree: the name users type, and the module that registers it.

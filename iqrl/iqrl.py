@@ -15,12 +15,12 @@ from torch import Tensor
 from torch.func import grad_and_value
 
 from iqrl.agent import Agent, Batch, Memory, Metrics, Noise, Progress, Slices, Stage, State, register, setting
+from iqrl.environments.tasks import TaskSpec
 from iqrl.errors import InputError
 from iqrl.networks import MLP, Adam, ParameterGroup, draw_members, soft_update
 from iqrl.quantisers import VQ, make_quantiser
 from iqrl.returns import n_step, n_step_released
 from iqrl.schedules import EXPLORATION_EPISODES, linear_by_episode
-from iqrl.tasks import TaskSpec
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,8 @@ A network here is a description: the shapes and the initialisation of its parame
 optimiser into one vector of length P, so that an optimiser step, a clip, a moving average or a cast to
 bfloat16 is one operation on one vector whatever the number of layers.
 
-Everything is written for one seed. A pack of seeds is the same code lifted over a leading axis (`iqrl.engine`).
+Everything is written for one seed. A pack of seeds is the same code lifted over a leading axis
+(`iqrl.training.engine`).
 """
 
 from __future__ import annotations

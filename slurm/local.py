@@ -13,9 +13,10 @@ from pathlib import Path
 from typing import TextIO
 
 from ablations import Sweep
-from iqrl import execution, processes
+from iqrl import processes
 from iqrl.config import Execution
 from iqrl.errors import InputError
+from iqrl.training import execution
 from slurm import run_files, states, tables
 from slurm.crew import Crew
 from slurm.packs import Pack

@@ -11,7 +11,7 @@ from ablations import PlannedRun
 from iqrl import config
 from iqrl.config import Execution
 from iqrl.errors import InputError
-from iqrl.packing import together
+from iqrl.training.packing import together
 from slurm import run_files
 from slurm.packs import Pack
 

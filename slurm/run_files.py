@@ -1,6 +1,6 @@
 """What a run directory says about its run, without loading PyTorch: `status` reads ten thousand of them.
 
-iqrl/run_directory.py writes these files and documents them.
+iqrl/runs/directory.py writes these files and documents them.
 """
 
 from __future__ import annotations

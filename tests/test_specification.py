@@ -10,8 +10,9 @@ from typing import Any
 import pytest
 import yaml
 
-from iqrl import config, tasks
+from iqrl import config
 from iqrl.config import AGENTS, agent_class, parse_words, resolve
+from iqrl.environments import tasks
 
 ROOT = Path(__file__).parents[1]
 PAGES = {path.stem: path.read_text() for path in (ROOT / "docs" / "spec").glob("*.md")}

@@ -11,9 +11,9 @@ from ablations import sweep as loader
 from iqrl import config
 from iqrl.agent import Progress
 from iqrl.diagnostics import diagnose
-from iqrl.engine import Engine
-from iqrl.environment import Environment
-from iqrl.replay import Replay
+from iqrl.environments.environment import Environment
+from iqrl.training.engine import Engine
+from iqrl.training.replay import Replay
 
 SEEDS = (0, 1)
 DECISIONS = 40  # of data for each seed

@@ -10,9 +10,9 @@ import torch
 
 from iqrl.agent import Agent, Batch, Progress
 from iqrl.config import agent_class, parse_words, resolve
-from iqrl.engine import Engine, draw, generator
-from iqrl.replay import Replay
-from iqrl.tasks import TaskSpec
+from iqrl.environments.tasks import TaskSpec
+from iqrl.training.engine import Engine, draw, generator
+from iqrl.training.replay import Replay
 
 SPEC = TaskSpec("made-up", 5, 2, 2, 40, False, "easy")
 DISCRETE = TaskSpec("made-up discrete", 5, 3, 1, 40, True, "easy")

@@ -26,10 +26,10 @@ from baselines.codebook_world import Latent, class_weights, cross_entropy, decod
 from iqrl import counter_random
 from iqrl.agent import Batch, Progress
 from iqrl.config import parse_words, resolve
-from iqrl.engine import CACHE, draw, generator
+from iqrl.environments.tasks import TaskSpec
 from iqrl.errors import InputError
 from iqrl.quantisers import FSQ
-from iqrl.tasks import TaskSpec
+from iqrl.training.engine import CACHE, draw, generator
 
 CODEBOOK = FSQ((5, 3)).codebook()  # (15, 2)
 

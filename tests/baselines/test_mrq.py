@@ -27,8 +27,8 @@ from torch.func import grad
 from baselines.mrq import n_step_released, symexp_bins, two_hot, two_hot_cross_entropy
 from iqrl.agent import Batch, Progress
 from iqrl.config import parse_words, resolve
+from iqrl.environments.tasks import TaskSpec
 from iqrl.errors import InputError
-from iqrl.tasks import TaskSpec
 
 # --- golden numbers
 

@@ -24,8 +24,8 @@ from torch.func import grad
 from baselines.tcrl import TCRL, cosine, linear, truncate
 from iqrl.agent import Batch, Progress
 from iqrl.config import parse_words, resolve
+from iqrl.environments.tasks import TaskSpec
 from iqrl.errors import InputError
-from iqrl.tasks import TaskSpec
 
 SIGMA = torch.tensor(0.7)
 

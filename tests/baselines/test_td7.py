@@ -25,8 +25,8 @@ from torch.func import grad
 from baselines.td7 import avg_l1_norm, lap_huber, lap_priority
 from iqrl.agent import Batch, Progress
 from iqrl.config import parse_words, resolve
+from iqrl.environments.tasks import TaskSpec
 from iqrl.errors import InputError
-from iqrl.tasks import TaskSpec
 
 SWITCHES = [
     "agent.use_sale=false", "agent.use_lap=false", "agent.use_checkpoints=false", "agent.use_value_clip=false",

@@ -12,10 +12,10 @@ import numpy as np
 import pytest
 import torch
 
-from iqrl import execution
 from iqrl.config import parse_words, resolve
-from iqrl.run_directory import RunDirectory
-from iqrl.trainer import Trainer
+from iqrl.runs.directory import RunDirectory
+from iqrl.training import execution
+from iqrl.training.trainer import Trainer
 
 COMMON = [
     "preset=tiny", "train.compile=off", "train.precision=float32", "train.threads=1", "train.workers=0",
@@ -54,8 +54,8 @@ def train(case: str, folder: Path, calls: int = 10**9) -> Trainer:
 
 
 def test_whoever_watches_is_told_how_far_things_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("iqrl.trainer.TELL_SECONDS", 0.0)
-    monkeypatch.setattr("iqrl.trainer.REPORT_SECONDS", 0.0)
+    monkeypatch.setattr("iqrl.training.trainer.TELL_SECONDS", 0.0)
+    monkeypatch.setattr("iqrl.training.trainer.REPORT_SECONDS", 0.0)
     trainer = begin("mrq discrete", tmp_path, lambda t: t.lanes[0].progress.decisions == 90, seeds="0..1")
     told: list[str] = []
     trainer.watched = told.append

@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from benchmarks import fidelity, peer
-from iqrl import config, tasks
+from iqrl import config
+from iqrl.environments import tasks
 
 # A TD3 in the shape that the adapter expects of a checkout, in plain PyTorch.
 CHECKOUT = """

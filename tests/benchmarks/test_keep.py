@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks import keep
-from iqrl.run_directory import TABLES, RunDirectory
+from iqrl.runs.directory import TABLES, RunDirectory
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "analysis"))
 from synthetic_runs import write_run, write_study

@@ -9,7 +9,8 @@ import torch
 
 from benchmarks import peer, speed
 from benchmarks.worker import update_period
-from iqrl import config, tasks
+from iqrl import config
+from iqrl.environments import tasks
 from iqrl.errors import InputError
 
 

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from iqrl.agent import Agent, Batch, Slices
-from iqrl.replay import Replay
-from iqrl.tasks import TaskSpec
+from iqrl.environments.tasks import TaskSpec
+from iqrl.training.replay import Replay
 
 SPEC = TaskSpec("made-up", 5, 2, 2, 20, False, "easy")
 

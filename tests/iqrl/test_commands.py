@@ -15,10 +15,12 @@ import numpy as np
 import pytest
 
 from iqrl import __main__ as command_line
-from iqrl import config, evaluation, tasks, trainer
+from iqrl import config
 from iqrl.config import Evaluate, Execution, RunConfig, Train
-from iqrl.environment_pool import WorkerError
-from iqrl.run_directory import RunDirectory
+from iqrl.environments import tasks
+from iqrl.environments.environment_pool import WorkerError
+from iqrl.runs.directory import RunDirectory
+from iqrl.training import evaluation, trainer
 
 Words = list[str]
 

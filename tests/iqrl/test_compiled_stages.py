@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from iqrl.engine import _unaliased, with_fallback
+from iqrl.training.engine import _unaliased, with_fallback
 
 
 @pytest.mark.slow

@@ -8,9 +8,10 @@ from pathlib import Path
 import pytest
 import yaml
 
-from iqrl import config, execution
+from iqrl import config
 from iqrl.config import Execution, RunConfig
 from iqrl.errors import InputError
+from iqrl.training import execution
 
 
 def resolve(*words: str) -> list[RunConfig]:

@@ -17,11 +17,11 @@ from baselines.mrq import MRQ
 from baselines.tcrl import TCRL
 from baselines.td3 import TD3
 from baselines.td7 import TD7
-from iqrl import cuda_graphs
 from iqrl.agent import Agent, Progress
-from iqrl.cuda_graphs import Recorded
-from iqrl.engine import Engine
 from iqrl.iqrl import IQRL
+from iqrl.training import cuda_graphs
+from iqrl.training.cuda_graphs import Recorded
+from iqrl.training.engine import Engine
 
 AGENTS: list[type[Agent[Any]]] = [IQRL, TD3, TD7, TCRL, DCWM, MRQ]
 needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")

@@ -12,8 +12,8 @@ from torch import Tensor
 
 from baselines.td3 import TD3
 from iqrl.agent import Agent, Noise, Progress
-from iqrl.engine import Engine, draw, generator
 from iqrl.iqrl import IQRL
+from iqrl.training.engine import Engine, draw, generator
 
 CASES: dict[str, tuple[type[Agent[Any]], dict[str, Any]]] = {
     "iqrl": (IQRL, {"nstep": 3}),

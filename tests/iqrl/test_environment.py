@@ -11,8 +11,8 @@ import numpy as np
 import psutil
 import pytest
 
-from iqrl import control_suite, tasks
-from iqrl.environment import Environment
+from iqrl.environments import control_suite, tasks
+from iqrl.environments.environment import Environment
 from iqrl.errors import InputError
 
 KEY = (7, 0, 3)
@@ -139,7 +139,7 @@ def test_an_episode_depends_on_its_key_alone(name):
 def test_an_episode_is_the_same_in_another_process():
     name = "dog-walk+action_noise=0.2+obs_noise=0.1"
     script = (
-        "import hashlib, numpy as np\nfrom iqrl.environment import Environment\n"
+        "import hashlib, numpy as np\nfrom iqrl.environments.environment import Environment\n"
         f"environment = Environment({name!r})\n"
         "observations = [environment.reset((3, 1, 20000, 4))]\n"
         "generator = np.random.default_rng(5)\n"
@@ -237,7 +237,7 @@ def test_bad_action_repeat(repeat):
 
 def test_no_renderer_is_loaded():
     script = (
-        "import sys\nfrom iqrl.environment import Environment\n"
+        "import sys\nfrom iqrl.environments.environment import Environment\n"
         "Environment('quadruped-escape').reset((0,))\n"
         "loaded = [m for m in sys.modules if m.split('.')[0] in ('OpenGL', 'glfw', 'torch')]\n"
         "assert not loaded, loaded\n"

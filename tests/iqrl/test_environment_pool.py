@@ -12,9 +12,9 @@ import numpy as np
 import psutil
 import pytest
 
-from iqrl import environment_pool
-from iqrl.environment import Environment
-from iqrl.environment_pool import EnvironmentPool, WorkerError
+from iqrl.environments import environment_pool
+from iqrl.environments.environment import Environment
+from iqrl.environments.environment_pool import EnvironmentPool, WorkerError
 
 TASK = "walker-walk+action_noise=0.1+sticky=0.2"
 COUNT = 3
@@ -268,7 +268,7 @@ def test_workers_outlive_the_thread_that_started_them():
 @pytest.mark.parametrize("ending", ["SIGKILL", "SIGTERM", "exception", "forgotten"])
 def test_nothing_is_left_when_the_parent_ends(ending):
     script = (
-        "import sys, time, numpy as np\nfrom iqrl.environment_pool import EnvironmentPool\n"
+        "import sys, time, numpy as np\nfrom iqrl.environments.environment_pool import EnvironmentPool\n"
         "pool = EnvironmentPool('walker-walk', 4, workers=2)\n"
         "pool.reset([(i,) for i in range(4)])\n"
         "print(*(worker._process.pid for worker in pool._crew), flush=True)\n"

@@ -8,14 +8,14 @@ import sys
 
 import pytest
 
-from iqrl import execution
 from iqrl.config import parse_words, resolve
 from iqrl.errors import InputError
-from iqrl.execution import decide, memory_estimate, pack_size
+from iqrl.training import execution
+from iqrl.training.execution import decide, memory_estimate, pack_size
 
 ROUNDS = """
 import ctypes, resource
-from iqrl.execution import keep_freed_memory
+from iqrl.training.execution import keep_freed_memory
 
 keep_freed_memory()
 libc, size = ctypes.CDLL(None), 20 * 2**20

@@ -4,9 +4,9 @@ import pytest
 import torch
 
 from iqrl.agent import Batch
+from iqrl.environments.tasks import TaskSpec
 from iqrl.iqrl import IQRL, Config
 from iqrl.quantisers import FSQ, make_quantiser
-from iqrl.tasks import TaskSpec
 
 SPEC = TaskSpec("walker-walk", 24, 6, 2, 500, False, "easy")
 TINY = {**IQRL.presets["tiny"], "horizon": 3, "nstep": 3}

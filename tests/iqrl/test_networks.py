@@ -10,9 +10,9 @@ from made_up import make
 from torch import Tensor, nn
 
 from baselines.td3 import TD3
+from iqrl.environments.tasks import TaskSpec
 from iqrl.iqrl import IQRL
 from iqrl.networks import ALIGNMENT, MLP, Adam, ParameterGroup, layer_norm, mish, soft_update
-from iqrl.tasks import TaskSpec
 
 WALKER = TaskSpec("walker-walk", 24, 6, 2, 500, False, "easy")
 DOG = TaskSpec("dog-run", 223, 38, 2, 500, False, "hard")

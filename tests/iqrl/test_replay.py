@@ -10,8 +10,8 @@ import torch
 from scipy import stats
 
 from iqrl.agent import Batch, Slices
-from iqrl.replay import Priorities, Replay, gather, sample_uniform
-from iqrl.tasks import TaskSpec
+from iqrl.environments.tasks import TaskSpec
+from iqrl.training.replay import Priorities, Replay, gather, sample_uniform
 
 SPEC = TaskSpec("made-up", 2, 1, 2, 20, False, "easy")
 TERMINATION, TIME_LIMIT = "termination", "time limit"

@@ -35,8 +35,8 @@ from training import (
 
 from iqrl import __main__ as command_line
 from iqrl import processes
-from iqrl.execution import fast_bfloat16
-from iqrl.run_directory import RunDirectory
+from iqrl.runs.directory import RunDirectory
+from iqrl.training.execution import fast_bfloat16
 
 AGENTS = {"iqrl": [*IQRL, "seeds=0,1"], "td3": TD3_DECISION}
 

@@ -7,9 +7,9 @@ from made_up import make
 
 from baselines.td3 import TD3
 from iqrl.agent import Progress
+from iqrl.environments.tasks import TaskSpec
 from iqrl.iqrl import IQRL
 from iqrl.schedules import EXPLORATION_EPISODES, linear_by_episode
-from iqrl.tasks import TaskSpec
 
 SUITE = TaskSpec("walker-walk", 24, 6, 2, 500, False, "easy")
 

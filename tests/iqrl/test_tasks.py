@@ -6,8 +6,8 @@ import sys
 import numpy as np
 import pytest
 
-from iqrl import tasks
-from iqrl.environment import Environment
+from iqrl.environments import tasks
+from iqrl.environments.environment import Environment
 from iqrl.errors import InputError
 
 # Task: observation entries, action entries, group; measured widths of protocol.md section 5.
@@ -56,7 +56,7 @@ def test_sizes_and_groups_of_the_protocol(name):
 def test_table_is_the_whole_suite_and_the_custom_tasks():
     from dm_control import suite
 
-    from iqrl import custom_tasks
+    from iqrl.environments import custom_tasks
 
     rows = tasks.TASKS.values()
     assert {(row.domain, row.task) for row in rows if not row.custom} == set(suite.ALL_TASKS)
@@ -81,7 +81,7 @@ def test_every_task_loads_and_steps(name):
 
 def test_names_are_checked_without_a_simulator():
     script = (
-        "import sys\nfrom iqrl import tasks\ntasks.parse('walker-walk+sticky=0.25')\n"
+        "import sys\nfrom iqrl.environments import tasks\ntasks.parse('walker-walk+sticky=0.25')\n"
         "assert not {'dm_control', 'mujoco', 'torch', 'numpy'} & set(sys.modules)\n"
     )
     subprocess.run([sys.executable, "-c", script], check=True)

@@ -10,8 +10,8 @@ import torch
 from iqrl import __main__ as command
 from iqrl import config
 from iqrl.errors import InputError
-from iqrl.run_directory import RunDirectory
-from iqrl.transfer import inherited
+from iqrl.runs.directory import RunDirectory
+from iqrl.training.transfer import inherited
 
 ROOT = Path(__file__).parents[2]
 TINY = [

@@ -11,10 +11,10 @@ from torch.func import grad
 
 from iqrl.agent import Progress
 from iqrl.config import parse_words, resolve
-from iqrl.engine import Engine
+from iqrl.environments.tasks import TaskSpec
 from iqrl.quantisers import VQ, make_quantiser
-from iqrl.replay import Replay
-from iqrl.tasks import TaskSpec
+from iqrl.training.engine import Engine
+from iqrl.training.replay import Replay
 
 CODEBOOK = torch.tensor([[0.0, 0.0], [1.0, 0.0], [0.0, 2.0]])
 QUANTISER = VQ(codes=3, channels=2, decay=0.9, beta=0.25)
@@ -139,7 +139,7 @@ def test_iqrl_commitment_trains_encoder_and_dynamics() -> None:
 
 
 def batch_of(engine: Engine) -> Any:
-    from iqrl.replay import gather
+    from iqrl.training.replay import gather
 
     memory = {k: v[0] for k, v in engine.replay.memory().items()}
     return gather(memory, torch.arange(16), SPEC, engine.agent.slices)

@@ -36,7 +36,7 @@ TD3_DECISION = ["agent=td3", "agent.profile=official", "agent.warmup_decisions=1
 
 # Forks of a process that has imported everything: real processes, without seconds of imports each.
 forks = multiprocessing.get_context("forkserver")
-preload = ["torch", "iqrl.__main__", "iqrl.trainer", "iqrl.iqrl", "baselines.td3", "dm_control.suite"]
+preload = ["torch", "iqrl.__main__", "iqrl.training.trainer", "iqrl.iqrl", "baselines.td3", "dm_control.suite"]
 forks.set_forkserver_preload(preload)
 
 

@@ -11,7 +11,7 @@ import pytest
 from sweep_files import ROOT, fake_command
 
 from iqrl.config import Execution
-from iqrl.run_directory import RunDirectory
+from iqrl.runs.directory import RunDirectory
 from slurm import crew, local, submit, tables
 from slurm.packs import Pack
 

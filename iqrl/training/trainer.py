@@ -21,18 +21,18 @@ from typing import Any
 import numpy as np
 import torch
 
-from iqrl import tasks
 from iqrl.agent import Progress
 from iqrl.config import RunConfig
 from iqrl.diagnostics import diagnose
-from iqrl.engine import DIAGNOSTICS, Engine, generator
-from iqrl.environment_pool import EnvironmentPool, WorkerError
+from iqrl.environments import tasks
+from iqrl.environments.environment_pool import EnvironmentPool, WorkerError
 from iqrl.errors import InputError, what_failed
-from iqrl.execution import Plan
-from iqrl.packing import together
-from iqrl.replay import Replay, gather, sample_uniform
-from iqrl.run_directory import LeaseLost, ReplayLog, RunDirectory, warn
-from iqrl.transfer import inherited
+from iqrl.runs.directory import LeaseLost, ReplayLog, RunDirectory, warn
+from iqrl.training.engine import DIAGNOSTICS, Engine, generator
+from iqrl.training.execution import Plan
+from iqrl.training.packing import together
+from iqrl.training.replay import Replay, gather, sample_uniform
+from iqrl.training.transfer import inherited
 
 TRAINING, EVALUATION = 0, 1  # second entry of an episode's key
 REPORT_SECONDS = 2.0

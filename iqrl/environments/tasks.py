@@ -176,7 +176,7 @@ def spec(name: str, action_repeat: int = 2) -> TaskSpec:
     Raises:
         InputError: as `parse`; or a task that cannot be trained from a state vector.
     """
-    from iqrl.environment import Environment  # loads the simulator
+    from iqrl.environments.environment import Environment  # loads the simulator
 
     return Environment(name, action_repeat).spec
 

@@ -23,9 +23,9 @@ import torch
 from torch import Tensor
 
 from iqrl.agent import Agent, Noise, Progress
-from iqrl.cuda_graphs import Recorded
 from iqrl.errors import one_line
-from iqrl.replay import Priorities, Replay, gather, sample_uniform
+from iqrl.training.cuda_graphs import Recorded
+from iqrl.training.replay import Priorities, Replay, gather, sample_uniform
 
 # Streams of random numbers; each is a function of (seed, stream, counter) and of nothing else.
 INITIALISATION, EXPLORATION, EVALUATION, DIAGNOSTICS, STAGES = 0, 1, 2, 3, 100

@@ -8,7 +8,7 @@ plays the episodes again up to the same decision and goes on as if nothing had h
 Nothing outlives the pool's process, however that ends: workers stop when their connection closes or their
 parent is gone, and the memory has no name.
 
-``python -m iqrl.environment_pool`` is a worker; only the pool starts it.
+``python -m iqrl.environments.environment_pool`` is a worker; only the pool starts it.
 """
 
 import ctypes
@@ -28,9 +28,10 @@ from typing import Any, Literal
 
 import numpy as np
 
-from iqrl import processes, tasks
-from iqrl.environment import Environment, check_key
-from iqrl.tasks import TaskSpec
+from iqrl import processes
+from iqrl.environments import tasks
+from iqrl.environments.environment import Environment, check_key
+from iqrl.environments.tasks import TaskSpec
 
 Key = tuple[int, ...]
 
@@ -395,14 +396,14 @@ class _Worker:
     def start(self, episodes: list[tuple[int, Key]]) -> None:
         """Start the process and let it play these episodes again. It answers when it is ready."""
         self.connection, theirs = Pipe()
-        root = str(Path(__file__).resolve().parent.parent)
+        root = str(Path(__file__).resolve().parents[2])
         inherited = os.environ.get("PYTHONPATH")
         environment = os.environ | {name: "1" for name in _THREADS}
         environment |= {"MUJOCO_GL": "disable", "PYTHONPATH": f"{root}:{inherited}" if inherited else root}
         # A fresh interpreter: forking a process with threads is unsafe, and multiprocessing's spawn would
         # import the main program, torch included, in every worker.
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "iqrl.environment_pool", str(theirs.fileno()), str(self._memory)],
+            [sys.executable, "-m", "iqrl.environments.environment_pool", str(theirs.fileno()), str(self._memory)],
             pass_fds=(theirs.fileno(), self._memory),
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,

@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
+from iqrl.environments.tasks import TaskRef
 from iqrl.errors import InputError
-from iqrl.tasks import TaskRef
 
 
 class GymnasiumTask:

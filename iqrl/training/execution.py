@@ -16,13 +16,14 @@ from typing import Any, Literal
 
 import torch
 
-from iqrl import processes, tasks
+from iqrl import processes
 from iqrl.agent import Agent, Slices
 from iqrl.config import Execution, RunConfig
+from iqrl.environments import tasks
 from iqrl.errors import InputError
 from iqrl.networks import ParameterGroup
-from iqrl.replay import Replay
-from iqrl.run_directory import ROOT, code_version
+from iqrl.runs.directory import ROOT, code_version
+from iqrl.training.replay import Replay
 
 PACKAGES = ("torch", "numpy", "dm_control", "mujoco", "omegaconf")
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h

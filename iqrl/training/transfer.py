@@ -11,10 +11,10 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from iqrl import tasks
 from iqrl.config import RunConfig, load_run
+from iqrl.environments import tasks
 from iqrl.errors import InputError
-from iqrl.run_directory import RunDirectory
+from iqrl.runs.directory import RunDirectory
 
 
 def inherited(run: RunConfig, runs: Path) -> dict[str, Tensor]:

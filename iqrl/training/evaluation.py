@@ -7,15 +7,15 @@ from pathlib import Path
 
 import numpy as np
 
-from iqrl import tasks
 from iqrl.agent import Progress
 from iqrl.config import Execution, RunConfig
-from iqrl.engine import Engine
-from iqrl.environment import Environment
+from iqrl.environments import tasks
+from iqrl.environments.environment import Environment
 from iqrl.errors import InputError
-from iqrl.execution import decide
-from iqrl.replay import Replay
-from iqrl.run_directory import RunDirectory
+from iqrl.runs.directory import RunDirectory
+from iqrl.training.engine import Engine
+from iqrl.training.execution import decide
+from iqrl.training.replay import Replay
 
 AFTERWARDS = 2  # second entry of an episode's key; training has 0 and 1
 FRAME_SIZE = (480, 480)

@@ -63,7 +63,7 @@ TABLES = {
     "timing.csv": TIMING_COLUMNS,
 }
 KEPT_CHECKPOINTS = 2
-ROOT = Path(__file__).resolve().parent.parent  # of the code that runs
+ROOT = Path(__file__).resolve().parents[2]  # of the code that runs
 
 
 class LeaseLost(Exception):

@@ -23,9 +23,9 @@ from dm_control.rl import control
 from dm_control.suite import base
 from dm_control.utils import rewards
 
-from iqrl import custom_tasks
+from iqrl.environments import custom_tasks
+from iqrl.environments.tasks import TaskRef
 from iqrl.errors import InputError
-from iqrl.tasks import TaskRef
 
 # Only lqr has no time limit of its own; it gets the suite's usual one.
 _DEFAULT_EPISODE_STEPS = 1000

@@ -5,11 +5,11 @@ A decision holds an action for `action_repeat` env steps and sums their rewards 
 
 import numpy as np
 
-from iqrl import tasks
-from iqrl.control_suite import ControlSuiteTask
+from iqrl.environments import tasks
+from iqrl.environments.control_suite import ControlSuiteTask
+from iqrl.environments.gymnasium_suite import GymnasiumTask
+from iqrl.environments.tasks import TaskSpec
 from iqrl.errors import InputError
-from iqrl.gymnasium_suite import GymnasiumTask
-from iqrl.tasks import TaskSpec
 
 _LARGEST_REPEAT = 100
 
