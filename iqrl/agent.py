@@ -115,12 +115,25 @@ class Slices:
         prioritised: sample in proportion to priorities that the learning stages return under the metric
             name "priority" (B,); uniform otherwise.
         cross_episodes: let slices run over an episode's end into the next (a released code's behaviour).
+        fade, fade_floor: with priorities, a slice that starts d decisions before the newest transition counts
+            max(fade ** d, fade_floor) times its priority. 1.0 is no fading.
     """
 
     horizon: int
     batch_size: int
     prioritised: bool = False
     cross_episodes: bool = False
+    fade: float = 1.0
+    fade_floor: float = 0.0
+
+    @property
+    def fades(self) -> bool:
+        return self.prioritised and self.fade < 1.0
+
+    @property
+    def held_back(self) -> int:
+        """Newest starts not to be sampled: across episodes a slice is H successive starts."""
+        return self.horizon - 1 if self.cross_episodes else 0
 
 
 @dataclass

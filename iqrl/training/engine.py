@@ -25,7 +25,7 @@ from torch import Tensor
 from iqrl.agent import Agent, Noise, Progress
 from iqrl.errors import one_line
 from iqrl.training.cuda_graphs import Recorded
-from iqrl.training.replay import Priorities, Replay, gather, sample_uniform
+from iqrl.training.replay import Replay, gather, sample
 
 # Streams of random numbers; each is a function of (seed, stream, counter) and of nothing else.
 INITIALISATION, EXPLORATION, EVALUATION, DIAGNOSTICS, STAGES = 0, 1, 2, 3, 100
@@ -364,10 +364,7 @@ def lift(agent: Agent, stage: str, replay: Replay) -> Lifted:
             changed, metrics = _told(stage, method(state, None, noise, clock), state, 0)
             nowhere = torch.zeros((), dtype=torch.int64, device=device)
             return _unaliased(changed, state), metrics, nowhere
-        if slices.prioritised:
-            places = Priorities.sample(memory["priority"], memory["block_sums"], noise["slices"])
-        else:
-            places = sample_uniform(memory["window"], ring, noise["slices"])
+        places = sample(memory, slices, ring, noise["slices"])
         batch = gather(memory, places, spec, slices)
         changed, metrics = _told(stage, method(state, batch, noise, clock), state, slices.batch_size)
         return _unaliased(changed, state), metrics, places

@@ -14,7 +14,8 @@ agent masks what follows it), rows close to a truncation never are.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -34,6 +35,7 @@ class Placed:
     Attributes:
         rows, places: (n, width) and (n,).
         starts, taken: serial numbers of the starts that these rows complete, and their places in `starts`, (m,).
+        born: how many decisions came before each of these starts, (m,).
         dropped: places in `starts` of those that are no longer kept.
     """
 
@@ -41,6 +43,7 @@ class Placed:
     rows: np.ndarray
     places: np.ndarray
     starts: np.ndarray
+    born: np.ndarray
     taken: np.ndarray
     dropped: np.ndarray
 
@@ -66,9 +69,12 @@ class Replay:
         self.starts = torch.zeros(seeds, self.ring, dtype=torch.int64, device=device)  # rows' serial numbers
         on_host = self.starts.device.type == "cpu"
         self._starts = self.starts.numpy() if on_host else np.zeros((seeds, self.ring), np.int64)
-        self.window = torch.zeros(seeds, 2, dtype=torch.int64, device=device)  # oldest start's place, count
+        blank = (seeds, Priorities.length(self.ring) if slices.fades else 0)
+        self.born = torch.zeros(blank, dtype=torch.int64, device=device)  # decisions before each start
+        self.window = torch.zeros(seeds, 3, dtype=torch.int64, device=device)  # oldest start's place, count; decisions
         self.priority = Priorities(seeds, self.ring, device) if slices.prioritised else None
         self.written = [0] * seeds  # rows ever written: the serial number of the next row
+        self._decisions = [0] * seeds  # of the rows written, those that are not final
         self._episode = [0] * seeds  # serial number of the current episode's first row
         self._first = [0] * seeds  # serial number of the oldest start, counting starts
         self._next = [0] * seeds  # and of the next one
@@ -96,8 +102,8 @@ class Replay:
     def bytes_needed(spec: TaskSpec, slices: Slices, capacity: int) -> int:
         """Bytes that one seed's full replay takes on the device."""
         rows = Replay._ring(spec, slices, capacity)
-        row = 4 * (spec.observation_dim + spec.action_dim + 2)  # and 8 for its place in `starts`
-        return rows * (row + 8) + (Priorities.bytes_needed(rows) if slices.prioritised else 0)
+        row = 4 * (spec.observation_dim + spec.action_dim + 2) + 8 * (1 + slices.fades)  # numbers; `starts`, `born`
+        return rows * row + (Priorities.bytes_needed(rows) if slices.prioritised else 0)
 
     def available(self, seed: int) -> int:
         """Number of slices that seed number `seed` can sample from."""
@@ -105,12 +111,7 @@ class Replay:
         return self._available(seed)
 
     def _available(self, seed: int) -> int:
-        return max(0, self._next[seed] - self._first[seed] - self._held_back)
-
-    @property
-    def _held_back(self) -> int:
-        """Newest starts not to be sampled: across episodes a slice is H successive starts."""
-        return self.slices.horizon - 1 if self.slices.cross_episodes else 0
+        return max(0, self._next[seed] - self._first[seed] - self.slices.held_back)
 
     def add(
         self,
@@ -174,20 +175,23 @@ class Replay:
         serial, horizon = self.written[seed], self.slices.horizon
         places = np.arange(serial, serial + len(rows)) % self.ring
         starts: list[int] = []
-        previous = self._flag[seed]
+        finals: list[int] = []  # before each start
+        previous, final = self._flag[seed], serial - self._decisions[seed]
         for flag in rows[:, -1].tolist():
             if self.slices.cross_episodes:
                 starts += [serial] if flag != FINAL else []
             elif serial - horizon >= self._episode[seed]:  # completes the slice that started H before
                 starts.append(serial - horizon)
+            if flag == FINAL and previous == TERMINATED and not self.slices.cross_episodes:
+                starts += range(max(self._episode[seed], serial - horizon + 1), serial)
+            finals += [final] * (len(starts) - len(finals))
             if flag == FINAL:
-                if previous == TERMINATED and not self.slices.cross_episodes:
-                    starts += range(max(self._episode[seed], serial - horizon + 1), serial)
-                self._episode[seed] = serial + 1
+                self._episode[seed], final = serial + 1, final + 1
             previous, serial = flag, serial + 1
-        self.written[seed], self._flag[seed] = serial, previous
+        self.written[seed], self._flag[seed], self._decisions[seed] = serial, previous, serial - final
         dropped, taken = self._update_starts(seed, starts)
-        return Placed(seed, rows, places, np.array(starts, np.int64), taken, dropped)
+        found, born = np.array(starts, np.int64), np.array(starts, np.int64) - np.array(finals, np.int64)
+        return Placed(seed, rows, places, found, born, taken, dropped)
 
     def _update_starts(self, seed: int, new: list[int]) -> tuple[np.ndarray, np.ndarray]:
         """Let go of starts that are too many or whose rows are written over, then take up new ones: places of both."""
@@ -205,19 +209,23 @@ class Replay:
     def _write(self, written: list[Placed]) -> None:
         """Take rows of several seeds to the device: one copy of numbers, one of places in the tables laid flat."""
         seeds = [w.seed for w in written]
-        windows = [[self._first[s] % self.ring, self._available(s)] for s in seeds]
+        windows = [[self._first[s] % self.ring, self._available(s), self._decisions[s]] for s in seeds]
         parts = [
             np.concatenate([w.seed * self.ring + w.places for w in written]),
             np.concatenate([w.seed * self.ring + w.taken for w in written]),
             np.concatenate([w.starts for w in written]),
+            np.concatenate([w.seed * self.born.shape[1] + w.taken for w in written]),
+            np.concatenate([w.born for w in written]),
             np.array(seeds),
             np.array(windows).reshape(-1),
         ]
-        places, taken, starts, which, window = _together(parts, self.rows.device)
+        places, taken, starts, aged, born, which, window = _together(parts, self.rows.device)
         rows = np.concatenate([w.rows for w in written])
         self.rows.view(-1, self.width)[places] = torch.from_numpy(rows).to(self.rows.device)
         self.starts.view(-1)[taken] = starts
-        self.window[which] = window.view(-1, 2)
+        if self.slices.fades:
+            self.born.view(-1)[aged] = born
+        self.window[which] = window.view(-1, 3)
         if self.priority is not None:
             self.priority.replace(seeds, [w.dropped for w in written], [w.taken for w in written])
 
@@ -244,12 +252,47 @@ class Replay:
         memory = {"rows": self.rows, "starts": self.starts, "window": self.window}
         if self.priority is not None:
             memory |= {"priority": self.priority.values, "block_sums": self.priority.block_sums}
+        if self.slices.fades:
+            memory["born"] = self.born
         return memory
 
 
 def _together(parts: Sequence[np.ndarray], device: torch.device) -> Sequence[Tensor]:
     """Whole numbers (n,) to a device, in one copy."""
     return torch.from_numpy(np.concatenate(parts)).to(device).split([len(part) for part in parts])
+
+
+def sample(memory: dict[str, Tensor], slices: Slices, ring: int, uniform: Tensor) -> Tensor:
+    """Places (B,) in one seed's `starts`, drawn as `slices` says; `uniform` (B,) float64 in [0, 1)."""
+    if slices.fades:
+        return sample_faded(memory, slices, ring, uniform)
+    if slices.prioritised:
+        return Priorities.sample(memory["priority"], memory["block_sums"], uniform)
+    return sample_uniform(memory["window"], ring, uniform)
+
+
+def sample_faded(memory: dict[str, Tensor], slices: Slices, ring: int, uniform: Tensor) -> Tensor:
+    """Places (B,) drawn in proportion to priority times max(fade ** age, floor); age in decisions (drq.md).
+
+    Only blocks that hold the newest starts, not yet at the floor, are summed anew; the others' sums are known.
+    """
+    values, born = (memory[k].view(-1, Priorities.BLOCK) for k in ("priority", "born"))
+    sums, (oldest, count, decisions) = memory["block_sums"], memory["window"].unbind()
+    log_fade, floor = math.log(slices.fade), slices.fade_floor
+
+    def faded(block: Tensor) -> Tensor:
+        """(...) -> (..., BLOCK), float64."""
+        age = (decisions - 1 - born[block]).double()
+        return values[block].double() * torch.clamp(torch.exp(log_fade * age), min=floor)
+
+    blocks = len(sums)
+    fading = math.ceil(math.log(floor) / log_fade) if floor > 0 else ring  # decisions until the floor is reached
+    recent = min(
+        blocks, -(-(fading + slices.horizon) // Priorities.BLOCK) + 3
+    )  # 3: either end, and where the ring ends
+    newest = (oldest + count - 1 + slices.held_back) % ring // Priorities.BLOCK
+    new = (newest - torch.arange(recent, device=uniform.device)) % blocks
+    return Priorities.draw((floor * sums).scatter(0, new, faded(new).sum(-1)), faded, uniform)
 
 
 def sample_uniform(window: Tensor, ring: int, uniform: Tensor) -> Tensor:
@@ -291,19 +334,19 @@ class Priorities:
     BLOCK = 128
 
     def __init__(self, seeds: int, ring: int, device: torch.device | str) -> None:
-        blocks = self._blocks(ring)
-        self.values = torch.zeros(seeds, blocks * self.BLOCK, device=device)
-        self.block_sums = torch.zeros(seeds, blocks, dtype=torch.float64, device=device)
+        self.values = torch.zeros(seeds, self.length(ring), device=device)
+        self.block_sums = torch.zeros(seeds, self.length(ring) // self.BLOCK, dtype=torch.float64, device=device)
         self.highest = torch.ones(seeds, device=device)
 
     @classmethod
     def bytes_needed(cls, ring: int) -> int:
         """Bytes that one seed's priorities take on the device."""
-        return cls._blocks(ring) * (4 * cls.BLOCK + 8)
+        return cls.length(ring) * 4 + cls.length(ring) // cls.BLOCK * 8
 
     @classmethod
-    def _blocks(cls, ring: int) -> int:
-        return 2 * -(-ring // (2 * cls.BLOCK))  # even, as the ring is a multiple of 4
+    def length(cls, ring: int) -> int:
+        """Places of a seed's table: whole blocks, an even number of them, as the ring is a multiple of 4."""
+        return 2 * cls.BLOCK * -(-ring // (2 * cls.BLOCK))
 
     def replace(self, seeds: Sequence[int], dropped: Sequence[np.ndarray], taken: Sequence[np.ndarray]) -> None:
         """Of each seed: starts that are no longer kept are never drawn, new ones get the highest priority seen.
@@ -359,10 +402,15 @@ class Priorities:
         The place drawn is the first at which the cumulative sum exceeds `uniform` times the total. Rounding
         never leads to a place of priority 0.
         """
+        return cls.draw(block_sums, lambda block: values.view(-1, cls.BLOCK)[block].double(), uniform)
+
+    @staticmethod
+    def draw(block_sums: Tensor, weights: Callable[[Tensor], Tensor], uniform: Tensor) -> Tensor:
+        """`sample` by weights (B, BLOCK) float64 of blocks (B,), and their sums."""
         upto = torch.cumsum(block_sums, 0)
         target = uniform * upto[-1]  # below upto[-1], for uniform is at most 1 - 2^-53
         block = torch.clamp(torch.searchsorted(upto, target, right=True), max=len(block_sums) - 1)  # (B,)
-        inside = torch.cumsum(values.view(-1, cls.BLOCK)[block].double(), -1)  # (B, BLOCK)
+        inside = torch.cumsum(weights(block), -1)  # (B, BLOCK)
         rest = torch.clamp(target - (upto[block] - block_sums[block]), min=0.0)
         before = (inside <= rest[:, None]) & (inside < inside[:, -1:])
-        return block * cls.BLOCK + before.sum(-1)
+        return block * Priorities.BLOCK + before.sum(-1)

@@ -11,7 +11,7 @@ from scipy import stats
 
 from iqrl.agent import Batch, Slices
 from iqrl.environments.tasks import TaskSpec
-from iqrl.training.replay import Priorities, Replay, gather, sample_uniform
+from iqrl.training.replay import Priorities, Replay, gather, sample, sample_uniform
 
 SPEC = TaskSpec("made-up", 2, 1, 2, 20, False, "easy")
 TERMINATION, TIME_LIMIT = "termination", "time limit"
@@ -449,3 +449,48 @@ def test_priorities_of_a_pack_are_those_of_each_seed_alone() -> None:
             assert torch.equal(replay.priority.values[0], packed.priority.values[seed])
             assert torch.equal(replay.priority.block_sums[0], packed.priority.block_sums[seed])
             assert torch.equal(replay.priority.highest[0], packed.priority.highest[seed])
+
+
+# --- fading
+
+
+@pytest.mark.parametrize("floor", [0.1, 0.0])
+@pytest.mark.parametrize("end", [TERMINATION, TIME_LIMIT])
+def test_draws_fade_with_age_in_decisions(floor: float, end: str) -> None:
+    """Against every weight worked out one by one, in a ring that has been written over twice."""
+    slices = Slices(3, 4, prioritised=True, fade=0.99, fade_floor=floor)
+    replay, generator = Replay(SPEC, 2, slices, 900), torch.Generator().manual_seed(0)
+    assert replay.priority is not None
+    lengths = [1 + (7 * e) % 20 for e in range(270)]
+    before = np.concatenate([[0], np.cumsum(lengths)])  # decisions before each episode
+    for e, length in enumerate(lengths):
+        for seed in (0, 1):
+            play(replay, seed, [(length, end)], start=e)
+        if e % 30 == 0 and replay.available(1) > 0:
+            kept = torch.nonzero(replay.priority.values[1])[:, 0]
+            drawn = kept[torch.randint(len(kept), (1, 64), generator=generator)]
+            replay.priority.update(slice(1, 2), drawn, 1 + 5 * torch.rand(1, 64, generator=generator))
+        if e < 150 or e % 40:
+            continue
+        tables, values = memory(replay, 1), replay.priority.values[1].double().numpy()
+        episode, step = replay.rows[1, replay.starts[1] % replay.ring, :2].long().numpy().T
+        age = np.where(values[: replay.ring] > 0, before[e + 1] - 1 - (before[episode] + step), 0)
+        weights = values[: replay.ring] * np.maximum(0.99**age, floor)
+        cumulative, uniform = np.cumsum(weights), torch.rand(4000, generator=generator, dtype=torch.float64)
+        expected = np.searchsorted(cumulative, uniform.numpy() * cumulative[-1], side="right")
+        close = np.abs(cumulative[expected] / cumulative[-1] - uniform.numpy()) < 1e-12
+        found = sample(tables, slices, replay.ring, uniform).numpy()
+        assert age.max() > 500 and np.array_equal(found[~close], expected[~close])
+
+
+def test_fading_of_a_pack_and_after_a_resume_is_that_of_one_run() -> None:
+    slices = Slices(2, 16, prioritised=True, fade=0.9, fade_floor=0.1)
+    pack, alone, resumed = Replay(SPEC, 2, slices, 60), Replay(SPEC, 1, slices, 60), Replay(SPEC, 1, slices, 60)
+    for e in range(8):
+        play(pack, 0, [(3 + e, TIME_LIMIT)], start=e)
+        play(pack, 1, [(5 + e, TERMINATION)], start=e)
+        resumed.extend(0, play(alone, 0, [(5 + e, TERMINATION)], start=e))
+    uniform = torch.rand(2, 16, generator=torch.Generator().manual_seed(4), dtype=torch.float64)
+    draws = torch.func.vmap(lambda tables, u: sample(tables, slices, pack.ring, u))(pack.memory(), uniform)
+    for replay in (alone, resumed):
+        assert torch.equal(sample(memory(replay), slices, replay.ring, uniform[1]), draws[1])
