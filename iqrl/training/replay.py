@@ -272,7 +272,7 @@ def sample(memory: dict[str, Tensor], slices: Slices, ring: int, uniform: Tensor
 
 
 def sample_faded(memory: dict[str, Tensor], slices: Slices, ring: int, uniform: Tensor) -> Tensor:
-    """Places (B,) drawn in proportion to priority times max(fade ** age, floor); age in decisions (drq.md).
+    """Places (B,) drawn in proportion to priority times max(fade ** age, floor); age in decisions.
 
     Only blocks that hold the newest starts, not yet at the floor, are summed anew; the others' sums are known.
     """
