@@ -39,12 +39,12 @@ REMARKS = {
 }
 NAMES = {
     "dcwm": "DC-MPC", "dcmpc": "DC-MPC", "tdmpc2": "TD-MPC2", "tdmpcv2": "TD-MPC2", "tdmpc": "TD-MPC",
-    "sac": "SAC", "dreamerv3": "DreamerV3", "tcrl": "TCRL", "td7": "TD7", "mrq": "MR.Q", "bro": "BRO",
+    "sac": "SAC", "dreamerv3": "DreamerV3", "tcrl": "TCRL", "td7": "TD7", "mrq": "MR.Q", "drq": "DR.Q", "bro": "BRO",
     "ddpg": "DDPG", "iqrl": "iQRL", "td3": "TD3", "sacsimba": "SAC-SimBa", "ddpgsimba": "DDPG-SimBa",
     "simbatdmpcv2": "TD-MPC2-SimBa",
 }  # fmt: skip
 SAME = {"dcmpc": "dcwm"}  # published under another name
-IMPLEMENTED = ("iqrl", "td3", "td7", "tcrl", "dcwm", "mrq")
+IMPLEMENTED = ("iqrl", "td3", "td7", "tcrl", "dcwm", "mrq", "drq")
 SUFFIXES = (".csv", ".txt", ".parquet")
 
 

@@ -34,12 +34,16 @@ class Config:
     za_dim: int = setting(256, "width of action embeddings", low=1, high=65536)
     zsa_dim: int = setting(512, "width of state-action embeddings", low=1, high=65536)
     hidden_dim: int = setting(512, "width of hidden layers", low=1, high=65536)
+    encoder_hidden_dim: int = setting(0, "of those of f and g; 0 is hidden_dim", low=0, high=65536, later=True)
     num_bins: int = setting(65, "bins of the reward's two-hot code", low=2, high=65536)
     bin_limit: float = setting(10.0, "bins reach from -symexp(limit) to symexp(limit)", low=0.01, high=80.0)
     enc_horizon: int = setting(5, "decisions the model is unrolled", low=1, high=100)
     dyn_weight: float = setting(1.0, "weight of the next embedding's error", low=0.0, high=1e6)
     reward_weight: float = setting(0.1, "weight of the reward's cross-entropy", low=0.0, high=1e6)
     done_weight: float = setting(0.1, "weight of the termination's error, once there was one", low=0.0, high=1e6)
+    infonce_weight: float = setting(0.0, "weight of the InfoNCE loss (drq.md section 1)", low=0.0, high=1e6, later=True)
+    infonce_temperature: float = setting(0.1, "its temperature", low=1e-3, high=1e3, later=True)
+    released_infonce_mask: bool = setting(False, "released DR.Q: mean loss times mean mask", later=True)
     enc_lr: float = setting(1e-4, "AdamW learning rate of the encoders and the model", low=0.0, high=1.0)
     enc_weight_decay: float = setting(1e-4, "AdamW weight decay of the same", low=0.0, high=1.0)
     # value and policy (sections 4 and 5)
@@ -48,6 +52,7 @@ class Config:
     reward_mask: str = setting(
         "alive", "rewards up to a termination, or all but terminating ones", choices=("alive", "released")
     )
+    scale_rewards: bool = setting(True, "learn values in units of S; otherwise S is not used", later=True)
     target_every: int = setting(250, "updates between copies; then as many of the encoder", low=1, high=10_000)
     target_noise: float = setting(0.2, "target policy smoothing, std; half if discrete", low=0.0, high=10.0)
     noise_clip: float = setting(0.3, "and where it is clipped; half if discrete", low=0.0, high=10.0)
@@ -61,6 +66,8 @@ class Config:
     # replay (section 6)
     lap_alpha: float = setting(0.4, "exponent of priorities; 0 is uniform sampling", low=0.0, high=1.0)
     lap_min: float = setting(1.0, "smallest error that counts for a priority", low=1e-6, high=1e6)
+    fade: float = setting(1.0, "factor on a priority for every decision since", low=0.5, high=1.0, later=True)
+    fade_floor: float = setting(0.1, "and the least it becomes (drq.md section 3)", low=0.0, high=1.0, later=True)
     batch_size: int = setting(256, "slices in a batch", low=2, high=1_000_000)
     buffer_size: int = setting(1_000_000, "replay capacity, transitions", low=1000, high=10**9)
     # collection (section 7)
@@ -100,10 +107,11 @@ class MRQ(Agent[Config]):
             precise = {"precise_input": precise_input, "precise_output": precise_output}
             return MLP(inputs, hidden, outputs, activation, "plain", ensemble, "xavier_relu", **precise)
 
+        e = c.encoder_hidden_dim or h
         encoders = {
-            "f": network(o, (h, h), c.zs_dim, precise_input=True),
+            "f": network(o, (e, e), c.zs_dim, precise_input=True),
             "embedding": network(a, (), c.za_dim, precise_input=True),
-            "g": network(c.zs_dim + c.za_dim, (h, h), c.zsa_dim),
+            "g": network(c.zs_dim + c.za_dim, (e, e), c.zsa_dim),
         }
         self.target = ParameterGroup(encoders)
         self.encoder = ParameterGroup({**encoders, "m": network(c.zsa_dim, (), 1 + c.zs_dim + c.num_bins)})
@@ -212,12 +220,17 @@ class MRQ(Agent[Config]):
             "reward_loss": total(two_hot_cross_entropy(logits, batch.reward[:steps], c.bin_limit)),
             "termination_loss": terminations_seen * total((done[..., 0] - batch.terminated[:steps]).square()),
         }
-        weights = (c.dyn_weight, c.reward_weight, c.done_weight)
+        weights = [c.dyn_weight, c.reward_weight, c.done_weight]
+        if c.infonce_weight > 0.0:
+            error = infonce(following, goal, c.infonce_temperature)
+            # The released mask meets the losses as (B, 1) meets (B,): every loss is multiplied by every mask.
+            parts["infonce_loss"] = (error.mean(1) * mask.mean(1)).sum() if c.released_infonce_mask else total(error)
+            weights.append(c.infonce_weight)
         loss = torch.stack([w * v for w, v in zip(weights, parts.values(), strict=True)]).sum()
         return loss, {k: v.detach() for k, v in parts.items()}
 
     def target_value(self, state: State, batch: Batch, noise: Noises) -> Tensor:
-        """y (B,) = (R + gamma^n Q-bar S-bar) / S, by the target networks (section 4)."""
+        """y (B,) = (R + gamma^n Q-bar S-bar) / S, by the target networks (section 4); both S are 1 if unscaled."""
         c = self.config
         returns = n_step if c.reward_mask == "alive" else n_step_released
         total, factor, last = returns(batch, c.q_horizon, c.discount)
@@ -227,6 +240,8 @@ class MRQ(Agent[Config]):
         smoothing = torch.clamp(c.target_noise * noise["smoothing"], -c.noise_clip, c.noise_clip)
         action = self.realise(action + self.noise_scale * smoothing)
         q = self.values(state["target_value"], self.embed_action(bar, zs, action)).min(0).values
+        if not c.scale_rewards:
+            return total + factor * q
         return (total + factor * q * state["target_reward_scale"]) / state["reward_scale"]
 
     def value_loss(self, value: Tensor, zsa: Tensor, y: Tensor) -> tuple[Tensor, tuple[Tensor, Metrics]]:
@@ -247,7 +262,8 @@ class MRQ(Agent[Config]):
     @property
     def slices(self) -> Slices:
         c = self.config
-        return Slices(max(c.enc_horizon, c.q_horizon), c.batch_size, prioritised=True)
+        horizon = max(c.enc_horizon, c.q_horizon)
+        return Slices(horizon, c.batch_size, prioritised=True, fade=c.fade, fade_floor=c.fade_floor)
 
     def stages(self, update: int) -> tuple[str, ...]:
         period = self.config.target_every
@@ -339,6 +355,19 @@ def n_step_released(batch: Batch, n: int, discount: float) -> tuple[Tensor, Tens
     powers = discount ** torch.arange(n, device=going.device, dtype=going.dtype)
     total = (powers[:, None] * going * batch.reward[:n]).sum(0)
     return total, discount**n * going.prod(0), batch.observation[n]
+
+
+def infonce(predicted: Tensor, goal: Tensor, temperature: float) -> Tensor:
+    """Cross-entropy of finding each prediction's own goal among all of the batch (drq.md section 1).
+
+    Args:
+        predicted, goal: (H, B, D), compared by cosine similarity.
+
+    Returns:
+        (H, B).
+    """
+    similarity = F.normalize(predicted, dim=-1) @ F.normalize(goal, dim=-1).transpose(-1, -2)  # (H, B, B)
+    return -torch.log_softmax(similarity / temperature, -1).diagonal(dim1=-2, dim2=-1)
 
 
 def symexp_bins(count: int, limit: float, device: torch.device | str = "cpu") -> Tensor:

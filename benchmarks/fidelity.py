@@ -43,13 +43,14 @@ WORDS = {
     "tcrl": [],
     "dcwm": ["agent.released_nstep=true", "agent.released_pi_noise=true"],
     "mrq": ["agent.reward_mask=released"],
+    "drq": ["agent.released_infonce_mask=true"],
 }
 DEFAULTS = {
     "peer": "", "updates": "0", "size": "64", "seed": "0", "limit": "1e-6", "peer_python": sys.executable,
     "out": "bench/fidelity",
 }  # fmt: skip
 COLUMNS = ["agent", "updates", "what", "parameters", "moved", "difference", "official_commit", "commit", "date"]
-ENDS = {"iqrl": 0.1, "td3": 0.1, "td7": 0.1, "mrq": 0.1}  # share of transitions that terminate
+ENDS = {"iqrl": 0.1, "td3": 0.1, "td7": 0.1, "mrq": 0.1, "drq": 0.1}  # share of transitions that terminate
 CYCLE = 8  # different batches, and sets of random numbers
 ACTIONS = 8
 

@@ -11,6 +11,7 @@ drawn before, so that the checkout is not charged for its replay.
 """
 
 import ast
+import importlib
 import itertools
 import os
 import sys
@@ -356,10 +357,10 @@ def td7(path: str, slices: Slices, size: int = 0) -> Peer:
     return Peer(repeat(agent.train), networks, smoothing, act)
 
 
-def mrq(path: str, slices: Slices, size: int = 0) -> Peer:
+def mrq(path: str, slices: Slices, size: int = 0, name: str = "MRQ", *arguments: Any) -> Peer:
     """Updates 1, 251, 501, ... train the encoder 250 times first: only multiples of 250 say how fast it is."""
-    sys.path.insert(0, os.path.join(path, "MRQ"))
-    import MRQ as official
+    sys.path.insert(0, os.path.join(path, name))
+    official = importlib.import_module(name)
 
     def ahead(observation: Tensor, action: Tensor, reward: Tensor, ended: Tensor) -> Any:
         going = 1.0 - ended[..., None]
@@ -389,10 +390,15 @@ def mrq(path: str, slices: Slices, size: int = 0) -> Peer:
     for state, p, v in (("", agent.policy, agent.value), ("target_", agent.policy_target, agent.value_target)):
         networks |= {f"{state}policy/policy": p.policy, f"{state}value/value": [v.q1, v.q2]}
     act = lambda o, noise: agent.policy.act(agent.encoder.zs(o))  # noqa: E731
-    return Peer(repeat(agent.train), networks, smoothing, act)
+    return Peer(repeat(lambda: agent.train(*arguments)), networks, smoothing, act)
 
 
-PEERS = {"iqrl": iqrl, "td3": td3, "leanrl": leanrl, "td7": td7, "tcrl": tcrl, "dcwm": dcwm, "mrq": mrq}
+def drq(path: str, slices: Slices, size: int = 0) -> Peer:
+    """MR.Q's code in most, which writes to TensorBoard from within its updates."""
+    return mrq(path, slices, size, "DRQ", types.SimpleNamespace(add_scalar=lambda *_, **__: None))
+
+
+PEERS = {"iqrl": iqrl, "td3": td3, "leanrl": leanrl, "td7": td7, "tcrl": tcrl, "dcwm": dcwm, "mrq": mrq, "drq": drq}
 
 
 # --- doing as another did

@@ -79,7 +79,7 @@ DEFAULTS = {
     "precision": "auto",
 }
 # Peers: our agent, and what must be set for networks, critics, batch, horizon and N to equal theirs at walker-walk
-# sizes; the last four agents' own defaults there are those of the official code.
+# sizes; the last five agents' own defaults there are those of the official code.
 PEERS = {
     "iqrl": ("iqrl", ["agent.num_critics=5", "agent.q_sample=2", "agent.actor_q=avg", "agent.nstep=3"]),
     "td3": ("td3", ["agent.profile=official"]),
@@ -88,6 +88,7 @@ PEERS = {
     "tcrl": ("tcrl", []),
     "dcwm": ("dcwm", []),
     "mrq": ("mrq", []),
+    "drq": ("drq", []),
 }
 
 

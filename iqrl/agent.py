@@ -173,7 +173,9 @@ class Agent(Generic[C]):
 
     def __init_subclass__(cls, **keywords: Any) -> None:
         super().__init_subclass__(**keywords)
-        for base in getattr(cls, "__orig_bases__", ()):
+        for base in vars(cls).get(
+            "__orig_bases__", ()
+        ):  # its own: a subclass of an agent keeps its Config, or sets one
             cls.Config = next(iter(typing.get_args(base)), cls.Config)
 
     def __init__(self, config: C, spec: TaskSpec, dtype: torch.dtype = torch.float32) -> None:

@@ -39,6 +39,7 @@ AGENTS = {
     "td3": "baselines.td3",
     "td7": "baselines.td7",
     "mrq": "baselines.mrq",
+    "drq": "baselines.drq",
     "tcrl": "baselines.tcrl",
     "dcwm": "baselines.dcwm",
 }

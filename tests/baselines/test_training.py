@@ -29,6 +29,7 @@ CASES = {  # configuration with a short warm-up, and after how many decisions an
     "tcrl": ([*BALANCE, "agent.warmup_episodes=1", "agent.utd=0.1"], (100, 1200, 325)),
     "dcwm": ([*BALANCE, "agent.warmup_episodes=1", "agent.utd=0.1", "agent.plan_iterations=1"], (100, 1025, 200)),
     "mrq": ([*BALANCE, "agent.warmup_decisions=700", "agent.target_every=40"], (100, 1100, 300)),
+    "drq": ([*BALANCE, "agent.warmup_decisions=700", "agent.target_every=40"], (100, 1100, 300)),
     "mrq discrete": ([*CARTPOLE, "agent.warmup_decisions=200", "agent.target_every=40"], (5, 200, 250)),
 }  # fmt: skip
 CLOCKLESS = ("evaluations.csv", "training.csv", "latents.csv")
