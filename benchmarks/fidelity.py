@@ -43,7 +43,7 @@ WORDS = {
     "tcrl": [],
     "dcwm": ["agent.released_nstep=true", "agent.released_pi_noise=true"],
     "mrq": ["agent.reward_mask=released"],
-    "drq": ["agent.released_infonce_mask=true"],
+    "drq": ["agent.released_infonce_mask=true", "agent.target_every=20"],  # `peer.drq` says why 20
 }
 DEFAULTS = {
     "peer": "", "updates": "0", "size": "64", "seed": "0", "limit": "1e-6", "peer_python": sys.executable,
