@@ -16,7 +16,7 @@ from statistics import fmean, pstdev
 from typing import TYPE_CHECKING
 
 from iqrl.command_line import Parser
-from iqrl.errors import InputError, what_failed
+from iqrl.errors import InputError, disk_message, what_failed
 
 if TYPE_CHECKING:
     from iqrl.config import RunConfig
@@ -173,7 +173,6 @@ def _train(runs: Sequence, how, folder: Path) -> int:  # type: ignore[no-untyped
     """Train runs of equal configuration, `how` being an Execution; see TRAIN_EXAMPLES for the exit status."""
     from iqrl.runs.directory import RunDirectory
     from iqrl.training import execution as executing
-    from iqrl.training.trainer import disk_message
     from iqrl.training.transfer import inherited
 
     usual, stop = executing.decide(how, runs[0]), StopFlag()
@@ -309,14 +308,14 @@ def evaluate_run(path: Path, words: Sequence[str], episodes: int, video: Path | 
             raise InputError(f"--video {video}: there is no folder {video.parent}")
         os.environ.setdefault("MUJOCO_GL", "egl")
     from iqrl import config
-    from iqrl.training import evaluation
+    from iqrl.training.checkpoint_evaluation import evaluate_checkpoint
 
     given = config.parse_words(words)
     changes = {key: values for key, values in given.items() if key == "agent"}
     run = config.load_run(path, changes)
     execution = config.resolve([("command line", {k: v for k, v in given.items() if k not in changes})])[1]
     returns: list[float] = []
-    for value in evaluation.evaluate_checkpoint(run, path, execution, episodes, video):
+    for value in evaluate_checkpoint(run, path, execution, episodes, video):
         print(f"episode {len(returns):3d}  return {value:8.2f}", flush=True)
         returns.append(value)
     changed = "".join(f"  {word}" for word in words if word.startswith("agent."))

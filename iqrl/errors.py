@@ -1,5 +1,8 @@
 """The one error that a user can cause, and how any other is told in a line."""
 
+import errno
+from pathlib import Path
+
 
 class InputError(ValueError):
     """Something the user gave is wrong: a key, a value, a file.
@@ -12,6 +15,13 @@ class InputError(ValueError):
 def what_failed(error: OSError, where: object = "files") -> str:
     """An error of the file system: the file that it names, or else `where`, and the reason."""
     return f"{error.filename or where}: {error.strerror or error}"
+
+
+def disk_message(error: OSError, folder: Path) -> str:
+    """One line for an error while writing runs in `folder`."""
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return f"{folder}: the disk is full; the runs go on from their last checkpoints when there is room"
+    return f"{what_failed(error, folder)}; the runs go on from their last checkpoints"
 
 
 def one_line(error: BaseException) -> str:

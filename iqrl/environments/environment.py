@@ -11,6 +11,8 @@ from iqrl.environments.gymnasium_suite import GymnasiumTask
 from iqrl.environments.tasks import TaskSpec
 from iqrl.errors import InputError
 
+# Second entry of an episode's key: in training, in an evaluation during training, in one of a checkpoint afterwards.
+TRAINING, EVALUATION, CHECKPOINT_EVALUATION = 0, 1, 2
 _LARGEST_REPEAT = 100
 
 
@@ -65,7 +67,7 @@ class Environment:
         """Start the episode of a key.
 
         Args:
-            seed_sequence_key: such as (seed, 0, episode) for training; entries from 0 to 2**32 - 1.
+            seed_sequence_key: such as (seed, TRAINING, episode); entries from 0 to 2**32 - 1.
                 Keys that differ in trailing zeros alone are the same key, as in `np.random.SeedSequence`.
         Returns: the first observation, (O,) float32.
         """

@@ -28,7 +28,7 @@ from iqrl.training.cuda_graphs import Recorded
 from iqrl.training.replay import Replay, gather, sample
 
 # Streams of random numbers; each is a function of (seed, stream, counter) and of nothing else.
-INITIALISATION, EXPLORATION, EVALUATION, DIAGNOSTICS, STAGES = 0, 1, 2, 3, 100
+INITIALISATION, EXPLORATION, EVALUATION_NOISE, DIAGNOSTICS, STAGES = 0, 1, 2, 3, 100
 CHUNK_NUMBERS = 1_000_000  # random numbers drawn at once, at most
 CACHE = 32 * 2**20  # bytes of a CPU's last-level cache, about
 
@@ -276,7 +276,7 @@ class Engine:
         shapes = self.agent.act_noise(False)
         if not shapes:
             return {}
-        source = generator(self.device, self.seeds[seed], EVALUATION, decisions, step)
+        source = generator(self.device, self.seeds[seed], EVALUATION_NOISE, decisions, step)
         return {k: draw(n, count, source) for k, n in shapes.items()}
 
     def _decision_noise(self, seed: int, decision: int) -> dict[str, Tensor]:

@@ -1,78 +1,156 @@
-"""Evaluating a run's newest checkpoint outside training, with a film if wanted."""
+"""Evaluations during training: greedy episodes and latent diagnostics of every run at fixed env steps."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from pathlib import Path
+import dataclasses
+import functools
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import numpy as np
+import torch
 
-from iqrl.agent import Progress
-from iqrl.config import Execution, RunConfig
-from iqrl.environments import tasks
-from iqrl.environments.environment import Environment
-from iqrl.errors import InputError
-from iqrl.runs.directory import RunDirectory
-from iqrl.training.engine import Engine
-from iqrl.training.execution import decide
-from iqrl.training.replay import Replay
-
-AFTERWARDS = 2  # second entry of an episode's key; training has 0 and 1
-FRAME_SIZE = (480, 480)
+from iqrl.diagnostics import diagnose
+from iqrl.environments.environment import EVALUATION
+from iqrl.environments.environment_pool import EnvironmentPool
+from iqrl.training.engine import DIAGNOSTICS, generator
+from iqrl.training.pack import Pack, Run, fit, unfit
+from iqrl.training.replay import gather, sample_uniform
 
 
-def evaluate_checkpoint(
-    run: RunConfig, path: Path, execution: Execution, episodes: int, video: Path | None = None
-) -> Iterator[float]:
-    """Returns of greedy episodes, as they end, seeded by the run's seed and apart from every episode of training.
+class Evaluator:
+    """Evaluates the runs of a pack when they are due.
 
-    Raises:
-        InputError: without a usable checkpoint, if an episode cannot be played, or a film not be made here.
+    Args:
+        stop: asked at every decision; an evaluation that stops is repeated by the next session.
+        tick: called after every decision.
     """
-    spec, plan = tasks.spec(run.task), decide(execution, run)
-    agent = run.agent(run.settings, spec, plan.dtype)
-    replay = Replay(spec, 1, agent.slices, 1000, plan.device)
-    engine = Engine(agent, [run.seed], replay, device=plan.device, compiled=plan.compiled)
-    _, saved = next(RunDirectory(path).usable(0, needs_replay=False), (None, None))
-    if saved is None:
-        raise InputError(f"{path}: has no usable checkpoint to evaluate")
-    try:
-        engine.load(0, saved["engine"])
-    except ValueError as error:
-        raise InputError(f"{path}: {error}") from None
-    progress = [Progress(**saved["progress"])]
-    environment = Environment(run.task, spec.action_repeat)
-    for episode in range(episodes):
-        frames: list[np.ndarray] = []
-        observation = environment.reset((run.seed, AFTERWARDS, progress[0].decisions, episode))
-        carry, total, step, ended = engine.initial_carry(1, 1), 0.0, 0, False
-        while not ended:
-            if video is not None and episode == 0:
-                frames.append(environment.render(*FRAME_SIZE))
-            noise = [engine.evaluation_noise(0, progress[0].decisions + episode + 1, step, 1)]
-            action, carry = engine.act([0], observation[None, None], carry, noise, progress)
-            try:
-                observation, reward, terminated, truncated = environment.step(action[0, 0])
-            except Exception as error:  # of the simulator: it diverged, or an action is NaN
-                reason = " ".join(f"{type(error).__name__}: {error}".split())
-                raise InputError(f"{path}: episode {episode}, decision {step}: {reason}") from error
-            total, step, ended = total + reward, step + 1, terminated or truncated
-        if video is not None and episode == 0:
-            write_video(video, frames, 1.0 / environment.decision_seconds)
-        yield total
 
+    def __init__(self, pack: Pack, stop: Callable[[], bool], tick: Callable[[], None]) -> None:
+        self.pack, self.stop, self.tick = pack, stop, tick
+        setting = pack.runs[0].config.evaluate
+        self.every = max(1, setting.every // pack.spec.action_repeat)  # decisions
+        self.episodes = setting.episodes
+        self.environments: EnvironmentPool | None = None
 
-def write_video(path: Path, frames: list[np.ndarray], rate: float) -> None:
-    """Frames (height, width, 3) uint8 as a film of `rate` frames a second.
+    def evaluate(self) -> bool:
+        """Do every evaluation that is due. False if asked to stop before they are done."""
+        due = [run for run in self.pack.living if self._due(run)]
+        side_by_side = self.pack.engine.packed and due
+        for runs in [due] if side_by_side else [[run] for run in due]:
+            results = self._play(runs)
+            if results is None:
+                return False
+            for run, returns, lengths, diagnostics in zip(runs, *results, self.diagnose_all(runs), strict=True):
+                if run.alive:
+                    with run.isolated():
+                        self._record(run, returns, lengths, diagnostics())
+        return True
 
-    Raises:
-        InputError: if the optional packages for it are missing, or the file cannot be written.
-    """
-    try:
-        import imageio.v3 as imageio
-    except ImportError as error:
-        raise InputError(f"--video {path}: needs two more packages: pip install imageio imageio-ffmpeg") from error
-    try:
-        imageio.imwrite(path, np.stack(frames), fps=rate)
-    except OSError as error:
-        raise InputError(f"--video {path}: {error}") from error
+    def close(self) -> None:
+        if self.environments is not None:
+            self.environments.close()
+            self.environments = None
+
+    def _due(self, run: Run) -> bool:
+        p = run.progress
+        at_evaluation = p.decisions % self.every == 0 or p.decisions >= self.pack.budget
+        return at_evaluation and p.evaluated < p.decisions
+
+    def _play(self, runs: Sequence[Run]) -> tuple[np.ndarray, np.ndarray] | None:
+        """Returns and lengths (env steps) of the evaluation episodes of these runs: (n, episodes) each.
+
+        None if asked to stop before they end: with a planner that may be minutes, longer than a job's grace, and since
+        they are a function of the checkpoint the next session repeats them.
+        """
+        n, count, engine = len(runs), self.episodes, self.pack.engine
+        places = [run.place for run in runs]
+        pool = self._environments(n * count)
+        keys = [(run.seed, EVALUATION, run.env_step, episode) for run in runs for episode in range(count)]
+        spare = [None] * (pool.count - len(keys))
+        observation = pool.reset([*keys, *spare])[: n * count]
+        carry = engine.initial_carry(n, count)
+        active = np.array([True] * len(keys) + [False] * len(spare))
+        total = np.zeros(pool.count)
+        length = np.zeros(pool.count, int)
+        action = np.zeros((pool.count, self.pack.spec.action_dim), np.float32)
+        step = 0
+        while active.any():
+            if self.stop():
+                return None
+            noise = [engine.evaluation_noise(run.place, run.progress.decisions, step, count) for run in runs]
+            observed = observation.reshape(n, count, -1)
+            chosen, carry = engine.act(places, observed, carry, noise, self.pack.progress)
+            action[: len(keys)] = chosen.reshape(len(keys), -1)
+            for i in np.flatnonzero(active & ~fit(action)).tolist():
+                active[i] = False
+                if runs[i // count].alive:
+                    runs[i // count].fail(f"{unfit(action[i])}, while evaluating")
+            after, reward, terminated, truncated = pool.step(action, active)
+            total += np.where(active, reward, 0.0)
+            length += active
+            observation = after[: len(keys)]
+            active &= ~(terminated | truncated)
+            step += 1
+            for i in [i for i in pool.errors if active[i]]:
+                if runs[i // count].alive:  # the first reason is the one to give
+                    runs[i // count].fail(f"environment, while evaluating: {pool.errors[i]}")
+                active[i] = False
+            self.tick()
+        shape = (n, count)
+        lengths = length[: len(keys)].reshape(shape) * self.pack.spec.action_repeat
+        return total[: len(keys)].reshape(shape), lengths
+
+    def _environments(self, count: int) -> EnvironmentPool:
+        """At least `count` of them; made at the first evaluation and kept."""
+        if self.environments is not None and self.environments.count < count:
+            self.close()
+        if self.environments is None:
+            self.environments = self.pack.new_environments(count)
+        return self.environments
+
+    def _record(self, run: Run, returns: np.ndarray, lengths: np.ndarray, diagnostics: dict[str, Any]) -> None:
+        """Write one evaluation."""
+        step = run.env_step
+        for episode, (episode_return, length) in enumerate(zip(returns, lengths, strict=True)):
+            row = {"env_step": step, "episode": episode, "episode_return": float(episode_return), "length": int(length)}
+            run.directory.append("evaluations.csv", row)
+        if diagnostics:
+            run.directory.append("latents.csv", {"env_step": step, **diagnostics})
+        seconds = self.pack.wall_seconds(run)
+        timing = {"env_step": step, "wall_seconds": round(seconds, 3), "updates": run.progress.updates}
+        run.directory.append("timing.csv", timing)
+        run.progress.evaluated = run.progress.decisions
+        rank = f"  rank {diagnostics['rank_0.01']}/{diagnostics['width']}" if "rank_0.01" in diagnostics else ""
+        mean = returns.mean()
+        self.pack.announce(f"{run.name}  step {step:>9,}  return {mean:7.1f}{rank}  {seconds / 60:.1f} min")
+
+    def diagnose_all(self, runs: Sequence[Run]) -> list[Callable[[], dict[str, Any]]]:
+        """For each run, what gives its `diagnose` or raises what that raised.
+
+        Several are computed side by side: singular values keep a core each busy.
+        """
+        if len(runs) == 1:
+            return [functools.partial(self.diagnose, runs[0])]
+        self.pack.replay.memory()  # what waits is written here, by one thread
+        torch.set_num_threads(1)
+        try:
+            with ThreadPoolExecutor(min(len(runs), self.pack.plan.threads)) as pool:
+                return [pool.submit(self.diagnose, run).result for run in runs]
+        finally:
+            torch.set_num_threads(self.pack.plan.threads)
+
+    def diagnose(self, run: Run) -> dict[str, Any]:
+        """Latent diagnostics on slice starts drawn from the replay; nothing while it is empty."""
+        agent, replay, engine = self.pack.agent, self.pack.replay, self.pack.engine
+        if not replay.available(run.place):
+            return {}
+        count = agent.latent_width() or 1024
+        source = generator("cpu", run.seed, DIAGNOSTICS, run.progress.decisions)
+        uniform = torch.rand(count, generator=source, dtype=torch.float64).to(engine.device)
+        memory = {k: v[run.place] for k, v in replay.memory().items()}
+        places = sample_uniform(memory["window"], replay.ring, uniform)
+        batch = gather(memory, places, self.pack.spec, dataclasses.replace(agent.slices, cross_episodes=False))
+        state = {k: v[run.place] for k, v in engine.state.items()}
+        return diagnose(agent, state, batch.observation[0], batch.action[0])

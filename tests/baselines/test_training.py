@@ -55,11 +55,11 @@ def train(case: str, folder: Path, calls: int = 10**9) -> Trainer:
 
 
 def test_whoever_watches_is_told_how_far_things_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("iqrl.training.trainer.TELL_SECONDS", 0.0)
-    monkeypatch.setattr("iqrl.training.trainer.REPORT_SECONDS", 0.0)
-    trainer = begin("mrq discrete", tmp_path, lambda t: t.lanes[0].progress.decisions == 90, seeds="0..1")
+    monkeypatch.setattr("iqrl.training.reporting.WATCHED_SECONDS", 0.0)
+    monkeypatch.setattr("iqrl.training.reporting.REPORT_SECONDS", 0.0)
+    trainer = begin("mrq discrete", tmp_path, lambda t: t.pack.runs[0].progress.decisions == 90, seeds="0..1")
     told: list[str] = []
-    trainer.watched = told.append
+    trainer.reporter.watched = told.append
     assert trainer.run() == "interrupted"
     line = r"mrq gym:CartPole-v1 s0 and 1 more  step +180 of 800  [\d,]+ steps/s  \d+ min left"
     assert re.fullmatch(line, told[-1]), told[-1]
@@ -75,16 +75,16 @@ def test_stopped_runs_go_on_bitwise(case: str, tmp_path: Path) -> None:
     """Stopped within the first evaluation, within an episode, and among updates or decisions after the first."""
     whole = train(case, tmp_path / "whole")
     evaluating, *calls = CASES[case][1]
-    first = train(case, tmp_path / "parts", evaluating).lanes[0]
+    first = train(case, tmp_path / "parts", evaluating).pack.runs[0]
     assert first.progress.decisions == 0 and not rows(first.directory.path / "evaluations.csv")
-    stopped = [train(case, tmp_path / "parts", n).lanes[0].progress for n in calls]
-    assert any(p.episode_decisions for p in stopped) and 0 < stopped[1].updates < whole.lanes[0].progress.updates
+    stopped = [train(case, tmp_path / "parts", n).pack.runs[0].progress for n in calls]
+    assert any(p.episode_decisions for p in stopped) and 0 < stopped[1].updates < whole.pack.runs[0].progress.updates
     if case in ("td7", "tcrl", "dcwm"):
         assert any(p.pending for p in stopped)
     parts = train(case, tmp_path / "parts")
-    for k, v in whole.engine.state.items():
-        assert torch.equal(parts.engine.state[k], v), k
-    ours, theirs = (trainer.lanes[0].directory.path for trainer in (parts, whole))
+    for k, v in whole.pack.engine.state.items():
+        assert torch.equal(parts.pack.engine.state[k], v), k
+    ours, theirs = (trainer.pack.runs[0].directory.path for trainer in (parts, whole))
     for file in CLOCKLESS:
         assert (ours / file).read_bytes() == (theirs / file).read_bytes()
     evaluations = rows(theirs / "evaluations.csv")
@@ -93,16 +93,16 @@ def test_stopped_runs_go_on_bitwise(case: str, tmp_path: Path) -> None:
     looked = rows(theirs / "latents.csv")[-1]
     assert looked["rank_0.01"] and bool(looked["active_codebook_mean"]) == (case == "dcwm")
     if case == "mrq discrete":
-        assert float(parts.engine.state["terminations_seen"]) == 1.0
+        assert float(parts.pack.engine.state["terminations_seen"]) == 1.0
         assert max(int(row["length"]) for row in evaluations) < 500  # they do end
 
 
 def test_an_episode_that_ends_earlier_when_played_again_fails_its_run_alone(tmp_path: Path) -> None:
     """As on another processor: what seed 0 is said to have done lets the pole fall sooner."""
     pytest.importorskip("gymnasium")
-    first = begin("mrq discrete", tmp_path, lambda t: t.lanes[0].progress.episode_decisions >= 12, "0..1")
+    first = begin("mrq discrete", tmp_path, lambda t: t.pack.runs[0].progress.episode_decisions >= 12, "0..1")
     assert first.run() == "interrupted"
-    within, directory = first.lanes[0].progress.episode_decisions, first.lanes[0].directory.path
+    within, directory = first.pack.runs[0].progress.episode_decisions, first.pack.runs[0].directory.path
     (segment,) = (directory / "replay").iterdir()
     log = np.fromfile(segment, "<f4").reshape(-1, 4 + 2 + 2)
     log[-within:, 4:6] = [-1.0, 1.0]  # pushes to the right
@@ -111,15 +111,15 @@ def test_an_episode_that_ends_earlier_when_played_again_fails_its_run_alone(tmp_
     assert second.run() == "done"
     reason = RunDirectory(directory).failure()
     assert reason is not None and f"of {within} decisions" in reason and "played again, ended after" in reason
-    assert second.lanes[1].directory.done() and not second.lanes[0].directory.done()
+    assert second.pack.runs[1].directory.done() and not second.pack.runs[0].directory.done()
 
 
 def test_a_pack_is_diagnosed_side_by_side_as_one_by_one(tmp_path: Path) -> None:
-    trainer = begin("dcwm", tmp_path, lambda t: t.lanes[0].progress.decisions >= 300, "0..1")
+    trainer = begin("dcwm", tmp_path, lambda t: t.pack.runs[0].progress.decisions >= 300, "0..1")
     trainer.run()
-    alone = [trainer._diagnose(lane) for lane in trainer.lanes]
-    together = [looked() for looked in trainer._diagnoses(trainer.lanes)]
-    assert torch.get_num_threads() == trainer.plan.threads
+    alone = [trainer.evaluator.diagnose(run) for run in trainer.pack.runs]
+    together = [looked() for looked in trainer.evaluator.diagnose_all(trainer.pack.runs)]
+    assert torch.get_num_threads() == trainer.pack.plan.threads
     for one, other in zip(alone, together, strict=True):
         assert one.keys() == other.keys() and one["active_codebook_mean"] is not None
         assert one == pytest.approx(other, rel=1e-6)

@@ -20,7 +20,7 @@ from iqrl.config import Evaluate, Execution, RunConfig, Train
 from iqrl.environments import tasks
 from iqrl.environments.environment_pool import WorkerError
 from iqrl.runs.directory import RunDirectory
-from iqrl.training import evaluation, trainer
+from iqrl.training import checkpoint_evaluation, pack, trainer
 
 Words = list[str]
 
@@ -399,7 +399,7 @@ def test_environments_that_cannot_start_fail_the_run(
     def start(*_: Any) -> None:
         raise WorkerError("environment worker 0 died (exit status 1), 3 times in a row")
 
-    monkeypatch.setattr(trainer, "EnvironmentPool", start)
+    monkeypatch.setattr(pack, "EnvironmentPool", start)
     assert command_line.main(["train", "agent=td3", "preset=tiny", f"runs={tmp_path}"]) == 1
     said = capsys.readouterr()
     assert "FAILED: environment workers: environment worker 0" in said.out and not said.err
@@ -468,7 +468,7 @@ def test_films_have_every_frame_at_its_time(tmp_path: Path, kind: str) -> None:
     import imageio.v3 as imageio
 
     frames = [np.full((64, 96, 3), 25 * i, np.uint8) for i in range(8)]
-    evaluation.write_video(tmp_path / f"walk.{kind}", frames, rate=12.5)
+    checkpoint_evaluation.write_video(tmp_path / f"walk.{kind}", frames, rate=12.5)
     film = imageio.imread(tmp_path / f"walk.{kind}")
     assert film.shape == (8, 64, 96, 3)
     assert np.abs(film.mean((1, 2, 3)) - [25 * i for i in range(8)]).max() < 5  # what compression changes
