@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from ablations import check, hours
 from ablations.sweep import Sweep, find, load, names, read
 from iqrl.command_line import Parser
-from iqrl.errors import InputError
+from iqrl.errors import BAD_INPUT, InputError
 
 EXAMPLES = """examples:
   python -m ablations list
@@ -56,7 +56,7 @@ def main(words: Sequence[str] | None = None) -> int:
         }[arguments.command]()
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
-        return 2
+        return BAD_INPUT
     except BrokenPipeError:  # `python -m ablations list | head`
         sys.stderr.close()
         return 0
@@ -134,7 +134,7 @@ def check_all(sweeps: Sequence[str]) -> int:
     for problem in found:
         print(f"error: {problem}", file=sys.stderr)
     if found:
-        return 2
+        return BAD_INPUT
     print(f"{_count(len(sweeps), 'sweep')}: keys and tasks exist, arms differ, every change changes a value")
     return 0
 

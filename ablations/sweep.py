@@ -31,7 +31,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import difflib
 import functools
 import os
 from collections.abc import Iterator, Mapping, Sequence
@@ -44,7 +43,7 @@ from omegaconf import OmegaConf
 from iqrl import config
 from iqrl.config import RunConfig
 from iqrl.environments import tasks
-from iqrl.errors import InputError
+from iqrl.errors import InputError, did_you_mean
 
 FOLDER = Path(__file__).parent
 SCALES = ("full", "lite")
@@ -177,7 +176,7 @@ def find(name: str) -> Path:
     """
     path = path_of(name)
     if not os.path.isfile(path):  # without an error for a name that is too long to be a file's
-        known = f"{_suggest(name, names())}; expected one of {', '.join(names())}, or a .yaml file"
+        known = f"{did_you_mean(name, names())}; expected one of {', '.join(names())}, or a .yaml file"
         raise InputError(f"sweep={name}: no such sweep{known}")
     return path
 
@@ -230,7 +229,7 @@ def read(path: Path) -> dict[str, Any]:
                 raise InputError("lite.note: missing; expected what figures say: `preset=small (narrow networks)`")
             for name, arm in _mapping("lite.arms", lite.get("arms", {})).items():
                 if name not in content["arms"]:
-                    raise InputError(f"lite.arms.{name}: no such arm{_suggest(name, content['arms'])}")
+                    raise InputError(f"lite.arms.{name}: no such arm{did_you_mean(name, content['arms'])}")
                 _delta(f"lite.arms.{name}", arm, *_ARM_KEYS)
             gone = [name for name, arm in lite.get("arms", {}).items() if arm is None]
             if len(gone) == len(content["arms"]):
@@ -405,7 +404,7 @@ def _mapping(key: str, value: Any, known: Sequence[str] | None = None, sections:
         if known is None or name in known or (sections and dot and section in _SECTIONS):
             continue
         expected = f"{', '.join(known)}{', agent.*, eval.* or train.*' if sections else ''}"
-        raise InputError(f"{key}: {name}: no such key{_suggest(name, known)}; expected {expected}")
+        raise InputError(f"{key}: {name}: no such key{did_you_mean(name, known)}; expected {expected}")
     return value
 
 
@@ -434,11 +433,6 @@ def _one_of(key: str, value: Any, choices: Sequence[str]) -> Any:
     if value not in choices:
         raise InputError(f"{key}={value}: expected one of {', '.join(choices)}")
     return value
-
-
-def _suggest(word: str, known: Any) -> str:
-    close = difflib.get_close_matches(word, list(known), 1)
-    return f"; did you mean {close[0]}?" if close else ""
 
 
 def shown(path: Path) -> str:

@@ -31,8 +31,8 @@ from benchmarks import speed
 from benchmarks.worker import update_period
 from iqrl import config, counter_random
 from iqrl.agent import Agent, Batch, Noise
-from iqrl.environments import tasks
-from iqrl.errors import InputError
+from iqrl.environments.environment import task_spec
+from iqrl.errors import BAD_INPUT, InputError
 from iqrl.runs.directory import code_version
 
 # Released behaviour where the default is the paper's; sizes and critics as in `peer.py`.
@@ -160,7 +160,7 @@ def compare(name: str, checkout: str, options: dict[str, str]) -> list[dict[str,
     """
     words = [f"agent={name}", "task=walker-walk", f"agent.batch_size={options['size']}", *WORDS[name]]
     run = config.resolve([("fidelity", config.parse_words(words))])[0][0]
-    agent = run.agent(run.settings, tasks.spec(run.task), torch.float64)
+    agent = run.agent(run.settings, task_spec(run.task), torch.float64)
     if not int(options["updates"]):
         period = update_period(agent)
         options = {**options, "updates": str(max(20, 2 * period + 1))}
@@ -214,7 +214,7 @@ def main(words: Sequence[str]) -> int:
         rows = compare(name, checkout, options)
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
-        return 2
+        return BAD_INPUT
     print(f"{name}, {rows[0]['updates']} updates{'':20s} parameters   moved  difference, of that")
     for row in rows:
         moved = f"{row['moved']:.1e}" if row["moved"] != "" else ""

@@ -16,7 +16,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from iqrl.errors import InputError
+from iqrl.errors import BAD_INPUT, InputError
 from iqrl.runs.directory import TABLES, RunDirectory
 
 PATH = re.compile(r"(\w+=)/\S*/(?=[^/\s]+)")  # key=/some/where/name, of which the name stays
@@ -76,10 +76,10 @@ def main(words: Sequence[str]) -> int:
             print("\n".join(map(str, copies)))
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
-        return 2
+        return BAD_INPUT
     except OSError as error:  # a folder that cannot be made, a full disk
         print(f"error: out={outs[0]}: {error.strerror}: {error.filename}", file=sys.stderr)
-        return 2
+        return BAD_INPUT
     return 0
 
 

@@ -35,7 +35,7 @@ from typing import Any
 
 from iqrl import processes
 from iqrl.config import AGENTS, agent_class
-from iqrl.errors import InputError
+from iqrl.errors import BAD_INPUT, InputError
 from iqrl.runs.directory import code_version, replace_text
 
 COLUMNS = [
@@ -219,7 +219,7 @@ def main(words: Sequence[str]) -> int:
         draw(rows, path.with_suffix(""))
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
-        return 2
+        return BAD_INPUT
     except (WorkerEnded, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

@@ -28,7 +28,7 @@ import torch
 
 from benchmarks.storm_cluster import Cluster, missing
 from iqrl import config
-from iqrl.environments import tasks
+from iqrl.environments.environment import task_spec
 from iqrl.errors import InputError
 from iqrl.runs.directory import ReplayLog, RunDirectory, read_json
 
@@ -192,7 +192,7 @@ class Storm:
         elif fault in ("kill_trainer", "kill_worker", "kill_job"):
             kind = {
                 "kill_trainer": "iqrl train",
-                "kill_worker": "environment_pool",
+                "kill_worker": "iqrl.environments.worker",
                 "kill_job": "submitit.core._submit",
             }
             found = processes(kind[fault].split(), self.folder)
@@ -274,7 +274,7 @@ def differences(disturbed: Path, undisturbed: Path) -> list[str]:
 def newest(path: Path) -> dict[str, Any]:
     """The newest checkpoint, with the replay itself in place of where it lies, and without clocks."""
     run = config.load_run(path)
-    spec = tasks.spec(run.task)
+    spec = task_spec(run.task)
     width = spec.observation_dim + spec.action_dim + 2
     directory = RunDirectory(path)
     saved = directory.load(directory.checkpoints()[0][1], width)

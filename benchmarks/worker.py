@@ -18,7 +18,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from iqrl import config
 from iqrl.agent import Progress
-from iqrl.environments import tasks
+from iqrl.environments.environment import task_spec
 from iqrl.environments.environment_pool import EnvironmentPool
 from iqrl.training.engine import Engine
 from iqrl.training.execution import decide
@@ -32,7 +32,7 @@ def main() -> None:
     execution = [f"train.precision={precision}", f"train.compile={compiled}", f"train.threads={threads}"]
     runs, how, _ = config.resolve([("bench", config.parse_words([*words, *execution, f"seeds=0..{int(pack) - 1}"]))])
     plan, run = decide(how, runs[0]), runs[0]
-    spec = tasks.spec(run.task)
+    spec = task_spec(run.task)
     agent = run.agent(run.settings, spec, plan.dtype)
     replay = Replay(spec, len(runs), agent.slices, EPISODES * spec.episode_decisions, plan.device)
     numbers = np.random.default_rng(0)

@@ -16,7 +16,8 @@ from statistics import fmean, pstdev
 from typing import TYPE_CHECKING
 
 from iqrl.command_line import Parser
-from iqrl.errors import InputError, disk_message, what_failed
+from iqrl.errors import BAD_INPUT, INTERRUPTED, InputError, disk_message, what_failed
+from iqrl.processes import StopFlag
 
 if TYPE_CHECKING:
     from iqrl.config import RunConfig
@@ -26,7 +27,6 @@ if TYPE_CHECKING:
     Pack = Sequence[tuple[RunConfig, RunDirectory]]
 
 EVALUATE_KEYS = ("train.device", "train.precision", "train.compile", "train.threads")
-INTERRUPTED = 75  # EX_TEMPFAIL: the same command goes on
 
 TRAIN_EXAMPLES = """examples:
   python -m iqrl train agent=iqrl task=walker-walk seeds=0..4 train.env_steps=100000
@@ -102,7 +102,7 @@ def main(words: Sequence[str] | None = None) -> int:
         }[arguments.command]()
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
-        return 2
+        return BAD_INPUT
     except BrokenPipeError:  # `python -m iqrl tasks | head`
         sys.stderr.close()
         return 0
@@ -175,7 +175,10 @@ def _train(runs: Sequence, how, folder: Path) -> int:  # type: ignore[no-untyped
     from iqrl.training import execution as executing
     from iqrl.training.transfer import inherited
 
-    usual, stop = executing.decide(how, runs[0]), StopFlag()
+    usual, stop = (
+        executing.decide(how, runs[0]),
+        StopFlag("SIGINT", "SIGTERM", "SIGUSR2", "SIGXCPU", at_once=_interrupt_at_once),
+    )
     try:
         complete = [RunDirectory(folder / run.directory_name).done() for run in runs]
         new = [run for run, done in zip(runs, complete, strict=True) if not done]
@@ -273,22 +276,9 @@ def _say(line: str) -> None:
     print(line, flush=True)
 
 
-class StopFlag:
-    """True once the process is asked to stop; a second Ctrl-C stops at once."""
-
-    def __init__(self) -> None:
-        self.raised = False
-        for name in ("SIGINT", "SIGTERM", "SIGUSR2", "SIGXCPU"):
-            signal.signal(getattr(signal, name), self._raise)
-
-    def _raise(self, number: int, frame: object) -> None:
-        if self.raised and number == signal.SIGINT:
-            signal.signal(signal.SIGINT, signal.SIG_DFL)
-            os.kill(os.getpid(), signal.SIGINT)
-        self.raised = True
-
-    def __call__(self) -> bool:
-        return self.raised
+def _interrupt_at_once() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    os.kill(os.getpid(), signal.SIGINT)
 
 
 def evaluate_run(path: Path, words: Sequence[str], episodes: int, video: Path | None) -> int:

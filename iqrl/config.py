@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import collections
 import dataclasses
-import difflib
 import errno
 import hashlib
 import importlib
@@ -31,7 +30,7 @@ from omegaconf import OmegaConf
 
 from iqrl.agent import REGISTRY, Agent, setting
 from iqrl.environments import tasks
-from iqrl.errors import InputError
+from iqrl.errors import InputError, did_you_mean
 
 # Every agent in the tree: the name users type, and the module that registers it.
 AGENTS = {
@@ -153,7 +152,8 @@ def agent_class(name: str) -> tuple[type[Agent[Any]], str]:
         return _agent_from_file(Path(name))
     if name not in AGENTS:
         raise InputError(
-            f"agent={name}: no such agent{_suggest(name, AGENTS)}; expected one of {', '.join(AGENTS)}, or a .py file"
+            f"agent={name}: no such agent{did_you_mean(name, AGENTS)}; "
+            f"expected one of {', '.join(AGENTS)}, or a .py file"
         )
     importlib.import_module(AGENTS[name])
     return REGISTRY[name], ""
@@ -350,7 +350,7 @@ def resolve(layers: Sequence[tuple[str, Mapping[str, Any]]]) -> tuple[list[RunCo
         for key, value in layer.items():
             if key not in TOP_KEYS:
                 raise InputError(
-                    f"{key}={_short(value)}: no such key{_suggest(key, TOP_KEYS)}; "
+                    f"{key}={_short(value)}: no such key{did_you_mean(key, TOP_KEYS)}; "
                     f"expected one of {', '.join(TOP_KEYS)}"
                 )
             if key in ("agent", "train", "eval") and not isinstance(value, Mapping):
@@ -395,7 +395,7 @@ def resolve(layers: Sequence[tuple[str, Mapping[str, Any]]]) -> tuple[list[RunCo
     for _, layer in train_layers:
         for key, value in layer.items():
             if key not in both:
-                raise InputError(f"train.{key}={_short(value)}: no such key{_suggest(key, both, 'train.')}")
+                raise InputError(f"train.{key}={_short(value)}: no such key{did_you_mean(key, both, 'train.')}")
     train, more = build(
         Train, "train", [(o, {k: v for k, v in t.items() if k not in executing}) for o, t in train_layers]
     )
@@ -472,7 +472,7 @@ def build(cls: type, prefix: str, layers: Sequence[tuple[str, Mapping[str, Any]]
         for name, value in layer.items():
             if name not in fields:
                 raise InputError(
-                    f"{prefix}.{name}={_short(value)}: no such key{_suggest(str(name), fields, prefix + '.')}"
+                    f"{prefix}.{name}={_short(value)}: no such key{did_you_mean(str(name), fields, prefix + '.')}"
                 )
             values[name] = coerce(f"{prefix}.{name}", value, types[name], fields[name].metadata)
             origins[f"{prefix}.{name}"] = origin
@@ -520,11 +520,6 @@ def _within(key: str, whole: Any, value: Any, limits: Mapping[str, Any]) -> Any:
     if high is not None and value > high:
         raise InputError(f"{key}={_short(whole)}: expected at most {high:g}")
     return value
-
-
-def _suggest(word: str, known: Any, prefix: str = "") -> str:
-    close = difflib.get_close_matches(word, [str(k) for k in known], 1)
-    return f"; did you mean {prefix}{close[0]}?" if close else ""
 
 
 def _short(value: Any) -> str:

@@ -1,7 +1,12 @@
-"""The one error that a user can cause, and how any other is told in a line."""
+"""The one error that a user can cause, how any other is given in a line, and the exit statuses of every command."""
 
+import difflib
 import errno
+from collections.abc import Iterable
 from pathlib import Path
+
+FAILED, BAD_INPUT = 1, 2
+INTERRUPTED = 75  # EX_TEMPFAIL: the same command goes on
 
 
 class InputError(ValueError):
@@ -10,6 +15,12 @@ class InputError(ValueError):
     Its message is one line that names the key or file, the value, and what was expected. Entry points
     print it as ``error: ...`` and exit with status 2, before anything is written or submitted.
     """
+
+
+def did_you_mean(word: str, known: Iterable[object], prefix: str = "") -> str:
+    """The end of a message about an unknown word: the known one that it resembles, if any does."""
+    close = difflib.get_close_matches(word, [str(k) for k in known], 1)
+    return f"; did you mean {prefix}{close[0]}?" if close else ""
 
 
 def what_failed(error: OSError, where: object = "files") -> str:

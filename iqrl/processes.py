@@ -1,10 +1,14 @@
-"""Cores that this process may use, the Slurm job that it is in; and whether the process that a file names still lives,
-told by its number and the time at which it started.
+"""Processes: cores that this one may use, the Slurm job that it is in, signals that ask it to stop, ending with its
+parent; and whether the process that a file names still lives, known by its number and the time at which it started.
 """
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import os
+import signal
+from collections.abc import Callable, Collection
 
 
 def cores() -> int:
@@ -43,3 +47,59 @@ def lives(pid: int, since: int | None) -> bool:
     except PermissionError:
         pass
     return True
+
+
+_libc = ctypes.CDLL(None)  # not between fork and exec
+
+
+def terminate_with_parent() -> None:
+    """Have Linux send this process SIGTERM when the thread that started it ends. May be called before exec."""
+    with contextlib.suppress(OSError, AttributeError):
+        set_parent_death_signal = 1  # PR_SET_PDEATHSIG
+        _libc.prctl(set_parent_death_signal, signal.SIGTERM)
+
+
+def end_with_parent(parent: int) -> None:
+    """End when the parent does, even by SIGKILL, and leave every other signal to it.
+
+    Terminals and Slurm signal whole process groups; the parent decides what a signal means. Linux sends
+    SIGTERM here when the thread that started this process ends, which need not be the end of the parent.
+    """
+
+    def when_parent_is_gone(*_: object) -> None:
+        if os.getppid() != parent:
+            os._exit(1)
+
+    for ignored in (signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2):
+        signal.signal(ignored, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, when_parent_is_gone)
+    terminate_with_parent()
+    when_parent_is_gone()  # it may have ended before
+
+
+class StopFlag:
+    """True once the process is asked to stop by one of some signals, which it then only notes.
+
+    Args:
+        names: signals.
+        kept_ignored: of those, what stays ignored where it is (SIGHUP under nohup).
+        at_once: what a second SIGINT does.
+    """
+
+    def __init__(
+        self, *names: str, kept_ignored: Collection[str] = (), at_once: Callable[[], None] | None = None
+    ) -> None:
+        self.caught: list[int] = []
+        self._at_once = at_once
+        for name in names:
+            number = getattr(signal, name)
+            if name not in kept_ignored or signal.getsignal(number) != signal.SIG_IGN:
+                signal.signal(number, self._catch)
+
+    def _catch(self, number: int, frame: object) -> None:
+        if self.caught and number == signal.SIGINT and self._at_once is not None:
+            self._at_once()
+        self.caught.append(number)
+
+    def __call__(self) -> bool:
+        return bool(self.caught)

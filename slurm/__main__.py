@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from iqrl.command_line import Parser
-from iqrl.errors import InputError, what_failed
+from iqrl.errors import BAD_INPUT, INTERRUPTED, InputError, what_failed
 
 EXAMPLES = {
     "run": """examples:
@@ -123,7 +123,7 @@ def main(words: Sequence[str] | None = None) -> int:
         return _dispatch(asked)
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
-        return 2
+        return BAD_INPUT
     except BrokenPipeError:  # `python -m slurm status | head`
         sys.stderr.close()
         return 1 if asked and asked.command in ("run", "retry", "submit") else 0
@@ -315,7 +315,7 @@ def _retry(
             from slurm import local
 
             status = local.run(sweep, runs, content.get("places", "auto"), how, execution, **same)
-            if status == local.INTERRUPTED:
+            if status == INTERRUPTED:
                 return status
         outcome = outcome or status
     if wanted:

@@ -8,7 +8,6 @@ growing pauses otherwise (a disk that is full for a while, a process that was ki
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import os
 import signal
 import subprocess
@@ -19,11 +18,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from iqrl import processes
-from iqrl.errors import what_failed
+from iqrl.errors import BAD_INPUT, INTERRUPTED, what_failed
 from slurm import run_files
 from slurm.packs import Pack, train_command
 
-INTERRUPTED, BAD_INPUT = 75, 2  # exit statuses of `python -m iqrl train`
 ATTEMPTS = 10  # without getting further: a disk may be full for a while
 CRASHES = 3  # the same, of a process that ended by an error of its own: it will hardly go away
 LONGEST_PAUSE = 60.0  # seconds
@@ -150,7 +148,7 @@ class Crew:
                     cwd=self.working_folder,
                     env={**os.environ, **self.slots[slot]},
                     start_new_session=True,
-                    preexec_fn=_leave_with_parent,
+                    preexec_fn=processes.terminate_with_parent,
                 )
         except OSError as error:  # no room for a log, or for a process
             self._again(member, what_failed(error, command[0]), ATTEMPTS)
@@ -230,13 +228,3 @@ class Crew:
 
     def _marks(self, pack: Pack) -> tuple[object, ...]:
         return tuple(run_files.marks(self.runs / name) for name in pack.runs)
-
-
-def _leave_with_parent() -> None:
-    """Between fork and exec: be told to stop when the parent dies, however it dies (Linux)."""
-    with contextlib.suppress(OSError, AttributeError):
-        set_parent_death_signal = 1  # PR_SET_PDEATHSIG
-        _libc.prctl(set_parent_death_signal, signal.SIGTERM)
-
-
-_libc = ctypes.CDLL(None)

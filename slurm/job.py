@@ -31,22 +31,6 @@ class JobFailed(RuntimeError):
     """Some of the job's packs could not be brought to an end."""
 
 
-class Signals:
-    """The signals that ask a job to leave, as a flag."""
-
-    def __init__(self) -> None:
-        self.caught: list[int] = []
-        signal.signal(signal.SIGUSR2, self._catch)  # the time limit is near, or preemption with a word before
-        signal.signal(signal.SIGTERM, self._catch)  # preemption, scancel, requeue, the time limit itself
-        signal.signal(signal.SIGCONT, signal.SIG_IGN)
-
-    def _catch(self, number: int, frame: object) -> None:
-        self.caught.append(number)
-
-    def __call__(self) -> bool:
-        return bool(self.caught)
-
-
 def work(task: dict[str, Any]) -> str:
     """Train the packs of a job.
 
@@ -56,7 +40,9 @@ def work(task: dict[str, Any]) -> str:
     Raises:
         JobFailed: if packs were given up; Slurm then shows the job as failed.
     """
-    signals = Signals()
+    # The time limit is near, or preemption with a word before; preemption, scancel, requeue, the time limit itself.
+    signals = processes.StopFlag("SIGUSR2", "SIGTERM")
+    signal.signal(signal.SIGCONT, signal.SIG_IGN)
     folder = Path(task["folder"])
     packs = [Pack(content={}, **pack) for pack in task["packs"]]
     crew = Crew(packs, _slots(task["slots"]), Path(task["runs"]), folder / "packs", folder / "logs", told=_say)

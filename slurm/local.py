@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import shutil
-import signal
 import subprocess
 import sys
 import time
@@ -15,7 +14,8 @@ from typing import TextIO
 from ablations import Sweep
 from iqrl import processes
 from iqrl.config import Execution
-from iqrl.errors import InputError
+from iqrl.errors import FAILED, INTERRUPTED, InputError
+from iqrl.processes import StopFlag
 from iqrl.training import execution
 from slurm import run_files, states, tables
 from slurm.crew import Crew
@@ -23,7 +23,6 @@ from slurm.packs import Pack
 from slurm.plan import AUTOMATIC_PACK, pack
 from slurm.submissions import Job, Submission, submissions, write_manifest
 
-INTERRUPTED = 75
 PROCESS_BYTES = 1.2 * 2**30  # that a small run takes with its libraries, about
 _ONE_THREAD = {k: "1" for k in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS")}
 
@@ -143,13 +142,13 @@ def _work(submission: Submission, packs: list[Pack], slots: list[dict[str, str]]
         submission.folder.resolve() / "logs",
         told=view.told,
     )
-    stop = _Stop(crew)
+    stop = _stop_flag()
     crew.run(stop, lambda: view.show(crew))
     view.finish(crew)
     submission.content["left"] = [member.pack.name for member in crew.members if member.state == "left"]
     submission.content["ended"] = time.strftime("%Y-%m-%dT%H:%M:%S%z")
     submission.save()
-    return _summary(crew, submission, stop.raised, out)
+    return _summary(crew, submission, stop(), out)
 
 
 def _summary(crew: Crew, submission: Submission, interrupted: bool, out: TextIO) -> int:
@@ -170,22 +169,13 @@ def _summary(crew: Crew, submission: Submission, interrupted: bool, out: TextIO)
     if interrupted and complete + len(bad) < total:
         print("interrupted; the same command goes on from here", file=out, flush=True)
         return INTERRUPTED
-    return 0 if complete == total else 1
+    return 0 if complete == total else FAILED
 
 
-class _Stop:
-    """True once the queue is asked to stop. A second Ctrl-C ends the processes at once."""
+def _stop_flag() -> StopFlag:
+    """Of the queue. A second Ctrl-C leaves through the crew's clean-up, which kills the processes."""
+    return StopFlag("SIGINT", "SIGTERM", "SIGHUP", kept_ignored=("SIGHUP",), at_once=_interrupt)
 
-    def __init__(self, crew: Crew) -> None:
-        self.raised, self.crew = False, crew
-        for name in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-            if name != signal.SIGHUP or signal.getsignal(name) != signal.SIG_IGN:  # under nohup it goes on
-                signal.signal(name, self._raise)
 
-    def _raise(self, number: int, frame: object) -> None:
-        if self.raised and number == signal.SIGINT:
-            raise KeyboardInterrupt  # leaves through the crew's clean-up, which kills
-        self.raised = True
-
-    def __call__(self) -> bool:
-        return self.raised
+def _interrupt() -> None:
+    raise KeyboardInterrupt

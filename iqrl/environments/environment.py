@@ -3,13 +3,18 @@
 A decision holds an action for `action_repeat` env steps and sums their rewards (protocol.md section 1).
 """
 
+import functools
+from typing import TYPE_CHECKING
+
 import numpy as np
 
 from iqrl.environments import tasks
-from iqrl.environments.control_suite import ControlSuiteTask
-from iqrl.environments.gymnasium_suite import GymnasiumTask
-from iqrl.environments.tasks import TaskSpec
+from iqrl.environments.tasks import TaskRef, TaskSpec
 from iqrl.errors import InputError
+
+if TYPE_CHECKING:
+    from iqrl.environments.control_suite import ControlSuiteTask
+    from iqrl.environments.gymnasium_suite import GymnasiumTask
 
 # Second entry of an episode's key: in training, in an evaluation during training, in one of a checkpoint afterwards.
 TRAINING, EVALUATION, CHECKPOINT_EVALUATION = 0, 1, 2
@@ -23,6 +28,17 @@ def check_key(key: tuple[int, ...]) -> None:
     """
     if not all(0 <= entry < 2**32 for entry in key):
         raise ValueError(f"episode key {key}: expected entries from 0 to {2**32 - 1}")
+
+
+def _load(ref: TaskRef) -> "ControlSuiteTask | GymnasiumTask":
+    """The task itself. Simulators are imported here: much is asked of tasks where none is needed."""
+    if ref.domain == "gym":
+        from iqrl.environments.gymnasium_suite import GymnasiumTask
+
+        return GymnasiumTask(ref)
+    from iqrl.environments.control_suite import ControlSuiteTask
+
+    return ControlSuiteTask(ref)
 
 
 class Environment:
@@ -42,7 +58,7 @@ class Environment:
         ref = tasks.parse(task_name)
         if not isinstance(action_repeat, int) or not 1 <= action_repeat <= _LARGEST_REPEAT:
             raise InputError(f"action_repeat={action_repeat}: expected a whole number from 1 to {_LARGEST_REPEAT}")
-        self._task = GymnasiumTask(ref) if ref.domain == "gym" else ControlSuiteTask(ref)
+        self._task = _load(ref)
         self._modifiers = ref.modifiers
         if self._task.discrete and ref.modifiers.action_noise:
             raise InputError(f"task={ref.name}: action_noise needs continuous actions; sticky takes both")
@@ -136,3 +152,15 @@ class Environment:
             noise = self._observation_noise.standard_normal(observation.shape, np.float32)
             observation = observation + np.float32(self._modifiers.obs_noise) * noise
         return observation
+
+
+@functools.cache
+def task_spec(name: str, action_repeat: int = 2) -> TaskSpec:
+    """Sizes of a task, measured once on an environment that is built and dropped.
+
+    Args:
+        action_repeat: env steps a decision.
+    Raises:
+        InputError: as `Environment`; or a task that cannot be trained from a state vector.
+    """
+    return Environment(name, action_repeat).spec

@@ -7,38 +7,33 @@ plays the episodes again up to the same decision and goes on as if nothing had h
 
 Nothing outlives the pool's process, however that ends: workers stop when their connection closes or their
 parent is gone, and the memory has no name.
-
-``python -m iqrl.environments.environment_pool`` is a worker; only the pool starts it.
 """
 
-import ctypes
 import json
 import math
 import mmap
 import os
-import signal
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Sequence
 from multiprocessing.connection import Connection, Pipe, wait
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 
 from iqrl import processes
-from iqrl.environments import tasks
-from iqrl.environments.environment import Environment, check_key
+from iqrl.environments.environment import Environment, check_key, task_spec
+from iqrl.environments.shared_memory import Slots, anonymous_memory
 from iqrl.environments.tasks import TaskSpec
+from iqrl.environments.worker import STEP, obey
 
 Key = tuple[int, ...]
 
 # A worker that dies this many times before it answers once will not get better.
 MAXIMUM_FAILURES = 3
 
-_STEP = b"step"
 _MESSAGE_S = 50e-6  # what a message and its answer cost, measured
 _THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMEXPR_NUM_THREADS")
 
@@ -81,7 +76,7 @@ class EnvironmentPool:
     ):
         if count < 1:
             raise ValueError(f"count={count}: expected at least 1 environment")
-        self.spec: TaskSpec = tasks.spec(task_name, action_repeat)
+        self.spec: TaskSpec = task_spec(task_name, action_repeat)
         self.count = count
         self.workers = _automatic_workers(count, self.spec, cores) if workers == "auto" else min(workers, count)
         self.errors: dict[int, str] = {}
@@ -90,11 +85,11 @@ class EnvironmentPool:
         self._crew: list[_Worker] = []
         self._environments: dict[int, Environment] = {}
         if self.workers == 0:
-            self._slots = _Slots(bytearray(_Slots.size(count, self.spec)), count, self.spec)
+            self._slots = Slots(bytearray(Slots.size(count, self.spec)), count, self.spec)
             self._environments = {i: Environment(task_name, action_repeat) for i in range(count)}
         else:
-            memory = _anonymous_memory(_Slots.size(count, self.spec))
-            self._slots = _Slots(mmap.mmap(memory, 0), count, self.spec)
+            memory = anonymous_memory(Slots.size(count, self.spec))
+            self._slots = Slots(mmap.mmap(memory, 0), count, self.spec)
             shares = np.array_split(np.arange(count), self.workers)
             self._crew = [
                 _Worker(number, share.tolist(), memory, count, self.spec) for number, share in enumerate(shares)
@@ -123,7 +118,7 @@ class EnvironmentPool:
             check_key(key)
             self._keys[i] = None  # not to be played again should its worker die now
             self.errors.pop(i, None)
-        self._perform(_reset_message(wanted))
+        self._perform(json.dumps(list(wanted.items())).encode())
         for i, key in wanted.items():
             self._slots.decisions[i] = 0
             if i not in self.errors:
@@ -158,7 +153,7 @@ class EnvironmentPool:
         slots.terminated[:] = slots.truncated[:] = False
         rows = np.flatnonzero(asked)
         slots.actions[rows, slots.decisions[rows]] = actions[rows]
-        self._perform(_STEP)
+        self._perform(STEP)
         slots.decisions += asked
         for i in np.flatnonzero(asked & (slots.terminated | slots.truncated)):
             self._keys[i] = None
@@ -197,7 +192,7 @@ class EnvironmentPool:
         if not self._crew:
             if not self._environments:
                 raise RuntimeError("the pool is closed")
-            self._fail(_obey(message, self._environments, self._slots))
+            self._fail(obey(message, self._environments, self._slots))
         for worker in self._crew:
             worker.send(message)
 
@@ -257,60 +252,6 @@ class EnvironmentPool:
         worker.replayed = []
 
 
-class _Slots:
-    """The arrays that the pool and its workers share, in one buffer."""
-
-    def __init__(self, buffer: Any, count: int, spec: TaskSpec):
-        offset = 0
-        for name, dtype, shape in self._fields(count, spec):
-            array: np.ndarray = np.frombuffer(buffer, dtype, math.prod(shape), offset).reshape(shape)
-            setattr(self, name, array)
-            offset += _padded(array.nbytes)
-
-    @staticmethod
-    def size(count: int, spec: TaskSpec) -> int:
-        """Bytes of the buffer."""
-        fields = _Slots._fields(count, spec)
-        return sum(_padded(np.dtype(dtype).itemsize * math.prod(shape)) for _, dtype, shape in fields)
-
-    @staticmethod
-    def _fields(count: int, spec: TaskSpec) -> list[tuple[str, type, tuple[int, ...]]]:
-        return [
-            # Every action of the current episode; pages are taken as it goes on.
-            ("actions", np.float32, (count, spec.episode_decisions, spec.action_dim)),
-            ("decisions", np.int32, (count,)),  # taken in the current episode; the pool counts
-            ("active", np.bool_, (count,)),
-            ("observations", np.float32, (count, spec.observation_dim)),
-            ("rewards", np.float64, (count,)),
-            ("terminated", np.bool_, (count,)),
-            ("truncated", np.bool_, (count,)),
-        ]
-
-    actions: np.ndarray
-    decisions: np.ndarray
-    active: np.ndarray
-    observations: np.ndarray
-    rewards: np.ndarray
-    terminated: np.ndarray
-    truncated: np.ndarray
-
-
-def _padded(size: int) -> int:
-    """Up to a whole number of cache lines."""
-    return -(-size // 64) * 64
-
-
-def _anonymous_memory(size: int) -> int:
-    """A file descriptor of `size` zero bytes that no name leads to."""
-    if hasattr(os, "memfd_create"):
-        descriptor = os.memfd_create("iqrl-environments", os.MFD_CLOEXEC)
-    else:
-        with tempfile.TemporaryFile() as file:
-            descriptor = os.dup(file.fileno())
-    os.ftruncate(descriptor, size)
-    return descriptor
-
-
 def _automatic_workers(count: int, spec: TaskSpec, cores: int) -> int:
     """The number of workers that should take a step soonest; 0 unless workers save a quarter of the time."""
     cores = cores or processes.cores()
@@ -333,48 +274,6 @@ def _automatic_workers(count: int, spec: TaskSpec, cores: int) -> int:
     }
     best = min(step_s, key=lambda workers: step_s[workers])
     return best if step_s[best] < 0.75 * count * decision_s else 0
-
-
-# What a worker does, and the pool itself when it has none.
-
-
-def _obey(message: bytes, environments: dict[int, Environment], slots: _Slots) -> dict[int, str]:
-    """Do what a message says to these environments; what went wrong, by environment."""
-    errors: dict[int, str] = {}
-    if message == _STEP:
-        for i, environment in environments.items():
-            if slots.active[i]:
-                action = slots.actions[i, slots.decisions[i]]
-                try:
-                    result = environment.step(action)
-                except Exception as error:
-                    errors[i] = _described(error)
-                else:
-                    slots.observations[i], slots.rewards[i], slots.terminated[i], slots.truncated[i] = result
-        return errors
-    for i, key in json.loads(message):
-        if i in environments:
-            try:
-                slots.observations[i] = environments[i].reset(tuple(key))
-            except Exception as error:
-                errors[i] = _described(error)
-    return errors
-
-
-def _reset_message(keys: dict[int, Key]) -> bytes:
-    return json.dumps(list(keys.items())).encode()
-
-
-def _described(error: Exception) -> str:
-    return f"{type(error).__name__}: {' '.join(str(error).split())}"
-
-
-def _replay(environment: Environment, key: Key, actions: np.ndarray) -> np.ndarray:
-    """Play an episode again; the last observation, (O,)."""
-    observation = environment.reset(key)
-    for action in actions:
-        observation = environment.step(action)[0]
-    return observation
 
 
 class _Worker:
@@ -403,7 +302,7 @@ class _Worker:
         # A fresh interpreter: forking a process with threads is unsafe, and multiprocessing's spawn would
         # import the main program, torch included, in every worker.
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "iqrl.environments.environment_pool", str(theirs.fileno()), str(self._memory)],
+            [sys.executable, "-m", "iqrl.environments.worker", str(theirs.fileno()), str(self._memory)],
             pass_fds=(theirs.fileno(), self._memory),
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
@@ -458,53 +357,3 @@ class _Worker:
         except subprocess.TimeoutExpired:
             self._process.kill()
             self._process.wait()
-
-
-def _end_with_parent(parent: int) -> None:
-    """End when the parent does, even by SIGKILL, and leave every other signal to it.
-
-    Terminals and Slurm signal whole process groups; the parent decides what a signal means. Linux sends
-    SIGTERM here when the thread that started this process ends, which need not be the end of the parent.
-    """
-
-    def when_parent_is_gone(*_: object) -> None:
-        if os.getppid() != parent:
-            os._exit(1)
-
-    for ignored in (signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2):
-        signal.signal(ignored, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, when_parent_is_gone)
-    if sys.platform == "linux":
-        set_parent_death_signal = 1  # PR_SET_PDEATHSIG
-        ctypes.CDLL(None).prctl(set_parent_death_signal, signal.SIGTERM)
-    when_parent_is_gone()  # it may have ended before
-
-
-def _work(connection: Connection, memory: int) -> None:
-    setup = json.loads(connection.recv_bytes())
-    _end_with_parent(setup["parent"])
-    environments = {i: Environment(setup["task"], setup["action_repeat"]) for i in setup["share"]}
-    spec = next(iter(environments.values())).spec
-    slots = _Slots(mmap.mmap(memory, 0), setup["count"], spec)
-    os.close(memory)
-    errors: dict[int, str] = {}
-    for i, key in setup["episodes"]:
-        try:
-            slots.observations[i] = _replay(environments[i], tuple(key), slots.actions[i, : slots.decisions[i]])
-        except Exception as error:
-            errors[i] = _described(error)
-    while True:
-        connection.send_bytes(json.dumps(errors).encode() if errors else b"")
-        errors = _obey(connection.recv_bytes(), environments, slots)
-
-
-def main() -> None:
-    """Serve a pool until it hangs up."""
-    try:
-        _work(Connection(int(sys.argv[1])), int(sys.argv[2]))
-    except (EOFError, BrokenPipeError, ConnectionResetError):
-        pass
-
-
-if __name__ == "__main__":
-    main()

@@ -12,15 +12,13 @@ Modifiers act once a decision, in this order:
   entry of every observation, the first one included. Rewards see the true state.
 
 A modifier of strength 0 is the plain task and is dropped from the name. Nothing here imports a simulator,
-so that names can be checked where none is installed; only `spec` does.
+so that names can be checked where none is installed.
 """
 
-import difflib
-import functools
 import re
 from dataclasses import dataclass, fields
 
-from iqrl.errors import InputError
+from iqrl.errors import InputError, did_you_mean
 
 GYMNASIUM_PREFIX = "gym:"
 _GYMNASIUM_ID = re.compile(r"([^\W\d]\w*(\.[^\W\d]\w*)*:)?(\w[\w-]*/)?\w[\w.-]*")  # [module:][namespace/]name
@@ -167,20 +165,6 @@ def parse(name: str) -> TaskRef:
     return TaskRef(canonical, row.domain, row.task, row.group, modifiers, row.custom)
 
 
-@functools.cache
-def spec(name: str, action_repeat: int = 2) -> TaskSpec:
-    """Sizes of a task, measured once on an environment that is built and dropped.
-
-    Args:
-        action_repeat: env steps a decision.
-    Raises:
-        InputError: as `parse`; or a task that cannot be trained from a state vector.
-    """
-    from iqrl.environments.environment import Environment  # loads the simulator
-
-    return Environment(name, action_repeat).spec
-
-
 def _parse_modifiers(name: str, words: list[str]) -> Modifiers:
     values: dict[str, float] = {}
     for word in words:
@@ -204,5 +188,4 @@ def _shortest(number: float) -> str:
 
 def _suggestion(base: str) -> str:
     usual = base.lower().replace("_", "-").replace("ball-in-cup", "cup")
-    close = [usual] if usual in TASKS else difflib.get_close_matches(usual, TASKS, n=1, cutoff=0.6)
-    return f"; did you mean {close[0]}?" if close else ""
+    return did_you_mean(base, [usual]) if usual in TASKS else did_you_mean(usual, TASKS)

@@ -9,8 +9,7 @@ import numpy as np
 
 from iqrl.agent import Progress
 from iqrl.config import Execution, RunConfig
-from iqrl.environments import tasks
-from iqrl.environments.environment import CHECKPOINT_EVALUATION, Environment
+from iqrl.environments.environment import CHECKPOINT_EVALUATION, Environment, task_spec
 from iqrl.errors import InputError
 from iqrl.runs.directory import RunDirectory
 from iqrl.training.engine import Engine
@@ -28,7 +27,7 @@ def evaluate_checkpoint(
     Raises:
         InputError: without a usable checkpoint, if an episode cannot be played, or a film not be made here.
     """
-    spec, plan = tasks.spec(run.task), decide(execution, run)
+    spec, plan = task_spec(run.task), decide(execution, run)
     agent = run.agent(run.settings, spec, plan.dtype)
     replay = Replay(spec, 1, agent.slices, 1000, plan.device)
     engine = Engine(agent, [run.seed], replay, device=plan.device, compiled=plan.compiled)

@@ -12,7 +12,7 @@ import numpy as np
 
 from iqrl.agent import Progress
 from iqrl.config import RunConfig
-from iqrl.environments import tasks
+from iqrl.environments.environment import task_spec
 from iqrl.environments.environment_pool import EnvironmentPool, WorkerError
 from iqrl.runs.directory import LeaseLost, RunDirectory, warn
 from iqrl.training.engine import Engine
@@ -110,7 +110,7 @@ class Pack:
         announce: Callable[[str], None],
     ) -> None:
         self.plan, self.announce, first = plan, announce, configs[0]
-        self.spec = tasks.spec(first.task)
+        self.spec = task_spec(first.task)
         self.budget = -(-first.train.env_steps // self.spec.action_repeat)
         self.agent = first.agent(first.settings, self.spec, plan.dtype)
         seeds = [c.seed for c in configs]

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from iqrl.config import RunConfig, load_run
-from iqrl.environments import tasks
+from iqrl.environments.environment import task_spec
 from iqrl.errors import InputError
 from iqrl.runs.directory import RunDirectory
 
@@ -43,7 +43,7 @@ def inherited(run: RunConfig, runs: Path) -> dict[str, Tensor]:
     directory = RunDirectory(runs / name)
     if not directory.done():
         raise InputError(f"{key}: that run is not complete; expected a finished one, so train it first")
-    agent = run.agent(run.settings, tasks.spec(run.task))
+    agent = run.agent(run.settings, task_spec(run.task))
     fresh = agent.initialise(torch.Generator().manual_seed(0))  # for its shapes
     _, newest = next(directory.usable(0, needs_replay=False), (None, None))
     if newest is None:

@@ -7,7 +7,7 @@ import torch
 
 from benchmarks import fidelity, peer
 from iqrl import config
-from iqrl.environments import tasks
+from iqrl.environments.environment import task_spec
 
 # A TD3 in the shape that the adapter expects of a checkout, in plain PyTorch.
 CHECKOUT = """
@@ -126,7 +126,7 @@ def test_other_weights_or_random_numbers_end_it_with_a_line(checkout, capfd, cha
 def test_every_weight_that_learns_is_compared(name):
     words = [f"agent={name}", "task=walker-walk", "preset=tiny"]
     run = config.resolve([("test", config.parse_words(words))])[0][0]
-    agent = run.agent(run.settings, tasks.spec(run.task), torch.float64)
+    agent = run.agent(run.settings, task_spec(run.task), torch.float64)
     with fidelity.double_precision():
         state = {k: v.double() for k, v in agent.initialise(torch.Generator().manual_seed(0)).items()}
         found = fidelity.weights(agent, state)

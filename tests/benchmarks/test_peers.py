@@ -10,7 +10,7 @@ import torch
 from benchmarks import peer, speed
 from benchmarks.worker import update_period
 from iqrl import config
-from iqrl.environments import tasks
+from iqrl.environments.environment import task_spec
 from iqrl.errors import InputError
 
 
@@ -98,7 +98,7 @@ def test_a_window_counts_everything_in_its_share(name, period):
     """Whatever update a whole period begins with; the official code's bursts recur after as many."""
     words = config.parse_words([f"agent={name}", "task=walker-walk", *speed.PEERS[name][1]])
     run = config.resolve([("bench", words)])[0][0]
-    agent = run.agent(run.settings, tasks.spec(run.task), torch.float32)
+    agent = run.agent(run.settings, task_spec(run.task), torch.float32)
     assert update_period(agent) == period
     shares = {tuple(sorted(sum((agent.stages(u) for u in range(i, i + period)), ()))) for i in (1, 2, 100, 250, 251)}
     assert len(shares) == 1

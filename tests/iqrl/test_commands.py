@@ -311,7 +311,7 @@ def test_a_thousand_bad_inputs(
     runs, here = tmp_path / "runs", tmp_path / "here"
     here.mkdir()
     monkeypatch.chdir(here)
-    monkeypatch.setattr(command_line, "StopFlag", lambda: lambda: False)
+    monkeypatch.setattr(command_line, "StopFlag", lambda *_, **__: lambda: False)
 
     def train(*_: Any, **__: Any) -> None:
         raise AssertionError("training began")

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from iqrl.environments import tasks
-from iqrl.environments.environment import Environment
+from iqrl.environments.environment import Environment, task_spec
 from iqrl.errors import InputError
 
 # Task: observation entries, action entries, group; measured widths of protocol.md section 5.
@@ -48,7 +48,7 @@ PROTOCOL = {
 
 @pytest.mark.parametrize("name", PROTOCOL)
 def test_sizes_and_groups_of_the_protocol(name):
-    spec = tasks.spec(name)
+    spec = task_spec(name)
     assert (spec.observation_dim, spec.action_dim, spec.group) == PROTOCOL[name]
     assert (spec.action_repeat, spec.episode_decisions, spec.discrete) == (2, 500, False)
 
@@ -118,7 +118,7 @@ def test_canonical_names():
     assert tasks.parse("walker-walk+sticky=0").name == "walker-walk"
     for name in ("gym:CartPole-v1+sticky=0.5", "gym:my.tasks:Maze-v0+sticky=0.5", "gym:arcade/Maze-v0+sticky=0.5"):
         assert tasks.parse(name).name == name
-    assert tasks.spec("walker-walk+sticky=.1").name == "walker-walk+sticky=0.1"
+    assert task_spec("walker-walk+sticky=.1").name == "walker-walk+sticky=0.1"
 
 
 @pytest.mark.parametrize(

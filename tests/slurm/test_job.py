@@ -183,10 +183,10 @@ def test_a_hang_up_that_nohup_has_switched_off_stays_so():
     before = {name: signal.getsignal(name) for name in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
     try:
         signal.signal(signal.SIGHUP, signal.SIG_IGN)
-        stop = local._Stop(None)
+        stop = local._stop_flag()
         assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
         signal.signal(signal.SIGHUP, signal.SIG_DFL)
-        stop = local._Stop(None)
+        stop = local._stop_flag()
         signal.raise_signal(signal.SIGHUP)
         assert stop()
     finally:

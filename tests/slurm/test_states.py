@@ -13,6 +13,7 @@ from sweep_files import TINY, fake_command, slurm
 
 import ablations
 from iqrl import processes
+from iqrl.errors import INTERRUPTED
 from slurm import queue, reports, run_files, states
 from slurm.submissions import Job, Submission, submissions
 
@@ -370,8 +371,8 @@ def test_a_local_retry_that_is_interrupted_leaves_the_sweeps_after_it(tmp_path, 
         make_sweep(runs, names, name)
         make_run(runs, names[0], failed="loss is nan", lease=GONE)
         submit_to(runs, "local", [("", names)], name, queue=GONE, source=str(file))
-    monkeypatch.setattr(local, "run", lambda sweep, *_, **__: asked.append(sweep.name) or local.INTERRUPTED)
-    assert __main__.main(["retry", f"runs={runs}"]) == local.INTERRUPTED and asked == ["one"]
+    monkeypatch.setattr(local, "run", lambda sweep, *_, **__: asked.append(sweep.name) or INTERRUPTED)
+    assert __main__.main(["retry", f"runs={runs}"]) == INTERRUPTED and asked == ["one"]
 
 
 @pytest.mark.parametrize(
