@@ -34,7 +34,7 @@ from pathlib import Path
 from typing import Any
 
 from iqrl import processes
-from iqrl.config import AGENTS, agent_class
+from iqrl.agents import AGENTS, agent_class
 from iqrl.errors import BAD_INPUT, InputError
 from iqrl.runs.directory import code_version, replace_text
 

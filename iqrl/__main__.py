@@ -121,8 +121,9 @@ def train(words: Sequence[str]) -> int:
 
 def resume_runs(words: Sequence[str]) -> int:
     from iqrl import config
+    from iqrl.settings import is_directory
 
-    paths = [Path(w) for w in words if "=" not in w or config.is_directory(Path(w))]
+    paths = [Path(w) for w in words if "=" not in w or is_directory(Path(w))]
     twice = [path for path in paths if sum(path.absolute() == other.absolute() for other in paths) > 1]
     if twice:
         raise InputError(f"{twice[0]}: named twice; expected each run once")
@@ -314,10 +315,10 @@ def evaluate_run(path: Path, words: Sequence[str], episodes: int, video: Path | 
 
 
 def show_agents() -> int:
-    from iqrl import config
+    from iqrl.agents import AGENTS, agent_class
 
-    for name, module in config.AGENTS.items():
-        cls, _ = config.agent_class(name)
+    for name, module in AGENTS.items():
+        cls, _ = agent_class(name)
         doc = (sys.modules[module].__doc__ or "").strip().splitlines()[0]
         profiles = f"  profiles: {', '.join(cls.profiles)}" if cls.profiles else ""
         print(f"{name:8s} {doc}{profiles}")

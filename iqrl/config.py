@@ -11,15 +11,10 @@ import collections
 import dataclasses
 import errno
 import hashlib
-import importlib
-import importlib.util
 import json
-import math
 import os
 import re
-import sys
 import tempfile
-import typing
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -28,20 +23,11 @@ from typing import Any
 import yaml
 from omegaconf import OmegaConf
 
-from iqrl.agent import REGISTRY, Agent, setting
+from iqrl.agent import Agent, setting
+from iqrl.agents import agent_class
 from iqrl.environments import tasks
 from iqrl.errors import InputError, did_you_mean
-
-# Every agent in the tree: the name users type, and the module that registers it.
-AGENTS = {
-    "iqrl": "iqrl.iqrl",
-    "td3": "baselines.td3",
-    "td7": "baselines.td7",
-    "mrq": "baselines.mrq",
-    "drq": "baselines.drq",
-    "tcrl": "baselines.tcrl",
-    "dcwm": "baselines.dcwm",
-}
+from iqrl.settings import build, is_file, one_line, short
 
 
 @dataclass(frozen=True)
@@ -101,7 +87,10 @@ class RunConfig:
     origins: Mapping[str, str] = field(default_factory=dict, compare=False)
 
     def resolved(self) -> dict[str, Any]:
-        """The configuration as plain data: what config.yaml holds. `later` settings only where they are set."""
+        """The configuration as plain data: what config.yaml holds.
+
+        Settings with `later` are in it only where they are not at their default.
+        """
         agent: dict[str, Any] = {"name": self.agent.name}
         if self.source:
             agent["source"] = self.source
@@ -140,74 +129,6 @@ class RunConfig:
         """Name of the run's directory: readable, and ending in its identity."""
         task = re.sub(r"[^A-Za-z0-9+=._-]", "_", self.task)
         return f"{self.agent.name}-{task}-s{self.seed}-{self.identity[:8]}"
-
-
-def agent_class(name: str) -> tuple[type[Agent[Any]], str]:
-    """The agent called `name`, or the one that the file `name` registers, and that file's path.
-
-    Raises:
-        InputError: if there is none.
-    """
-    if name.endswith(".py"):
-        return _agent_from_file(Path(name))
-    if name not in AGENTS:
-        raise InputError(
-            f"agent={name}: no such agent{did_you_mean(name, AGENTS)}; "
-            f"expected one of {', '.join(AGENTS)}, or a .py file"
-        )
-    importlib.import_module(AGENTS[name])
-    return REGISTRY[name], ""
-
-
-def _check_settings(agent: type[Agent[Any]], path: Path) -> None:
-    """Raises InputError unless an agent's Config is what everything here reads."""
-    fields = {f.name: f for f in dataclasses.fields(agent.Config)} if dataclasses.is_dataclass(agent.Config) else {}
-    if "buffer_size" not in fields:
-        raise InputError(f"agent={path}: its Config has no buffer_size; expected it, in transitions")
-    types = typing.get_type_hints(agent.Config)
-    for name, entry in fields.items():
-        if "doc" not in entry.metadata:
-            raise InputError(f"agent={path}: {name}: expected setting(default, 'what it means')")
-        kind = types[name]
-        if (typing.get_args(kind)[0] if typing.get_origin(kind) is list else kind) not in (bool, int, float, str):
-            raise InputError(f"agent={path}: {name}: a setting is bool, int, float, str, or a list of one of them")
-        default = entry.default if entry.default_factory is dataclasses.MISSING else entry.default_factory()
-        coerce(f"agent={path}: {name}", default, kind, entry.metadata)
-    if not re.fullmatch(r"[A-Za-z0-9_.-]+", agent.name):  # run directories begin with it
-        raise InputError(f"agent={path}: registers {agent.name!r}; expected letters, digits, '_', '-' and '.'")
-
-
-def _agent_from_file(path: Path) -> tuple[type[Agent[Any]], str]:
-    if not is_file(path):
-        raise InputError(f"agent={_short(path)}: no such file")
-    module_name = f"agent_file_{hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:8]}"
-    if module_name not in _OWN:
-        before = dict(REGISTRY)
-        specification = importlib.util.spec_from_file_location(module_name, path)
-        assert specification is not None and specification.loader is not None
-        module = importlib.util.module_from_spec(specification)
-        sys.modules[module_name] = module
-        try:
-            specification.loader.exec_module(module)
-        except (Exception, SystemExit) as error:
-            del sys.modules[module_name]
-            raise InputError(f"agent={path}: {type(error).__name__}: {_one_line(error)}") from error
-        # Its name is its own: another sweep may have a file that registers the same one.
-        own = {name: cls for name, cls in REGISTRY.items() if cls.__module__ == module_name}
-        for name in own:
-            del REGISTRY[name]
-        REGISTRY.update({name: before[name] for name in own if name in before})
-        _OWN[module_name] = own
-    found = list(_OWN[module_name].values())
-    clash = [name for name in _OWN[module_name] if name in AGENTS]
-    if len(found) != 1 or clash:
-        what = f"registers {clash[0]!r}, which exists" if clash else f"registers {len(found)} agents"
-        raise InputError(f"agent={path}: {what}; expected exactly one @register with a new name")
-    _check_settings(found[0], path)
-    return found[0], str(path.resolve())
-
-
-_OWN: dict[str, dict[str, type[Agent[Any]]]] = {}  # what each file of one's own registers, by its module's name
 
 
 # --- from words to layers
@@ -254,7 +175,7 @@ def parse_value(key: str, text: str) -> Any:
     try:
         return OmegaConf.to_container(OmegaConf.from_dotlist([f"value={text}"]))["value"]  # type: ignore[index, call-overload]
     except Exception as error:  # omegaconf wraps yaml's errors in several of its own
-        raise InputError(f"{key}={text}: not a value: {_one_line(error)}") from error
+        raise InputError(f"{key}={text}: not a value: {one_line(error)}") from error
 
 
 class _Loader(yaml.SafeLoader):
@@ -282,7 +203,7 @@ def load_file(path: Path) -> dict[str, Any]:
         text = path.read_text()
         content = yaml.load(text, _Loader)  # a SafeLoader: builds plain data and nothing else
     except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
-        raise InputError(f"config={path}: {_one_line(error)}") from error
+        raise InputError(f"config={path}: {one_line(error)}") from error
     if "${" in text:
         raise InputError(f"config={path}: interpolation is not supported; expected plain values")
     if not isinstance(content, dict):
@@ -350,16 +271,16 @@ def resolve(layers: Sequence[tuple[str, Mapping[str, Any]]]) -> tuple[list[RunCo
         for key, value in layer.items():
             if key not in TOP_KEYS:
                 raise InputError(
-                    f"{key}={_short(value)}: no such key{did_you_mean(key, TOP_KEYS)}; "
+                    f"{key}={short(value)}: no such key{did_you_mean(key, TOP_KEYS)}; "
                     f"expected one of {', '.join(TOP_KEYS)}"
                 )
             if key in ("agent", "train", "eval") and not isinstance(value, Mapping):
                 raise InputError(
-                    f"{key}={_short(value)}: expected keys below it, "
+                    f"{key}={short(value)}: expected keys below it, "
                     f"such as {key}.{'name' if key == 'agent' else 'env_steps'}"
                 )
             if key in ("task", "preset", "runs") and not isinstance(value, str):
-                raise InputError(f"{key}={_short(value)}: expected a word")
+                raise InputError(f"{key}={short(value)}: expected a word")
             top[key] = value
     names = [layer["agent"]["name"] for _, layer in layers if "name" in layer.get("agent", {})]
     cls, source = agent_class(str(names[-1] if names else "iqrl"))
@@ -381,7 +302,7 @@ def resolve(layers: Sequence[tuple[str, Mapping[str, Any]]]) -> tuple[list[RunCo
         chosen = default if profile is None else profile
         if not isinstance(chosen, str) or chosen not in cls.profiles:
             raise InputError(
-                f"agent.profile={_short(chosen)}: no such profile of {cls.name}; "
+                f"agent.profile={short(chosen)}: no such profile of {cls.name}; "
                 f"expected one of {', '.join(cls.profiles)}"
             )
         base.append((f"profile {chosen}", cls.profiles[chosen]))
@@ -395,7 +316,7 @@ def resolve(layers: Sequence[tuple[str, Mapping[str, Any]]]) -> tuple[list[RunCo
     for _, layer in train_layers:
         for key, value in layer.items():
             if key not in both:
-                raise InputError(f"train.{key}={_short(value)}: no such key{did_you_mean(key, both, 'train.')}")
+                raise InputError(f"train.{key}={short(value)}: no such key{did_you_mean(key, both, 'train.')}")
     train, more = build(
         Train, "train", [(o, {k: v for k, v in t.items() if k not in executing}) for o, t in train_layers]
     )
@@ -418,7 +339,7 @@ def load_run(directory: Path, changes: Mapping[str, Any] | None = None) -> RunCo
     """
     path = directory / "config.yaml"
     if not is_file(path):
-        raise InputError(f"{_short(directory)}: not a run directory: it has no config.yaml")
+        raise InputError(f"{short(directory)}: not a run directory: it has no config.yaml")
     try:
         layer = load_file(path)
     except InputError as error:
@@ -430,7 +351,7 @@ def load_run(directory: Path, changes: Mapping[str, Any] | None = None) -> RunCo
     if runs[0].directory_name != name:
         if runs[0].source and name.rpartition("-")[0] == runs[0].directory_name.rpartition("-")[0]:
             raise InputError(
-                f"{_short(directory)}: {runs[0].source} is not the version that it was trained with, whose hash is in "
+                f"{short(directory)}: {runs[0].source} is not the version that it was trained with, whose hash is in "
                 "its provenance.json (agent_file), or its config.yaml was changed; put them back"
             )
         raise InputError(f"{path}: is not the configuration of {name}, but that of {runs[0].directory_name}")
@@ -458,95 +379,6 @@ def check_execution(execution: Execution) -> None:
         raise InputError(f"train.workers={execution.workers}: expected auto or a number from 0 to 512")
 
 
-def build(cls: type, prefix: str, layers: Sequence[tuple[str, Mapping[str, Any]]]) -> tuple[Any, dict[str, str]]:
-    """An instance of a dataclass of `setting` fields from layers of values, and each value's origin.
-
-    Raises:
-        InputError: naming the dotted key, the value and what was expected.
-    """
-    fields = {f.name: f for f in dataclasses.fields(cls)}
-    types = typing.get_type_hints(cls)
-    values: dict[str, Any] = {}
-    origins = {f"{prefix}.{name}": "default" for name in fields}
-    for origin, layer in layers:
-        for name, value in layer.items():
-            if name not in fields:
-                raise InputError(
-                    f"{prefix}.{name}={_short(value)}: no such key{did_you_mean(str(name), fields, prefix + '.')}"
-                )
-            values[name] = coerce(f"{prefix}.{name}", value, types[name], fields[name].metadata)
-            origins[f"{prefix}.{name}"] = origin
-    return cls(**values), origins
-
-
-def coerce(key: str, value: Any, kind: Any, limits: Mapping[str, Any]) -> Any:
-    """`value` as the type `kind`, within its field's limits.
-
-    Raises:
-        InputError: if it is of another type, or out of range.
-    """
-    if typing.get_origin(kind) is list:
-        (inner,) = typing.get_args(kind)
-        if not isinstance(value, list) or not value or len(value) > 64:
-            raise InputError(f"{key}={_short(value)}: expected a list of numbers, such as [8, 8]")
-        return [_within(key, value, _scalar(key, v, inner), limits) for v in value]
-    return _within(key, value, _scalar(key, value, kind), limits)
-
-
-def _scalar(key: str, value: Any, kind: type) -> Any:
-    if kind is bool and isinstance(value, bool):
-        return value
-    if kind is int and isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value):
-        if value == int(value):
-            return int(value)
-    if kind is float and isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value):
-        return float(value)
-    if kind is str and isinstance(value, str):
-        return value
-    if kind is str and isinstance(value, int) and not isinstance(value, bool):
-        return str(value)
-    if kind is str and isinstance(value, bool):  # `compile=on` is true in YAML 1.1
-        return "on" if value else "off"
-    names = {bool: "true or false", int: "a whole number", float: "a finite number", str: "a word"}
-    raise InputError(f"{key}={_short(value)}: expected {names[kind]}")
-
-
-def _within(key: str, whole: Any, value: Any, limits: Mapping[str, Any]) -> Any:
-    low, high, choices = limits.get("low"), limits.get("high"), limits.get("choices")
-    if choices is not None and value not in choices:
-        raise InputError(f"{key}={_short(whole)}: expected one of {', '.join(map(str, choices))}")
-    if low is not None and value < low:
-        raise InputError(f"{key}={_short(whole)}: {limits.get('hint') or f'expected at least {low:g}'}")
-    if high is not None and value > high:
-        raise InputError(f"{key}={_short(whole)}: expected at most {high:g}")
-    return value
-
-
-def _short(value: Any) -> str:
-    text = " ".join(str(value).split())
-    return text if len(text) <= 80 else text[:77] + "..."
-
-
-def is_file(path: Path) -> bool:
-    """Whether there is such a file; no name is too long to ask."""
-    try:
-        return path.is_file()
-    except OSError:
-        return False
-
-
-def is_directory(path: Path) -> bool:
-    """Whether there is such a directory; no name is too long to ask."""
-    try:
-        return path.is_dir()
-    except OSError:
-        return False
-
-
-def _one_line(error: BaseException) -> str:
-    return _short(str(error) or type(error).__name__)
-
-
 def runs_folder_writable(folder: Path) -> None:
     """Raises InputError unless run directories can be made in `folder` (which need not exist yet)."""
     try:
@@ -556,4 +388,4 @@ def runs_folder_writable(folder: Path) -> None:
         os.rmdir(tempfile.mkdtemp(prefix=".writable-", dir=parent))  # /proc, say, tells only when one tries
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):  # a full disk is for the trainer to tell: runs may be there
-            raise InputError(f"runs={_short(folder)}: cannot be written to: {error.strerror}") from error
+            raise InputError(f"runs={short(folder)}: cannot be written to: {error.strerror}") from error

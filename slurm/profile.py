@@ -11,9 +11,9 @@ from typing import Any
 
 import yaml
 
-from iqrl import config
 from iqrl.agent import setting
 from iqrl.errors import InputError
+from iqrl.settings import build
 from slurm import queue
 
 FOLDER = Path(__file__).parent / "profiles"
@@ -103,7 +103,7 @@ def load(name: str) -> Profile:
         if not all(isinstance(line, str) for line in _list(path, key, given.get(key, []))):
             raise InputError(f"{path}: {key}={given[key]}: expected a list of text")
     try:
-        profile, _ = config.build(Profile, "profile", [(str(path), given)])
+        profile, _ = build(Profile, "profile", [(str(path), given)])
         limit = parse_time(profile.time)
     except InputError as error:
         raise InputError(f"{path}: {error}") from None

@@ -11,7 +11,8 @@ import pytest
 import yaml
 
 from iqrl import config
-from iqrl.config import AGENTS, agent_class, parse_words, resolve
+from iqrl.agents import AGENTS, agent_class
+from iqrl.config import parse_words, resolve
 from iqrl.environments import tasks
 
 ROOT = Path(__file__).parents[1]

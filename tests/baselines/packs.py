@@ -9,7 +9,8 @@ import numpy as np
 import torch
 
 from iqrl.agent import Agent, Batch, Progress
-from iqrl.config import agent_class, parse_words, resolve
+from iqrl.agents import agent_class
+from iqrl.config import parse_words, resolve
 from iqrl.environments.tasks import TaskSpec
 from iqrl.training.engine import Engine, draw, generator
 from iqrl.training.replay import Replay

@@ -7,6 +7,7 @@ import torch
 
 from benchmarks import fidelity, peer
 from iqrl import config
+from iqrl.agents import AGENTS
 from iqrl.environments.environment import task_spec
 
 # A TD3 in the shape that the adapter expects of a checkout, in plain PyTorch.
@@ -122,7 +123,7 @@ def test_other_weights_or_random_numbers_end_it_with_a_line(checkout, capfd, cha
     assert lines[-1].endswith("ended with status 1")
 
 
-@pytest.mark.parametrize("name", sorted(config.AGENTS))
+@pytest.mark.parametrize("name", sorted(AGENTS))
 def test_every_weight_that_learns_is_compared(name):
     words = [f"agent={name}", "task=walker-walk", "preset=tiny"]
     run = config.resolve([("test", config.parse_words(words))])[0][0]
@@ -139,7 +140,7 @@ def test_every_weight_that_learns_is_compared(name):
 
 
 def test_every_agent_can_be_compared():
-    assert set(fidelity.WORDS) == set(config.AGENTS) <= set(peer.PEERS)
+    assert set(fidelity.WORDS) == set(AGENTS) <= set(peer.PEERS)
 
 
 @pytest.mark.parametrize("words, message", [

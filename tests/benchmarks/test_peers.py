@@ -10,13 +10,14 @@ import torch
 from benchmarks import peer, speed
 from benchmarks.worker import update_period
 from iqrl import config
+from iqrl.agents import AGENTS
 from iqrl.environments.environment import task_spec
 from iqrl.errors import InputError
 
 
 def test_every_agent_has_a_peer():
     assert set(peer.PEERS) == set(speed.PEERS)
-    assert {agent for agent, _ in speed.PEERS.values()} == set(config.AGENTS)
+    assert {agent for agent, _ in speed.PEERS.values()} == set(AGENTS)
 
 
 @pytest.mark.parametrize("words, expected", [

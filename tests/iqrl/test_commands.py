@@ -16,6 +16,7 @@ import pytest
 
 from iqrl import __main__ as command_line
 from iqrl import config
+from iqrl.agents import AGENTS, agent_class
 from iqrl.config import Evaluate, Execution, RunConfig, Train
 from iqrl.environments import tasks
 from iqrl.environments.environment_pool import WorkerError
@@ -30,7 +31,7 @@ Words = list[str]
 
 def settings_of(agent: str) -> list[tuple[str, dataclasses.Field[Any]]]:
     """Dotted keys and fields that a run of the agent has."""
-    cls, _ = config.agent_class(agent)
+    cls, _ = agent_class(agent)
     parts = (("agent", cls.Config), ("train", Train), ("train", Execution), ("eval", Evaluate))
     return [(f"{prefix}.{f.name}", f) for prefix, part in parts for f in dataclasses.fields(part)]
 
@@ -503,7 +504,7 @@ def test_help_of_everything(capsys: pytest.CaptureFixture[str]) -> None:
 def test_agents_and_tasks(capsys: pytest.CaptureFixture[str]) -> None:
     assert command_line.main(["agents"]) == 0
     said = capsys.readouterr().out
-    for name in config.AGENTS:
+    for name in AGENTS:
         assert any(line.startswith(f"{name} ") and len(line) > 30 for line in said.splitlines())
     assert command_line.main(["tasks"]) == 0
     said = capsys.readouterr().out
