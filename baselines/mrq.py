@@ -34,16 +34,22 @@ class Config:
     za_dim: int = setting(256, "width of action embeddings", low=1, high=65536)
     zsa_dim: int = setting(512, "width of state-action embeddings", low=1, high=65536)
     hidden_dim: int = setting(512, "width of hidden layers", low=1, high=65536)
-    encoder_hidden_dim: int = setting(0, "of those of f and g; 0 is hidden_dim", low=0, high=65536, later=True)
+    encoder_hidden_dim: int = setting(
+        0, "of those of f and g; 0 is hidden_dim", low=0, high=65536, omit_default_from_identity=True
+    )
     num_bins: int = setting(65, "bins of the reward's two-hot code", low=2, high=65536)
     bin_limit: float = setting(10.0, "bins reach from -symexp(limit) to symexp(limit)", low=0.01, high=80.0)
     enc_horizon: int = setting(5, "decisions the model is unrolled", low=1, high=100)
     dyn_weight: float = setting(1.0, "weight of the next embedding's error", low=0.0, high=1e6)
     reward_weight: float = setting(0.1, "weight of the reward's cross-entropy", low=0.0, high=1e6)
     done_weight: float = setting(0.1, "weight of the termination's error, once there was one", low=0.0, high=1e6)
-    infonce_weight: float = setting(0.0, "weight of the InfoNCE loss (drq.md section 1)", low=0.0, high=1e6, later=True)
-    infonce_temperature: float = setting(0.1, "its temperature", low=1e-3, high=1e3, later=True)
-    released_infonce_mask: bool = setting(False, "released DR.Q: mean loss times mean mask", later=True)
+    infonce_weight: float = setting(
+        0.0, "weight of the InfoNCE loss (drq.md section 1)", low=0.0, high=1e6, omit_default_from_identity=True
+    )
+    infonce_temperature: float = setting(0.1, "its temperature", low=1e-3, high=1e3, omit_default_from_identity=True)
+    released_infonce_mask: bool = setting(
+        False, "released DR.Q: mean loss times mean mask", omit_default_from_identity=True
+    )
     enc_lr: float = setting(1e-4, "AdamW learning rate of the encoders and the model", low=0.0, high=1.0)
     enc_weight_decay: float = setting(1e-4, "AdamW weight decay of the same", low=0.0, high=1.0)
     # value and policy (sections 4 and 5)
@@ -52,7 +58,9 @@ class Config:
     reward_mask: str = setting(
         "alive", "rewards up to a termination, or all but terminating ones", choices=("alive", "released")
     )
-    scale_rewards: bool = setting(True, "learn values in units of S; otherwise S is not used", later=True)
+    scale_rewards: bool = setting(
+        True, "learn values in units of S; otherwise S is not used", omit_default_from_identity=True
+    )
     target_every: int = setting(250, "updates between copies; then as many of the encoder", low=1, high=10_000)
     target_noise: float = setting(0.2, "target policy smoothing, std; half if discrete", low=0.0, high=10.0)
     noise_clip: float = setting(0.3, "and where it is clipped; half if discrete", low=0.0, high=10.0)
@@ -66,14 +74,20 @@ class Config:
     # replay (section 6)
     lap_alpha: float = setting(0.4, "exponent of priorities; 0 is uniform sampling", low=0.0, high=1.0)
     lap_min: float = setting(1.0, "smallest error that counts for a priority", low=1e-6, high=1e6)
-    fade: float = setting(1.0, "factor on a priority for every decision since", low=0.5, high=1.0, later=True)
-    fade_floor: float = setting(0.1, "and the least it becomes (drq.md section 3)", low=0.0, high=1.0, later=True)
+    fade: float = setting(
+        1.0, "factor on a priority for every decision since", low=0.5, high=1.0, omit_default_from_identity=True
+    )
+    fade_floor: float = setting(
+        0.1, "and the least it becomes (drq.md section 3)", low=0.0, high=1.0, omit_default_from_identity=True
+    )
     batch_size: int = setting(256, "slices in a batch", low=2, high=1_000_000)
     buffer_size: int = setting(1_000_000, "replay capacity, transitions", low=1000, high=10**9)
     # collection (section 7)
     warmup_decisions: int = setting(10_000, "random decisions first, without updates", low=0, high=10**9)
     exploration_noise: float = setting(0.2, "standard deviation; half if discrete", low=0.0, high=10.0)
-    released_gumbel: bool = setting(False, "released code: discrete actions are drawn in evaluation, too", later=True)
+    released_gumbel: bool = setting(
+        False, "released code: discrete actions are drawn in evaluation, too", omit_default_from_identity=True
+    )
 
 
 @register("mrq")

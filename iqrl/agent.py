@@ -37,15 +37,22 @@ def setting(
     high: float | None = None,
     choices: tuple[Any, ...] | None = None,
     hint: str = "",
-    later: bool = False,
+    omit_default_from_identity: bool = False,
 ) -> Any:
     """A configuration field: default, documentation (with unit and source), and the values it accepts.
 
     Bounds apply to each element of a list; `hint` says what was expected where the bound alone would not. A setting
-    that is added `later`, when there are runs without it, is part of a run's configuration, and so of its identity,
-    only where it is not at its default, which is how those runs were made and never changes.
+    with `omit_default_from_identity`, added when there were runs without it, is part of a run's configuration, and so
+    of its identity, only where it is not at its default, which is how those runs were made and never changes.
     """
-    metadata = {"doc": doc, "low": low, "high": high, "choices": choices, "hint": hint, "later": later}
+    metadata = {
+        "doc": doc,
+        "low": low,
+        "high": high,
+        "choices": choices,
+        "hint": hint,
+        "omit_default_from_identity": omit_default_from_identity,
+    }
     if isinstance(default, list):
         return field(default_factory=lambda: list(default), metadata=metadata)
     return field(default=default, metadata=metadata)

@@ -89,7 +89,7 @@ class RunConfig:
     def resolved(self) -> dict[str, Any]:
         """The configuration as plain data: what config.yaml holds.
 
-        Settings with `later` are in it only where they are not at their default.
+        Settings with `omit_default_from_identity` are in it only where they are not at their default.
         """
         agent: dict[str, Any] = {"name": self.agent.name}
         if self.source:
@@ -97,7 +97,7 @@ class RunConfig:
         unset = {
             f.name
             for f in dataclasses.fields(self.settings)
-            if f.metadata.get("later") and getattr(self.settings, f.name) == f.default
+            if f.metadata.get("omit_default_from_identity") and getattr(self.settings, f.name) == f.default
         }
         settings = {k: v for k, v in dataclasses.asdict(self.settings).items() if k not in unset}
         return {
