@@ -48,7 +48,9 @@ class Config:
     horizon: int = setting(5, "H, decisions the dynamics are unrolled", low=1, high=100)
     rep_discount: float = setting(0.9, "rho, weight of each further step", low=0.0, high=1.0)
     rep_metric: str = setting("cosine", "consistency of prediction and target", choices=("cosine", "mse"))
-    rep_cos_sign: int = setting(-1, "sign of the cosine term in the minimised loss (Q1)", choices=(-1, 1))
+    rep_cos_sign: int = setting(
+        1, "of the cosine in the minimised loss (Q1); -1 makes predictions like targets", choices=(-1, 1)
+    )
     rep_reduction: str = setting("mean", "over the horizon (Q6)", choices=("mean", "sum"))
     mask_mode: str = setting(
         "after_end", "which steps count (Q5)", choices=("after_end", "released", "minimal", "none")
@@ -102,8 +104,8 @@ class Config:
 class IQRL(Agent[Config]):
     profiles = {
         "default": {},
+        "corrected": {"rep_cos_sign": -1},  # predictions like their targets, as the text of the early draft has it
         "released": {  # iqrl.md section 8, last line
-            "rep_cos_sign": 1,
             "released_nstep": True,
             "cross_episode_slices": True,
             "mask_mode": "released",
@@ -444,7 +446,7 @@ class IQRL(Agent[Config]):
         return layers
 
 
-def consistency(predicted: Tensor, goal: Tensor, metric: str, sign: int = -1) -> Tensor:
+def consistency(predicted: Tensor, goal: Tensor, metric: str, sign: int) -> Tensor:
     """Error of predicted latents (..., Z) against goals: mean square, or the cosine times `sign`."""
     if metric == "mse":
         return (predicted - goal).square().mean(-1)

@@ -68,11 +68,19 @@ def test_settings_of_a_task(task: str, expected: dict[str, object]) -> None:
 
 def test_defaults_are_those_of_the_specification() -> None:
     s = one("agent=iqrl", "task=walker-walk").settings
-    assert (s.fsq_levels, s.horizon, s.rep_discount, s.rep_metric, s.rep_cos_sign) == ([8, 8], 5, 0.9, "cosine", -1)
+    assert (s.fsq_levels, s.horizon, s.rep_discount, s.rep_metric, s.rep_cos_sign) == ([8, 8], 5, 0.9, "cosine", 1)
     assert (s.mlp_dims, s.enc_mlp_dims, s.batch_size, s.discount) == ([512, 512], [256], 256, 0.99)
     assert (s.lr, s.enc_lr, s.enc_weight_decay, s.enc_clip, s.tau, s.enc_tau) == (3e-4, 1e-4, 0.01, 20.0, 0.005, 0.005)
     assert (s.policy_noise, s.noise_clip, s.actor_every, s.num_critics) == (0.2, 0.3, 2, 2)
     assert (s.utd, s.warmup_episodes, s.warmup, s.buffer_size) == (1.0, 10, "uniform", 1_000_000)
+
+
+def test_the_corrected_profile() -> None:
+    default, corrected = (
+        dataclasses.asdict(one("agent=iqrl", *w).settings) for w in ((), ("agent.profile=corrected",))
+    )
+    assert {k for k in default if default[k] != corrected[k]} == {"profile", "rep_cos_sign"}
+    assert corrected["rep_cos_sign"] == -1
 
 
 def test_the_released_profile() -> None:

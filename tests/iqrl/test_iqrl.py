@@ -35,7 +35,7 @@ def test_consistency_with_masks(mode: str, kind: str) -> None:
     batch = Batch(*plain, flags["terminated"], flags["truncated"])
     results = []
     for metric in ("cosine", "mse"):
-        error = consistency(PREDICTED, TARGET, metric)
+        error = consistency(PREDICTED, TARGET, metric, -1)
         for reduction in ("sum", "mean"):
             agent = make(IQRL, horizon=3, mask_mode=mode, rep_reduction=reduction)
             results.append(float((agent._weights(batch) * error).mean(1).sum()))
@@ -46,17 +46,17 @@ def test_consistency_with_masks(mode: str, kind: str) -> None:
 
 def test_cosines() -> None:
     expected = [[1, 0.6], [-1, 0.707107], [1, 1]]
-    assert (-consistency(PREDICTED, TARGET, "cosine")).tolist() == [pytest.approx(row, abs=1e-6) for row in expected]
+    assert consistency(PREDICTED, TARGET, "cosine", 1).tolist() == [pytest.approx(row, abs=1e-6) for row in expected]
 
 
 def test_a_zero_code_gives_cosine_zero_and_a_finite_gradient() -> None:
     goal = torch.tensor([[1.0, 0.0]])
     z = torch.zeros(1, 2, requires_grad=True)
-    error = consistency(z, goal, "cosine")
+    error = consistency(z, goal, "cosine", -1)
     assert error.item() == 0
     error.sum().backward()
     assert torch.isfinite(z.grad).all() and z.grad[0, 0] == pytest.approx(-1e6)  # -goal / 1e-6: clipping tames it
-    assert consistency(goal, torch.zeros(1, 2), "cosine").item() == 0
+    assert consistency(goal, torch.zeros(1, 2), "cosine", 1).item() == 0
 
 
 def test_target_policy_smoothing() -> None:
