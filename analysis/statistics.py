@@ -38,17 +38,19 @@ class Estimate:
 
 
 def iqm(pooled: np.ndarray, task_means: np.ndarray, weights: np.ndarray | None) -> np.ndarray:
-    """Interquartile mean: all runs of all tasks pooled, floor(25%) dropped at each end.
+    """Interquartile mean: all runs of all tasks pooled, floor(25%) of them dropped at each end, as in rliable.
 
-    With weights: at each end those runs are dropped that together weigh no more than 25%.
+    With weights exactly 25% of the weight is dropped at each end, of the runs at the two edges a part: runs of unequal
+    weight dropped whole would take more from one end than from the other.
     """
     if weights is None:
-        return stats.trim_mean(pooled, TRIMMED, axis=0)
+        dropped = int(TRIMMED * len(pooled))
+        columns = np.sort(pooled.T, axis=-1)  # each step's runs side by side: several times faster than along axis 0
+        return columns[:, dropped : len(pooled) - dropped].mean(axis=-1)
     order = np.argsort(pooled, axis=0)
     weight = weights[order]
     upto = np.cumsum(weight, axis=0)
-    slack = 1e-9  # sums of weights are rounded
-    kept = weight * ((upto > TRIMMED + slack) & (upto - weight < 1 - TRIMMED - slack))
+    kept = np.clip(np.minimum(upto, 1 - TRIMMED) - np.maximum(upto - weight, TRIMMED), 0, None)
     return (np.take_along_axis(pooled, order, axis=0) * kept).sum(axis=0) / kept.sum(axis=0)
 
 
