@@ -359,12 +359,20 @@ def _from_manifest(
 ) -> Study:
     arms = [Arm(arm["name"], str(arm.get("label") or arm["name"]), arm["agent"]) for arm in manifest["arms"]]
     listed = pd.DataFrame(manifest["runs"], columns=["run", "arm", "task", "seed", "env_steps"])
-    members = listed.merge(runs.drop(columns=["task", "seed"]), on="run", how="left")
+    found = runs.rename(columns={"task": "own_task", "seed": "own_seed"})
+    members = listed.merge(found, on="run", how="left")
     problems = list(own)
     for row in records(members[members["key"].isna()]):
         detail = f"{row.arm} on {row.task}, seed {row.seed} is in the sweep and has no run directory"
         problems.append(Problem("missing", row.run, detail, "not there"))
     members = members[members["key"].notna()].assign(budget=lambda frame: frame["env_steps"])
+    readable = members["status"] != "unreadable"
+    other = readable & ((members["task"] != members["own_task"]) | (members["seed"] != members["own_seed"]))
+    for row in records(members[other]):
+        itself, said = f"{row.own_task}, seed {row.own_seed:.0f}", f"{row.task}, seed {row.seed}"
+        detail = f"{itself}, by its own configuration; {said} by the sweep"
+        problems.append(Problem("configuration", row.run, detail, "left out"))
+    members = members[~other]
     scale = "scale: lite" if manifest.get("scale") == "lite" else ""
     texts = {key: str(manifest.get(key) or "") for key in ("title", "question", "finding", "figure", "note")}
     note = "; ".join(filter(None, (texts["note"], scale)))

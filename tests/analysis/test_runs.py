@@ -94,6 +94,30 @@ def test_an_incomplete_evaluation_is_left_out_and_named(runs: Path) -> None:
     assert "incomplete evaluation left out at env step 40000 (7 of 10 episodes)" in found.remarks
 
 
+def test_repeated_rows_count_once_and_are_named(runs: Path) -> None:
+    run = write_run(runs, returns=[100.0] * 6, episodes=2, end="interrupted")
+    with (run / "evaluations.csv").open("a") as file:
+        file.write("100000,0,0.0,1000\n100000,1,0.0,1000\n")
+    tables = load([runs])
+    assert tables.evaluations["mean_return"].tolist() == [100.0] * 6
+    assert "more than 2 episodes at env step 100000" in row(tables, run).remarks
+
+
+def test_more_episodes_than_configured_are_left_out(runs: Path) -> None:
+    run = write_run(runs, returns=[100.0] * 6, episodes=2, end="interrupted")
+    with (run / "evaluations.csv").open("a") as file:
+        file.write("100000,2,0.0,1000\n")
+    assert load([runs]).evaluations["mean_return"].tolist() == [100.0] * 6
+
+
+@pytest.mark.parametrize(("value", "told"), [(1000.0, False), (0.0, False), (1000.5, True), (-3.0, True)])
+def test_returns_that_cannot_be_are_remarked(runs: Path, value: float, told: bool) -> None:
+    run = write_run(runs, returns=[10.0] * 5 + [value])
+    assert ("a return outside [0, 1000] at env step 100000" in row(load([runs]), run).remarks) == told
+    other = write_run(runs, task="gym:Hopper-v5", returns=[10.0] * 5 + [value])
+    assert row(load([runs]), other).remarks == ""
+
+
 def test_done_with_shorter_files_is_torn(runs: Path) -> None:
     run = write_run(runs)
     lines = (run / "evaluations.csv").read_text().splitlines(keepends=True)
@@ -169,8 +193,8 @@ def test_only_changed_runs_are_read_again(runs: Path, monkeypatch: pytest.Monkey
     made = [write_run(runs, seed=seed, stop_at=40_000, end="running") for seed in range(4)]
     first = load([runs])
     read: list[str] = []
-    original = module._read_run
-    monkeypatch.setattr(module, "_read_run", lambda path: read.append(Path(path).name) or original(path))
+    original = module.read_run
+    monkeypatch.setattr(module, "read_run", lambda path: read.append(Path(path).name) or original(path))
     again = load([runs])
     assert read == []
     for name in ("runs", "evaluations", "latents"):

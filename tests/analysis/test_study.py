@@ -346,3 +346,17 @@ def test_tasks_of_the_comparison_are_those_that_all_arms_have(runs: Path) -> Non
     write_run(runs, "iqrl", "dog-run")
     write_run(runs, "td3", "walker-walk")
     assert studies(runs)["runs"].shared_tasks() == ["walker-walk"]
+
+
+@pytest.mark.parametrize(("task", "seed"), [("walker-walk", 0), ("cheetah-run", 1)])
+def test_a_manifest_does_not_rename_a_run(runs: Path, task: str, seed: int) -> None:
+    right, wrong = write_run(runs, task="walker-walk", seed=5), write_run(runs, task="cheetah-run", seed=0)
+    rows = [(right.name, "a", "walker-walk", 5, 100_000), (wrong.name, "a", task, seed, 100_000)]
+    write_manifest(runs, "s", [{"name": "a", "label": "A", "agent": "iqrl"}], rows)
+    (study,), _ = build(load([runs]), [runs], "s")
+    assert study.members["run"].tolist() == [right.name]
+    (problem,) = (p for p in study.problems if p.run == wrong.name)
+    assert str(problem) == (
+        f"{wrong.name}: configuration: cheetah-run, seed 0, by its own configuration; {task}, seed {seed} by the sweep "
+        "(left out)"
+    )
