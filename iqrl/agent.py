@@ -288,8 +288,16 @@ class Agent(Generic[C]):
         """Code indices (M, d) of latents and the codebook's size, or None without a codebook."""
         return None
 
+    def target_latent(self, state: State, observation: Tensor) -> Tensor | None:
+        """Latents (M, Z) that predictions are compared with, or None for an agent without such targets."""
+        return None
+
+    def predicted_latent(self, state: State, latent: Tensor, action: Tensor) -> Tensor | None:
+        """The dynamics' next latents (M, Z) after latents (M, Z) and actions (M, A), or None without dynamics."""
+        return None
+
     def latent_width(self) -> int:
-        """Z; also how many samples the diagnostics take. 0 without a representation."""
+        """Z; also how many samples the rank is taken of. 0 without a representation."""
         return 0
 
     def hidden(self, state: State, observation: Tensor, action: Tensor) -> list[Tensor]:

@@ -430,6 +430,14 @@ class IQRL(Agent[Config]):
         encoder = self.world.unpack(state["world"], self.dtype)["encoder"]
         return self.encode(encoder, observation, state.get("codebook"))
 
+    def target_latent(self, state: State, observation: Tensor) -> Tensor:
+        bar = self.target.unpack(state["target"], self.dtype)["encoder"]
+        return self.encode(bar, observation, state.get("codebook"))
+
+    def predicted_latent(self, state: State, latent: Tensor, action: Tensor) -> Tensor:
+        dynamics = self.world.unpack(state["world"], self.dtype)["dynamics"]
+        return self.step(dynamics, latent, action, state.get("codebook"))
+
     def codes(self, state: State, latent: Tensor) -> tuple[Tensor, int] | None:
         size = self.quantise.codebook_size
         return (self.quantise.indices(latent, state.get("codebook")), size) if size else None

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from iqrl.diagnostics import diagnose
+from iqrl.diagnostics import READ_SAMPLES, diagnose
 from iqrl.environments.environment import EVALUATION
 from iqrl.environments.environment_pool import EnvironmentPool
 from iqrl.training.engine import DIAGNOSTICS, generator
@@ -142,15 +142,17 @@ class Evaluator:
             torch.set_num_threads(self.pack.plan.threads)
 
     def diagnose(self, run: Run) -> dict[str, Any]:
-        """Latent diagnostics on slice starts drawn from the replay; nothing while it is empty."""
+        """Latent diagnostics on transitions drawn from the replay; nothing while it is empty."""
         agent, replay, engine = self.pack.agent, self.pack.replay, self.pack.engine
         if not replay.available(run.place):
             return {}
-        count = agent.latent_width() or 1024
+        width = agent.latent_width()
         source = generator("cpu", run.seed, DIAGNOSTICS, run.progress.decisions)
-        uniform = torch.rand(count, generator=source, dtype=torch.float64).to(engine.device)
+        counts = (width, (READ_SAMPLES - 1) * width) if width else (1024,)
+        drawn = [torch.rand(count, generator=source, dtype=torch.float64) for count in counts]
+        uniform = torch.cat(drawn).to(engine.device)
         memory = {k: v[run.place] for k, v in replay.memory().items()}
         places = sample_uniform(memory["window"], replay.ring, uniform)
         batch = gather(memory, places, self.pack.spec, dataclasses.replace(agent.slices, cross_episodes=False))
         state = {k: v[run.place] for k, v in engine.state.items()}
-        return diagnose(agent, state, batch.observation[0], batch.action[0])
+        return diagnose(agent, state, batch)

@@ -9,7 +9,7 @@ import torch
 import ablations
 from ablations import sweep as loader
 from iqrl import config
-from iqrl.agent import Progress
+from iqrl.agent import Batch, Progress
 from iqrl.diagnostics import diagnose
 from iqrl.environments.environment import Environment
 from iqrl.training.engine import Engine
@@ -90,8 +90,10 @@ def test_an_arm_learns_and_acts(runs):
         assert 0 <= total <= 2 * EVALUATED
 
     data = transitions(task, 0)
-    seen, taken = (torch.from_numpy(np.stack([step[i] for step in data])) for i in (0, 1))
-    row = diagnose(agent, {k: v[0] for k, v in engine.state.items()}, seen, taken)
+    observed, taken, reward, after = (torch.from_numpy(np.stack([step[i] for step in data])) for i in (0, 1, 2, 5))
+    none = torch.zeros(1, len(data))
+    batch = Batch(torch.stack([observed, after]), taken[None], reward[None].float(), none, none)
+    row = diagnose(agent, {k: v[0] for k, v in engine.state.items()}, batch)
     assert 0 <= row["dormant_percent"] <= 100
     if agent.latent_width():
         assert row["width"] == agent.latent_width() and 0 < row["rank_0.001"] <= DECISIONS

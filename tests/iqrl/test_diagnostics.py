@@ -7,11 +7,19 @@ import math
 import numpy as np
 import pytest
 import torch
-from made_up import first_state, make
+from made_up import first_state, make, random_batch
 from torch import nn
 
 from baselines.td3 import TD3
-from iqrl.diagnostics import active_codebook, condition_number, diagnose, dormant_units, matrix_rank
+from iqrl.diagnostics import (
+    active_codebook,
+    condition_number,
+    diagnose,
+    dormant_units,
+    effective_rank,
+    linear_r2,
+    matrix_rank,
+)
 from iqrl.iqrl import IQRL
 
 
@@ -25,6 +33,13 @@ def test_rank_and_condition_number() -> None:
     assert [matrix_rank(values, t) for t in (0.1, 0.01, 0.001)] == [1, 2, 3]
     assert condition_number(values) == pytest.approx(2000)
     assert condition_number(singular_values(torch.diag(torch.tensor([1.0, 0.0])))) == math.inf
+
+
+def test_effective_rank() -> None:
+    assert effective_rank(torch.ones(7, dtype=torch.float64)) == pytest.approx(7)
+    assert effective_rank(torch.tensor([3.0, 0.0, 0.0])) == pytest.approx(1)
+    share = np.array([0.5, 0.3, 0.2])
+    assert effective_rank(torch.tensor(40 * share)) == pytest.approx(math.exp(-(share * np.log(share)).sum()))
 
 
 def test_the_tolerance_is_absolute_where_the_matrix_is_small() -> None:
@@ -70,9 +85,9 @@ def test_dormant_units_are_sought_in_every_hidden_layer_and_no_output_layer() ->
 def test_a_row_of_latents_csv() -> None:
     agent = make(IQRL)
     state = first_state(agent)
-    g = torch.Generator().manual_seed(1)
-    observation, action = torch.randn(16, 5, generator=g), torch.rand(16, 2, generator=g)
-    row = diagnose(agent, state, observation, action)
+    batch = random_batch(1, 64, seed=1)
+    observation = batch.observation[0, :16]
+    row = diagnose(agent, state, batch)
     # The same in NumPy, from the encoder of plain layers.
     p = agent.world.unpack(state["world"])["encoder"]
     first, norm, last = nn.Linear(5, 16), nn.LayerNorm(16), nn.Linear(16, 16)
@@ -95,7 +110,51 @@ def test_a_row_of_latents_csv() -> None:
 
 def test_what_is_not_defined_for_an_agent_is_left_out() -> None:
     td3, continuous = make(TD3), make(IQRL, quantizer="none")
-    row = diagnose(td3, first_state(td3), torch.randn(8, 5), torch.rand(8, 2))
-    assert row.keys() == {"samples", "dormant_percent", "dormant_count"}
-    row = diagnose(continuous, first_state(continuous), torch.randn(16, 5), torch.rand(16, 2))
+    row = diagnose(td3, first_state(td3), random_batch(1, 8))
+    assert row.keys() == {"samples", "dormant_percent", "dormant_count"} and row["samples"] == 8
+    row = diagnose(continuous, first_state(continuous), random_batch(1, 64))
     assert "rank_0.01" in row and "active_codebook_mean" not in row
+
+
+def test_how_latents_lie_to_their_targets() -> None:
+    """Against single vectors, one after another; target and online encoder differ as after training."""
+    agent = make(IQRL)
+    state = dict(first_state(agent))
+    state["target"] = state["target"] + 0.3 * torch.randn(
+        state["target"].shape, generator=torch.Generator().manual_seed(2)
+    )
+    batch = random_batch(1, 64, seed=3)
+    row = diagnose(agent, state, batch)
+    world, bar = agent.world.unpack(state["world"]), agent.target.unpack(state["target"])
+    target, prediction, moved, transition = [], [], [], []
+    for i in range(agent.latent_width()):
+        now, following, action = (
+            batch.observation[0, i : i + 1],
+            batch.observation[1, i : i + 1],
+            batch.action[0, i : i + 1],
+        )
+        z, after = agent.encode(world["encoder"], now), agent.encode(world["encoder"], following)
+        goal = agent.encode(bar["encoder"], following)
+        guess = agent.step(world["dynamics"], z, action)
+        target.append(float((z @ goal.T) / (z.norm() * goal.norm())))
+        prediction.append(float((guess @ goal.T) / (guess.norm() * goal.norm())))
+        moved.append(float((z - agent.encode(bar["encoder"], now)).norm()))
+        transition.append(float((after - z).norm()))
+    assert row["target_cosine"] == pytest.approx(np.mean(target), rel=1e-5)
+    assert row["prediction_cosine"] == pytest.approx(np.mean(prediction), rel=1e-5)
+    assert row["drift"] == pytest.approx(np.mean(moved) / np.mean(transition), rel=1e-5)
+
+
+def test_what_can_be_read_linearly_is_tested_on_other_samples() -> None:
+    g = torch.Generator().manual_seed(4)
+    latent = torch.randn(400, 6, generator=g)
+    noise = torch.randn(400, 3, generator=g)
+    exact = latent @ torch.randn(6, 3, generator=g) + 5.0
+    assert linear_r2(latent, exact) == pytest.approx(1, abs=1e-4)
+    assert linear_r2(latent, exact[:, :1] + 2 * exact[:, :1].std() * noise[:, :1]) == pytest.approx(0.2, abs=0.1)
+    assert abs(linear_r2(latent, noise) or 1) < 0.1  # the other quarter: fitted ones would give more
+    wide = torch.randn(64, 48, generator=g)  # as many entries as samples to fit: all of the noise can be fitted
+    assert (linear_r2(wide, noise[:64]) or 1) < 0.0
+    assert linear_r2(latent, torch.ones(400, 2)) is None
+    constant = torch.cat([exact, torch.ones(400, 1)], 1)
+    assert linear_r2(latent, constant) == pytest.approx(1, abs=1e-4)  # entries that never vary do not count
