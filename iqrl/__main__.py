@@ -331,7 +331,7 @@ def show_tasks() -> int:
     for name in tasks.names():
         print(f"{name:28s} {tasks.parse(name).group}")
     print("\nAdd +action_noise=S, +obs_noise=S or +sticky=P to make a task stochastic.")
-    print("gym:ID is a Gymnasium task, gym:MODULE:ID one that a module of your own registers (docs/protocol.md).")
+    print("gym:ID is a Gymnasium task, gym:MODULE:ID one that a module of your own registers (docs/tasks.md).")
     return 0
 
 

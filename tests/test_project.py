@@ -62,7 +62,7 @@ def test_the_example_agent_trains_from_a_file_outside_the_tree(tmp_path):
 
 
 def test_the_example_task_trains_from_a_module_outside_the_tree(tmp_path):
-    """As docs/protocol.md says, but shorter; its environments in worker processes, which import the module too."""
+    """As docs/tasks.md says, but shorter; its environments in worker processes, which import the module too."""
     pytest.importorskip("gymnasium")
     shutil.copy(ROOT / "docs" / "examples" / "my_task.py", tmp_path)
     words = ["train", "agent=td3", "task=gym:my_task:Windy-v0", "preset=tiny", "train.env_steps=1600", "eval.every=800",
