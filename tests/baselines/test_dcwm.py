@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from baselines.codebook_world import Latent, class_weights, cross_entropy, decode, similarity
 from packs import (
     SPEC,
     as_arrays,
@@ -22,7 +23,6 @@ from packs import (
 )
 from torch.func import grad
 
-from baselines.codebook_world import Latent, class_weights, cross_entropy, decode, similarity
 from iqrl import counter_random
 from iqrl.agent import Batch, Progress
 from iqrl.config import parse_words, resolve

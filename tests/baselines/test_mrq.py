@@ -24,7 +24,7 @@ from packs import (
 )
 from torch.func import grad
 
-from baselines.mrq import n_step_released, symexp_bins, two_hot, two_hot_cross_entropy
+from baselines.mrq import n_step_mrq_released, symexp_bins, two_hot, two_hot_cross_entropy
 from iqrl.agent import Batch, Progress
 from iqrl.config import parse_words, resolve
 from iqrl.environments.tasks import TaskSpec
@@ -109,7 +109,7 @@ def test_returns_at_a_termination(end: int, alive: float, released: float) -> No
 
 def test_released_returns_without_an_end() -> None:
     batch = random_batch(make_agent("mrq"), terminations=0.0)
-    total, factor, last = n_step_released(batch, 3, 0.99)
+    total, factor, last = n_step_mrq_released(batch, 3, 0.99)
     torch.testing.assert_close(total, batch.reward[0] + 0.99 * batch.reward[1] + 0.9801 * batch.reward[2])
     assert torch.equal(last, batch.observation[3]) and factor.tolist() == pytest.approx([0.970299] * 16)
 
