@@ -132,7 +132,8 @@ class TCRL(Agent[Config]):
 
     def step(self, world: BoundNetworks, z: Tensor, action: Tensor) -> tuple[Tensor, Tensor]:
         """Next latent (..., Z) and reward (...,) after an action."""
-        following, reward = world.dynamics(z, action), world.reward(z, action)[..., 0]
+        za = torch.cat([z, action], -1)
+        following, reward = world.dynamics(za), world.reward(za)[..., 0]
         return self.quantise(z + following if self.config.dyn_mode == "residual" else following), reward
 
     def policy(self, actor: Tensor, z: Tensor) -> Tensor:

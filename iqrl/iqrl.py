@@ -227,17 +227,18 @@ class IQRL(Agent[Config]):
         latents = [self.encode(net, batch.observation[0], codebook)]
         for h in range(c.horizon):
             latents.append(self.step(net, latents[h], batch.action[h], codebook))
-        before, predicted = torch.stack(latents[:-1]), torch.stack(latents[1:])  # (H, B, Z)
+        predicted = torch.stack(latents[1:])  # (H, B, Z)
         if c.use_tc:
             compared = net.projection(predicted) if c.use_projection else predicted
             error = consistency(compared, goal, c.rep_metric, c.rep_cos_sign)  # (H, B)
             metrics["consistency_loss"] = (weight * error).mean(1).sum()
         if c.use_reward:
-            guess = net.reward(predicted if c.released_reward_align else before, batch.action[: c.horizon])[..., 0]
+            source = predicted if c.released_reward_align else torch.stack(latents[:-1])
+            guess = net.reward(source, batch.action[: c.horizon])[..., 0]
             metrics["reward_loss"] = (weight * (guess - batch.reward[: c.horizon]) ** 2).mean(1).sum()
         if c.use_decoder:
             observed = batch.observation[: c.horizon]
-            source = before if c.use_tc else self.encode(net, observed, codebook)
+            source = torch.stack(latents[:-1]) if c.use_tc else self.encode(net, observed, codebook)
             error = (net.decoder(source) - observed).square().mean(-1)
             metrics["reconstruction_loss"] = (weight * error).mean(1).sum()
         if isinstance(self.quantise, VQ):
