@@ -1,4 +1,4 @@
-"""iQRL whose dynamics are a GRU cell: any torch.nn.Module as a network. Run it with agent=docs/examples/gru_dynamics.py."""
+"""iQRL with a GRU cell for its dynamics, a torch.nn.Module. Run it with agent=docs/examples/gru_dynamics.py."""
 
 import torch
 from torch import nn

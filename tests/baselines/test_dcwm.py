@@ -81,7 +81,7 @@ def test_golden_reward() -> None:
     state = initial_state(agent)
     world = agent.model.bind(torch.zeros_like(state["world"]), CODEBOOK)
     for raw, expected in ((0.0, 1.0), (0.5, 1.462117)):
-        world.parameters["reward"]["2.bias"].fill_(raw)
+        world.net.reward.parameters["2.bias"].fill_(raw)
         reward = world.reward(Latent(torch.randn(3, 16)), torch.zeros(3, SPEC.action_dim))
         np.testing.assert_allclose(reward, 3 * [expected], atol=1e-6)
     free = dataclasses.replace(world, model=make_agent("dcwm", "agent.bound_reward=false").model)
