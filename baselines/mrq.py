@@ -10,19 +10,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.func import grad_and_value
 
-from iqrl.agent import Agent, Batch, Metrics, Noise, Progress, Slices, Stage, State, register, setting
+from iqrl.agent import Agent, Batch, Metrics, Noise, Progress, Slices, Stage, State, Tensors, Update, register, setting
 from iqrl.environments.tasks import TaskSpec
-from iqrl.networks import MLP, Adam, ParameterGroup, layer_norm
+from iqrl.networks import MLP, Adam, BoundNetworks, ParameterGroup, layer_norm, mean_min_max
 from iqrl.returns import n_step
-
-Noises = Mapping[str, Tensor]
-Encoder = Mapping[str, Mapping[str, Tensor]]  # parameters by network and name
 
 
 @dataclass(frozen=True)
@@ -95,31 +93,15 @@ class MRQ(Agent[Config]):
     presets = {
         "default": {},
         "small": {"zs_dim": 128, "za_dim": 64, "zsa_dim": 128, "hidden_dim": 128, "batch_size": 128},
-        "tiny": {
-            "zs_dim": 16,
-            "za_dim": 8,
-            "zsa_dim": 16,
-            "hidden_dim": 16,
-            "batch_size": 16,
-            "target_every": 10,
-        },
+        "tiny": {"zs_dim": 16, "za_dim": 8, "zsa_dim": 16, "hidden_dim": 16, "batch_size": 16, "target_every": 10},
     }
 
     def __init__(self, config: Config, spec: TaskSpec, dtype: torch.dtype = torch.float32) -> None:
         super().__init__(config, spec, dtype)
         c, o, a, h = config, spec.observation_dim, spec.action_dim, config.hidden_dim
 
-        def network(
-            inputs: int,
-            hidden: tuple[int, ...],
-            outputs: int,
-            activation: str = "elu",
-            ensemble: int = 0,
-            precise_input: bool = False,
-            precise_output: bool = False,
-        ) -> MLP:
-            precise = {"precise_input": precise_input, "precise_output": precise_output}
-            return MLP(inputs, hidden, outputs, activation, "plain", ensemble, "xavier_relu", **precise)
+        def network(inputs: int, hidden: tuple[int, ...], outputs: int, activation: str = "elu", **more: Any) -> MLP:
+            return MLP(inputs, hidden, outputs, activation, "plain", initialisation="xavier_relu", **more)
 
         e = c.encoder_hidden_dim or h
         encoders = {
@@ -127,11 +109,11 @@ class MRQ(Agent[Config]):
             "embedding": network(a, (), c.za_dim, precise_input=True),
             "g": network(c.zs_dim + c.za_dim, (e, e), c.zsa_dim),
         }
-        self.target = ParameterGroup(encoders)
-        self.encoder = ParameterGroup({**encoders, "m": network(c.zsa_dim, (), 1 + c.zs_dim + c.num_bins)})
-        self.policy = ParameterGroup({"policy": network(c.zs_dim, (h, h), a, "relu", precise_output=True)})
+        self.target = ParameterGroup(encoders, dtype)
+        self.encoder = ParameterGroup({**encoders, "m": network(c.zsa_dim, (), 1 + c.zs_dim + c.num_bins)}, dtype)
+        self.policy = ParameterGroup({"policy": network(c.zs_dim, (h, h), a, "relu", precise_output=True)}, dtype)
         value = network(c.zsa_dim, (h, h, h), 1, ensemble=2, precise_output=True)
-        self.value = ParameterGroup({"value": value})
+        self.value = ParameterGroup({"value": value}, dtype)
         self.encoder_optimiser = Adam(c.enc_lr, weight_decay=c.enc_weight_decay)
         self.value_optimiser = Adam(c.value_lr, weight_decay=c.value_weight_decay, clip=c.value_clip)
         self.policy_optimiser = Adam(c.policy_lr, weight_decay=c.policy_weight_decay)
@@ -139,20 +121,19 @@ class MRQ(Agent[Config]):
 
     # --- networks
 
-    def embed_state(self, encoder: Encoder, observation: Tensor) -> Tensor:
+    def embed_state(self, encoder: BoundNetworks, observation: Tensor, hidden: list[Tensor] | None = None) -> Tensor:
         """zs = f(s): (..., O) -> (..., zs_dim)."""
-        return F.elu(layer_norm(self.target.networks["f"](encoder["f"], observation)))
+        return F.elu(layer_norm(encoder.f(observation, hidden=hidden)))
 
-    def embed_action(self, encoder: Encoder, zs: Tensor, action: Tensor, hidden: list[Tensor] | None = None) -> Tensor:
+    def embed_action(
+        self, encoder: BoundNetworks, zs: Tensor, action: Tensor, hidden: list[Tensor] | None = None
+    ) -> Tensor:
         """zsa = g(zs, a): (B, zsa_dim)."""
-        net = self.target.networks
-        za = F.elu(net["embedding"](encoder["embedding"], action))
-        return net["g"].forward(encoder["g"], torch.cat([zs, za], -1), hidden)
+        return encoder.g(zs, F.elu(encoder.embedding(action)), hidden=hidden)
 
     def pre_activation(self, policy: Tensor, zs: Tensor, hidden: list[Tensor] | None = None) -> Tensor:
         """What the policy squashes: (B, A)."""
-        parameters = self.policy.unpack(policy, self.dtype)["policy"]
-        return self.policy.networks["policy"].forward(parameters, zs, hidden)
+        return self.policy(policy).policy(zs, hidden=hidden)
 
     def squash(self, x: Tensor, uniform: Tensor | None) -> Tensor:
         """Actions in [-1, 1]; discrete ones as a Gumbel-softmax sample, without noise if none is given."""
@@ -171,8 +152,7 @@ class MRQ(Agent[Config]):
 
     def values(self, value: Tensor, zsa: Tensor, hidden: list[Tensor] | None = None) -> Tensor:
         """Q of both heads, in units of S: (B, zsa_dim) -> (2, B)."""
-        parameters = self.value.unpack(value, self.dtype)["value"]
-        return self.value.networks["value"].forward(parameters, zsa, hidden)[..., 0]
+        return self.value(value).value(zsa, hidden=hidden)[..., 0]
 
     def initialise(self, generator: torch.Generator) -> dict[str, Tensor]:
         encoder, policy, value = (g.initialise(generator) for g in (self.encoder, self.policy, self.value))
@@ -190,8 +170,10 @@ class MRQ(Agent[Config]):
 
     # --- acting
 
-    def act(self, state: State, carry: State, observation: Tensor, noise: Noises, clock: State) -> tuple[Tensor, State]:
-        zs = self.embed_state(self.encoder.unpack(state["encoder"], self.dtype), observation)
+    def act(
+        self, state: State, carry: Tensors, observation: Tensor, noise: Tensors, schedule: Tensors
+    ) -> tuple[Tensor, State]:
+        zs = self.latent(state, observation)
         action = self.squash(self.pre_activation(state["policy"], zs), noise.get("gumbel"))
         if "action" in noise:
             action = action + self.noise_scale * self.config.exploration_noise * noise["action"]
@@ -214,15 +196,14 @@ class MRQ(Agent[Config]):
     ) -> tuple[Tensor, Metrics]:
         """Errors of the model over one unroll of H_enc steps (mrq.md section 3)."""
         c, steps = self.config, self.config.enc_horizon
-        parameters, bar = self.encoder.unpack(encoder, self.dtype), self.target.unpack(target, self.dtype)
+        net, bar = self.encoder(encoder), self.target(target)
         action, mask = self.realise(batch.action[:steps]), batch.alive[:steps]  # (H, B, A), (H, B)
         with torch.no_grad():
             goal = self.embed_state(bar, batch.observation[1 : steps + 1])  # (H, B, zs_dim)
-        z = self.embed_state(parameters, batch.observation[0])
+        z = self.embed_state(net, batch.observation[0])
         predicted: list[Tensor] = []
         for h in range(steps):
-            zsa = self.embed_action(parameters, z, action[h])
-            predicted.append(self.encoder.networks["m"](parameters["m"], zsa))
+            predicted.append(net.m(self.embed_action(net, z, action[h])))
             z = predicted[h][:, 1 : 1 + c.zs_dim]  # fed on as it is
         done, following, logits = torch.stack(predicted).split([1, c.zs_dim, c.num_bins], -1)
 
@@ -243,12 +224,12 @@ class MRQ(Agent[Config]):
         loss = torch.stack([w * v for w, v in zip(weights, parts.values(), strict=True)]).sum()
         return loss, {k: v.detach() for k, v in parts.items()}
 
-    def target_value(self, state: State, batch: Batch, noise: Noises) -> Tensor:
+    def target_value(self, state: State, batch: Batch, noise: Tensors) -> Tensor:
         """y (B,) = (R + gamma^n Q-bar S-bar) / S, by the target networks (section 4); both S are 1 if unscaled."""
         c = self.config
-        returns = n_step if c.reward_mask == "alive" else n_step_released
+        returns = n_step if c.reward_mask == "alive" else n_step_mrq_released
         total, factor, last = returns(batch, c.q_horizon, c.discount)
-        bar = self.target.unpack(state["target_encoder"], self.dtype)
+        bar = self.target(state["target_encoder"])
         zs = self.embed_state(bar, last)
         action = self.squash(self.pre_activation(state["target_policy"], zs), noise.get("target_gumbel"))
         smoothing = torch.clamp(c.target_noise * noise["smoothing"], -c.noise_clip, c.noise_clip)
@@ -261,14 +242,13 @@ class MRQ(Agent[Config]):
     def value_loss(self, value: Tensor, zsa: Tensor, y: Tensor) -> tuple[Tensor, tuple[Tensor, Metrics]]:
         """Smooth L1 over batch and both heads. Also gives the errors |Q - y| (2, B)."""
         q = self.values(value, zsa)
-        loss, q = F.smooth_l1_loss(q, y.expand(q.shape)), q.detach()
-        return loss, ((q - y).abs(), {"q_mean": q.mean(), "q_min": q.min(), "q_max": q.max()})
+        return F.smooth_l1_loss(q, y.expand(q.shape)), ((q - y).detach().abs(), mean_min_max("q", q))
 
-    def policy_loss(self, policy: Tensor, value: Tensor, encoder: Tensor, zs: Tensor, noise: Noises) -> Tensor:
+    def policy_loss(self, policy: Tensor, value: Tensor, encoder: Tensor, zs: Tensor, noise: Tensors) -> Tensor:
         """Minus the mean value of both heads; the gradient passes through g into the action."""
         x = self.pre_activation(policy, zs)
         action = self.squash(x, noise.get("gumbel"))
-        q = self.values(value, self.embed_action(self.encoder.unpack(encoder, self.dtype), zs, action))
+        q = self.values(value, self.embed_action(self.encoder(encoder), zs, action))
         return -q.mean() + self.config.pre_activation_weight * x.square().mean()
 
     # --- learning
@@ -296,22 +276,22 @@ class MRQ(Agent[Config]):
             noise |= {"target_gumbel": Noise(shape, "uniform"), "gumbel": Noise(shape, "uniform")}
         return Stage(noise=noise)
 
-    def synchronise(self, state: State, batch: None, noise: Noises, clock: State) -> tuple[dict[str, Tensor], Metrics]:
+    def synchronise(
+        self, state: State, batch: None, noise: Tensors, schedule: Tensors
+    ) -> tuple[dict[str, Tensor], Metrics]:
         """Hard copies to the targets, and a new scale of rewards (section 5)."""
-        scale = torch.clamp(clock["mean_absolute_reward"], min=1e-8)
-        seen = torch.maximum(state["terminations_seen"], (clock["terminations"] > 0).float())
+        scale = torch.clamp(schedule["mean_absolute_reward"], min=1e-8)
+        terminated = torch.maximum(state["terminations_seen"], (schedule["terminations"] > 0).float())
         return {
             "target_policy": state["policy"],
             "target_value": state["value"],
             "target_encoder": self.encoder.extract(state["encoder"], self.target),
             "target_reward_scale": state["reward_scale"],
             "reward_scale": scale,
-            "terminations_seen": seen,
+            "terminations_seen": terminated,
         }, {"reward_scale": scale}
 
-    def update_encoder(
-        self, state: State, batch: Batch, noise: Noises, clock: State
-    ) -> tuple[dict[str, Tensor], Metrics]:
+    def update_encoder(self, state: State, batch: Batch, noise: Tensors, schedule: Tensors) -> Update:
         """Encoders and model; priorities stay as they are."""
         gradient, (loss, parts) = grad_and_value(self.encoder_loss, has_aux=True)(
             state["encoder"], state["target_encoder"], state["terminations_seen"], batch
@@ -319,9 +299,11 @@ class MRQ(Agent[Config]):
         changed, _ = self.encoder_optimiser.step("encoder", state, gradient)
         return changed, {"encoder_loss": loss, **parts}
 
-    def update_rl(self, state: State, batch: Batch, noise: Noises, clock: State) -> tuple[dict[str, Tensor], Metrics]:
+    def update_rl(
+        self, state: State, batch: Batch, noise: Tensors, schedule: Tensors
+    ) -> tuple[dict[str, Tensor], Metrics]:
         """Values, then policy, on embeddings that stay as they are."""
-        c, encoder = self.config, self.encoder.unpack(state["encoder"], self.dtype)
+        c, encoder = self.config, self.encoder(state["encoder"])
         y = self.target_value(state, batch, noise)
         zs = self.embed_state(encoder, batch.observation[0])
         zsa = self.embed_action(encoder, zs, self.realise(batch.action[0]))
@@ -347,19 +329,19 @@ class MRQ(Agent[Config]):
         return self.config.zs_dim
 
     def latent(self, state: State, observation: Tensor) -> Tensor:
-        return self.embed_state(self.encoder.unpack(state["encoder"], self.dtype), observation)
+        return self.embed_state(self.encoder(state["encoder"]), observation)
 
     def hidden(self, state: State, observation: Tensor, action: Tensor) -> list[Tensor]:
         layers: list[Tensor] = []
-        encoder = self.encoder.unpack(state["encoder"], self.dtype)
-        zs = F.elu(layer_norm(self.encoder.networks["f"].forward(encoder["f"], observation, layers)))
+        encoder = self.encoder(state["encoder"])
+        zs = self.embed_state(encoder, observation, layers)
         zsa = self.embed_action(encoder, zs, self.realise(action), layers)
         self.values(state["value"], zsa, layers)
         self.pre_activation(state["policy"], zs, layers)
         return layers
 
 
-def n_step_released(batch: Batch, n: int, discount: float) -> tuple[Tensor, Tensor, Tensor]:
+def n_step_mrq_released(batch: Batch, n: int, discount: float) -> tuple[Tensor, Tensor, Tensor]:
     """The released code's returns: each reward times its own not-done, no matter what came before.
 
     Returns:

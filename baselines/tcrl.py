@@ -6,7 +6,6 @@ losses are those of one seed.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,11 +13,11 @@ import torch
 from torch import Tensor
 from torch.func import grad_and_value
 
-from iqrl.agent import Agent, Batch, Memory, Metrics, Noise, Progress, Slices, Stage, State, register, setting
+from iqrl.agent import Agent, Batch, Metrics, Noise, Progress, Slices, Stage, State, Tensors, Update, register, setting
 from iqrl.environments.tasks import TaskSpec
 from iqrl.errors import InputError
-from iqrl.networks import MLP, Adam, ParameterGroup, soft_update
-from iqrl.quantisers import make_quantiser
+from iqrl.networks import MLP, Adam, BoundNetworks, ParameterGroup, mean_min_max, soft_update
+from iqrl.quantisers import FSQ_LEVELS, make_quantiser
 from iqrl.returns import n_step
 
 ACTION_LIMIT = 1.0 - 1e-6  # sampled actions are clamped to it
@@ -35,13 +34,7 @@ class Config:
         "iQRL's difference: `fsq` gives latents of width l times the channels",
         choices=("none", "fsq", "tanh", "simnorm", "l2"),
     )
-    fsq_levels: list[int] = setting(
-        [8, 8],
-        "levels of each FSQ channel",
-        low=3,
-        high=1024,
-        hint="a level is at least 2, and 2 is degenerate under FSQ's bound: expected 3 or more",
-    )
+    fsq_levels: list[int] = setting([8, 8], "levels of each FSQ channel", **FSQ_LEVELS)
     unsynced_targets: bool = setting(False, "released code: target networks start from weights of their own (T1)")
     # encoder, dynamics and reward
     horizon: int = setting(5, "H, decisions the dynamics are unrolled", low=1, high=100)
@@ -123,36 +116,35 @@ class TCRL(Agent[Config]):
         reward = MLP(z + a, hidden, 1, precise_output=True, **plain)
         head = MLP(first, tuple(rest), a, precise_output=True, **plain)
         heads = MLP(first, tuple(rest), 1, ensemble=2, precise_output=True, **plain)
-        self.world = ParameterGroup({"encoder": encoder, "dynamics": dynamics, "reward": reward})
-        self.target = ParameterGroup({"encoder": encoder})
-        self.actor = ParameterGroup({"trunk": MLP(z, (first,), 0, **trunk), "head": head})
-        self.critic = ParameterGroup({"trunk": MLP(z + a, (first,), 0, **trunk), "heads": heads})
+        self.world = ParameterGroup({"encoder": encoder, "dynamics": dynamics, "reward": reward}, dtype)
+        self.target = ParameterGroup({"encoder": encoder}, dtype)
+        self.actor = ParameterGroup({"trunk": MLP(z, (first,), 0, **trunk), "head": head}, dtype)
+        self.critic = ParameterGroup({"trunk": MLP(z + a, (first,), 0, **trunk), "heads": heads}, dtype)
         decoupled = c.decay_mode == "decoupled"
         self.world_optimiser = Adam(c.lr, weight_decay=c.weight_decay, decoupled=decoupled, clip=c.clip)
         self.optimiser = Adam(c.lr)
 
     # --- networks
 
-    def encode(self, encoder: Mapping[str, Tensor], observation: Tensor) -> Tensor:
+    def encode(self, world: BoundNetworks, observation: Tensor) -> Tensor:
         """z = e(o): (..., O) -> (..., Z)."""
-        return self.quantise(self.world.networks["encoder"](encoder, observation))
+        return self.quantise(world.encoder(observation))
 
-    def step(self, world: Mapping[str, Mapping[str, Tensor]], z: Tensor, action: Tensor) -> tuple[Tensor, Tensor]:
+    def step(self, world: BoundNetworks, z: Tensor, action: Tensor) -> tuple[Tensor, Tensor]:
         """Next latent (..., Z) and reward (...,) after an action."""
         za = torch.cat([z, action], -1)
-        following = self.world.networks["dynamics"](world["dynamics"], za)
-        reward = self.world.networks["reward"](world["reward"], za)[..., 0]
+        following, reward = world.dynamics(za), world.reward(za)[..., 0]
         return self.quantise(z + following if self.config.dyn_mode == "residual" else following), reward
 
     def policy(self, actor: Tensor, z: Tensor) -> Tensor:
         """Mean action, tanh of the actor's output: (B, Z) -> (B, A)."""
-        net, parameters = self.actor.networks, self.actor.unpack(actor, self.dtype)
-        return torch.tanh(net["head"](parameters["head"], net["trunk"](parameters["trunk"], z)))
+        net = self.actor(actor)
+        return torch.tanh(net.head(net.trunk(z)))
 
     def values(self, critic: Tensor, z: Tensor, action: Tensor) -> Tensor:
         """q_1(z, a) and q_2(z, a), heads on a shared trunk: (2, B)."""
-        net, parameters = self.critic.networks, self.critic.unpack(critic, self.dtype)
-        return net["heads"](parameters["heads"], net["trunk"](parameters["trunk"], torch.cat([z, action], -1)))[..., 0]
+        net = self.critic(critic)
+        return net.heads(net.trunk(z, action))[..., 0]
 
     def sample(self, actor: Tensor, z: Tensor, sigma: Tensor, noise: Tensor) -> Tensor:
         """Action of the truncated normal policy, as the losses use it."""
@@ -175,12 +167,11 @@ class TCRL(Agent[Config]):
     # --- acting
 
     def act(
-        self, state: State, carry: State, observation: Tensor, noise: Mapping[str, Tensor], clock: State
+        self, state: State, carry: Tensors, observation: Tensor, noise: Tensors, schedule: Tensors
     ) -> tuple[Tensor, State]:
-        z = self.encode(self.world.unpack(state["world"], self.dtype)["encoder"], observation)
-        action = self.policy(state["actor"], z)
+        action = self.policy(state["actor"], self.latent(state, observation))
         if "action" in noise:
-            action = truncate(action + clock["sigma"] * noise["action"])
+            action = truncate(action + schedule["sigma"] * noise["action"])
         return action, carry
 
     def acts_randomly(self, progress: Progress) -> bool:
@@ -190,13 +181,13 @@ class TCRL(Agent[Config]):
 
     def representation_loss(self, world: Tensor, target: Tensor, batch: Batch) -> tuple[Tensor, Metrics]:
         """Consistency and reward prediction over an unroll of H steps (step 2), before the division by H."""
-        c, parameters = self.config, self.world.unpack(world, self.dtype)
+        c, net = self.config, self.world(world)
         with torch.no_grad():
-            goal = self.encode(self.target.unpack(target, self.dtype)["encoder"], batch.observation[1 : c.horizon + 1])
-        z = self.encode(parameters["encoder"], batch.observation[0])
+            goal = self.encode(self.target(target), batch.observation[1 : c.horizon + 1])
+        z = self.encode(net, batch.observation[0])
         latents, rewards = [], []
         for h in range(c.horizon):
-            z, reward = self.step(parameters, z, batch.action[h])
+            z, reward = self.step(net, z, batch.action[h])
             latents.append(z)
             rewards.append(reward)
         predicted = torch.stack(latents)  # (H, B, Z)
@@ -206,9 +197,8 @@ class TCRL(Agent[Config]):
         mistake = (torch.stack(rewards) - batch.reward[: c.horizon]).square()
         consistency, reward = (torch.clamp((weight * e).sum(0), max=c.loss_limit).mean() for e in (error, mistake))
         loss = c.consistency_coef * consistency + c.reward_coef * reward
-        metrics = {"consistency_loss": consistency, "reward_loss": reward, "latent_mean": predicted.mean()}
-        metrics |= {"latent_min": predicted.min(), "latent_max": predicted.max()}
-        return loss, {k: v.detach() for k, v in metrics.items()}
+        metrics = {"consistency_loss": consistency.detach(), "reward_loss": reward.detach()}
+        return loss, metrics | mean_min_max("latent", predicted)
 
     def target_value(self, state: State, batch: Batch, z: Tensor, noise: Tensor, sigma: Tensor) -> Tensor:
         """y (B,): N-step return, sampled action of the online actor, smaller target critic (steps 3 and 4).
@@ -223,8 +213,7 @@ class TCRL(Agent[Config]):
     def critic_loss(self, critic: Tensor, z: Tensor, action: Tensor, y: Tensor) -> tuple[Tensor, Metrics]:
         """Mean over the batch of (q_1 - y)^2 + (q_2 - y)^2."""
         q = self.values(critic, z, action)
-        seen = q.detach()
-        return (q - y).square().sum(0).mean(), {"q_mean": seen.mean(), "q_min": seen.min(), "q_max": seen.max()}
+        return (q - y).square().sum(0).mean(), mean_min_max("q", q)
 
     def actor_loss(self, actor: Tensor, critic: Tensor, z: Tensor, noise: Tensor, sigma: Tensor) -> Tensor:
         """-E[min(q_1, q_2)(z, a)] of a sampled action (step 5)."""
@@ -243,19 +232,15 @@ class TCRL(Agent[Config]):
         shape = Noise((self.config.batch_size, self.spec.action_dim))
         return Stage(noise={"next_action": shape} | ({"action": shape} if name == "update_all" else {}))
 
-    def update_critic(
-        self, state: State, batch: Batch, noise: Mapping[str, Tensor], clock: State
-    ) -> tuple[dict[str, Tensor], Metrics]:
+    def update_critic(self, state: State, batch: Batch, noise: Tensors, schedule: Tensors) -> Update:
         """Encoder, dynamics and reward; critics; target encoder and target critics."""
-        return self._update(state, batch, noise, clock)[:2]
+        return self._update(state, batch, noise, schedule)[:2]
 
-    def update_all(
-        self, state: State, batch: Batch, noise: Mapping[str, Tensor], clock: State
-    ) -> tuple[dict[str, Tensor], Metrics]:
+    def update_all(self, state: State, batch: Batch, noise: Tensors, schedule: Tensors) -> Update:
         """As `update_critic`, and the actor."""
-        changed, metrics, z = self._update(state, batch, noise, clock)
+        changed, metrics, z = self._update(state, batch, noise, schedule)
         gradient, loss = grad_and_value(self.actor_loss)(
-            state["actor"], changed["critic"], z, noise["action"], clock["sigma"]
+            state["actor"], changed["critic"], z, noise["action"], schedule["sigma"]
         )
         stepped, _ = self.optimiser.step("actor", state, gradient)
         if self.config.next_policy == "target":
@@ -263,19 +248,18 @@ class TCRL(Agent[Config]):
         return {**changed, **stepped}, {**metrics, "actor_loss": loss}
 
     def _update(
-        self, state: State, batch: Batch, noise: Mapping[str, Tensor], clock: State
+        self, state: State, batch: Batch, noise: Tensors, schedule: Tensors
     ) -> tuple[dict[str, Tensor], Metrics, Tensor]:
         c = self.config
         gradient, (loss, parts) = grad_and_value(self.representation_loss, has_aux=True)(
             state["world"], state["target"], batch
         )
-        metrics: Metrics = {"representation_loss": loss, **parts, "sigma": clock["sigma"]}
+        metrics: Metrics = {"representation_loss": loss, **parts, "sigma": schedule["sigma"]}
         gradient = gradient / c.horizon if c.mean_gradient else gradient  # before the clip, which it therefore changes
         changed, metrics["representation_gradient_norm"] = self.world_optimiser.step("world", state, gradient)
-        encoder = self.world.unpack(changed["world"], self.dtype)["encoder"]  # just updated
         last = n_step(batch, c.nstep, c.discount)[2]
-        z = self.encode(encoder, torch.stack([batch.observation[0], last]))  # (2, B, Z)
-        y = self.target_value(state, batch, z, noise["next_action"], clock["sigma"])
+        z = self.encode(self.world(changed["world"]), torch.stack([batch.observation[0], last]))  # (2, B, Z)
+        y = self.target_value(state, batch, z, noise["next_action"], schedule["sigma"])
         gradient, (loss, parts) = grad_and_value(self.critic_loss, has_aux=True)(
             state["critic"], z[0], batch.action[0], y
         )
@@ -288,13 +272,13 @@ class TCRL(Agent[Config]):
 
     # --- schedule ("Loop")
 
-    def clock(self, progress: Progress) -> dict[str, float]:
+    def schedule(self, progress: Progress) -> dict[str, float]:
         """sigma: set by the updates after an episode, so acting uses that of the last episode learned from."""
         c = self.config
         learned = progress.episodes - 1 if progress.episodes > c.warmup_episodes else 0
         return {"sigma": linear(c.noise_initial, c.noise_final, c.noise_episodes, learned)}
 
-    def after_episode(self, progress: Progress, memory: Memory) -> tuple[int, tuple[str, ...]]:
+    def after_episode(self, progress: Progress, counters: dict[str, float]) -> tuple[int, tuple[str, ...]]:
         if progress.episodes <= self.config.warmup_episodes:
             return 0, ()
         return round(self.config.utd * progress.episode_decisions), ()
@@ -305,7 +289,7 @@ class TCRL(Agent[Config]):
         return self.width
 
     def latent(self, state: State, observation: Tensor) -> Tensor:
-        return self.encode(self.world.unpack(state["world"], self.dtype)["encoder"], observation)
+        return self.encode(self.world(state["world"]), observation)
 
     def codes(self, state: State, latent: Tensor) -> tuple[Tensor, int] | None:
         size = self.quantise.codebook_size
@@ -313,14 +297,11 @@ class TCRL(Agent[Config]):
 
     def hidden(self, state: State, observation: Tensor, action: Tensor) -> list[Tensor]:
         layers: list[Tensor] = []
-        world = self.world.unpack(state["world"], self.dtype)
-        z = self.quantise(self.world.networks["encoder"].forward(world["encoder"], observation, layers))
-        za = torch.cat([z, action], -1)
-        self.world.networks["dynamics"].forward(world["dynamics"], za, layers)
-        critic, actor = self.critic.unpack(state["critic"], self.dtype), self.actor.unpack(state["actor"], self.dtype)
-        for group, parameters, x, head in ((self.critic, critic, za, "heads"), (self.actor, actor, z, "head")):
-            feature = group.networks["trunk"].forward(parameters["trunk"], x, layers)
-            group.networks[head].forward(parameters[head], feature, layers)
+        world, critic, actor = self.world(state["world"]), self.critic(state["critic"]), self.actor(state["actor"])
+        z = self.quantise(world.encoder(observation, hidden=layers))
+        world.dynamics(z, action, hidden=layers)
+        critic.heads(critic.trunk(z, action, hidden=layers), hidden=layers)
+        actor.head(actor.trunk(z, hidden=layers), hidden=layers)
         return layers
 
 

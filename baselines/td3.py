@@ -6,7 +6,6 @@ default; `official` is the reference implementation. Losses are those of one see
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,10 +13,10 @@ import torch
 from torch import Tensor
 from torch.func import grad_and_value
 
-from iqrl.agent import Agent, Batch, Memory, Metrics, Noise, Progress, Slices, Stage, State, register, setting
+from iqrl.agent import Agent, Batch, Metrics, Noise, Progress, Slices, Stage, State, Tensors, Update, register, setting
 from iqrl.environments.tasks import TaskSpec
 from iqrl.errors import InputError
-from iqrl.networks import MLP, Adam, ParameterGroup, soft_update
+from iqrl.networks import MLP, Adam, ParameterGroup, mean_min_max, soft_update
 from iqrl.returns import n_step
 from iqrl.schedules import EXPLORATION_EPISODES, linear_by_episode
 
@@ -109,18 +108,17 @@ class TD3(Agent[Config]):
             "precise_input": True,
             "precise_output": True,
         }
-        self.actor = ParameterGroup({"actor": MLP(inputs=o, outputs=a, **style)})
-        self.critic = ParameterGroup({"critic": MLP(inputs=o + a, outputs=1, ensemble=2, **style)})
+        self.actor = ParameterGroup({"actor": MLP(inputs=o, outputs=a, **style)}, dtype)
+        self.critic = ParameterGroup({"critic": MLP(inputs=o + a, outputs=1, ensemble=2, **style)}, dtype)
         self.optimiser = Adam(config.lr)
 
     def policy(self, actor: Tensor, observation: Tensor) -> Tensor:
         """pi(s) in [-1, 1]: (B, O) -> (B, A)."""
-        return torch.tanh(self.actor.networks["actor"](self.actor.unpack(actor, self.dtype)["actor"], observation))
+        return torch.tanh(self.actor(actor).actor(observation))
 
     def values(self, critic: Tensor, observation: Tensor, action: Tensor) -> Tensor:
         """q_1(s, a) and q_2(s, a): (2, B)."""
-        parameters = self.critic.unpack(critic, self.dtype)["critic"]
-        return self.critic.networks["critic"](parameters, torch.cat([observation, action], -1))[..., 0]
+        return self.critic(critic).critic(observation, action)[..., 0]
 
     def initialise(self, generator: torch.Generator) -> dict[str, Tensor]:
         actor, critic = self.actor.initialise(generator), self.critic.initialise(generator)
@@ -134,11 +132,11 @@ class TD3(Agent[Config]):
     # --- acting
 
     def act(
-        self, state: State, carry: State, observation: Tensor, noise: Mapping[str, Tensor], clock: State
-    ) -> tuple[Tensor, State]:
+        self, state: State, carry: Tensors, observation: Tensor, noise: Tensors, schedule: Tensors
+    ) -> tuple[Tensor, Tensors]:
         action = self.policy(state["actor"], observation)
         if "action" in noise:
-            action = torch.clamp(action + clock["sigma"] * noise["action"], -1.0, 1.0)
+            action = torch.clamp(action + schedule["sigma"] * noise["action"], -1.0, 1.0)
         return action, carry
 
     def acts_randomly(self, progress: Progress) -> bool:
@@ -146,7 +144,7 @@ class TD3(Agent[Config]):
 
     # --- losses (td3.md, "One update")
 
-    def target_value(self, state: State, batch: Batch, noise: Mapping[str, Tensor]) -> Tensor:
+    def target_value(self, state: State, batch: Batch, noise: Tensors) -> Tensor:
         """y (B,): return, smoothed target policy, smaller target critic."""
         c = self.config
         total, factor, last = n_step(batch, c.nstep, c.discount)
@@ -157,11 +155,7 @@ class TD3(Agent[Config]):
     def critic_loss(self, critic: Tensor, batch: Batch, y: Tensor) -> tuple[Tensor, Metrics]:
         """MSE of the first critic plus MSE of the second."""
         q = self.values(critic, batch.observation[0], batch.action[0])
-        return (q - y).square().mean(-1).sum(), {
-            "q_mean": q.detach().mean(),
-            "q_min": q.detach().min(),
-            "q_max": q.detach().max(),
-        }
+        return (q - y).square().mean(-1).sum(), mean_min_max("q", q)
 
     def actor_loss(self, actor: Tensor, critic: Tensor, observation: Tensor) -> Tensor:
         q = self.values(critic, observation, self.policy(actor, observation))
@@ -179,9 +173,7 @@ class TD3(Agent[Config]):
     def stage(self, name: str) -> Stage:
         return Stage(noise={"smoothing": Noise((self.config.batch_size, self.spec.action_dim))})
 
-    def update_critic(
-        self, state: State, batch: Batch, noise: Mapping[str, Tensor], clock: State
-    ) -> tuple[dict[str, Tensor], Metrics]:
+    def update_critic(self, state: State, batch: Batch, noise: Tensors, schedule: Tensors) -> Update:
         """Both critics, and their targets unless those wait for the actor."""
         y = self.target_value(state, batch, noise)
         gradient, (loss, parts) = grad_and_value(self.critic_loss, has_aux=True)(state["critic"], batch, y)
@@ -190,11 +182,9 @@ class TD3(Agent[Config]):
             changed["target_critic"] = soft_update(state["target_critic"], changed["critic"], self.config.tau)
         return changed, {"critic_loss": loss, **parts, "target_mean": y.mean(), "target_std": y.std()}
 
-    def update_all(
-        self, state: State, batch: Batch, noise: Mapping[str, Tensor], clock: State
-    ) -> tuple[dict[str, Tensor], Metrics]:
+    def update_all(self, state: State, batch: Batch, noise: Tensors, schedule: Tensors) -> Update:
         """As `update_critic`, then the actor and every target that waited for it."""
-        changed, metrics = self.update_critic(state, batch, noise, clock)
+        changed, metrics = self.update_critic(state, batch, noise, schedule)
         gradient, loss = grad_and_value(self.actor_loss)(state["actor"], changed["critic"], batch.observation[0])
         stepped, _ = self.optimiser.step("actor", state, gradient)
         changed |= stepped
@@ -205,7 +195,7 @@ class TD3(Agent[Config]):
 
     # --- schedule
 
-    def clock(self, progress: Progress) -> dict[str, float]:
+    def schedule(self, progress: Progress) -> dict[str, float]:
         c = self.config
         first = c.warmup_decisions // self.spec.episode_decisions  # episode that begins to learn
         index = progress.episodes - first
@@ -215,7 +205,7 @@ class TD3(Agent[Config]):
         c = self.config
         return int(c.utd) if c.schedule == "decision" and progress.decisions > c.warmup_decisions else 0
 
-    def after_episode(self, progress: Progress, memory: Memory) -> tuple[int, tuple[str, ...]]:
+    def after_episode(self, progress: Progress, counters: dict[str, float]) -> tuple[int, tuple[str, ...]]:
         c = self.config
         if c.schedule == "decision" or progress.decisions <= c.warmup_decisions:
             return 0, ()
@@ -225,7 +215,6 @@ class TD3(Agent[Config]):
 
     def hidden(self, state: State, observation: Tensor, action: Tensor) -> list[Tensor]:
         layers: list[Tensor] = []
-        critic, actor = self.critic.unpack(state["critic"], self.dtype), self.actor.unpack(state["actor"], self.dtype)
-        self.critic.networks["critic"].forward(critic["critic"], torch.cat([observation, action], -1), layers)
-        self.actor.networks["actor"].forward(actor["actor"], observation, layers)
+        self.critic(state["critic"]).critic(observation, action, hidden=layers)
+        self.actor(state["actor"]).actor(observation, hidden=layers)
         return layers

@@ -8,16 +8,15 @@ those of one seed.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 from torch.func import grad_and_value
 
-from iqrl.agent import Agent, Batch, Memory, Metrics, Noise, Progress, Slices, Stage, State, register, setting
+from iqrl.agent import Agent, Batch, Metrics, Noise, Progress, Slices, Stage, State, Tensors, Update, register, setting
 from iqrl.environments.tasks import TaskSpec
-from iqrl.networks import MLP, Adam, ParameterGroup, soft_update
+from iqrl.networks import MLP, Adam, ParameterGroup, mean_min_max, soft_update
 
 FAR = 1e8  # where running extremes start
 
@@ -81,19 +80,22 @@ class TD7(Agent[Config]):
             {
                 "f": MLP(o, (w, w), w, "elu", "none", precise_input=True),
                 "g": MLP(w + a, (w, w), w, "elu", "none"),
-            }
+            },
+            dtype,
         )
         self.actor = ParameterGroup(
             {
                 "input": MLP(o, (), w, precise_input=True),
                 "trunk": MLP(w + embedded, (w, w), a, "relu", "none", precise_output=True),
-            }
+            },
+            dtype,
         )
         self.critic = ParameterGroup(
             {
                 "input": MLP(o + a, (), w, ensemble=2, precise_input=True),
                 "trunk": MLP(w + 2 * embedded, (w, w), 1, "elu", "none", ensemble=2, precise_output=True),
-            }
+            },
+            dtype,
         )
         self.encoder_optimiser = Adam(config.enc_lr)
         self.actor_optimiser, self.critic_optimiser = Adam(config.actor_lr), Adam(config.critic_lr)
@@ -104,21 +106,18 @@ class TD7(Agent[Config]):
         """zs = f(s): (B, O) -> (B, w); of width 0 without embeddings."""
         if not self.config.use_sale:
             return observation[..., :0]
-        parameters = self.encoder.unpack(encoder, self.dtype)["f"]
-        return avg_l1_norm(self.encoder.networks["f"](parameters, observation))
+        return avg_l1_norm(self.encoder(encoder).f(observation))
 
     def embed_action(self, encoder: Tensor, zs: Tensor, action: Tensor) -> Tensor:
         """zsa = g(zs, a): (B, w), not normalised; of width 0 without embeddings."""
         if not self.config.use_sale:
             return zs
-        parameters = self.encoder.unpack(encoder, self.dtype)["g"]
-        return self.encoder.networks["g"](parameters, torch.cat([zs, action], -1))
+        return self.encoder(encoder).g(zs, action)
 
     def policy(self, actor: Tensor, observation: Tensor, zs: Tensor, hidden: list[Tensor] | None = None) -> Tensor:
         """pi(s, zs) in [-1, 1]: (B, A)."""
-        parameters, net = self.actor.unpack(actor, self.dtype), self.actor.networks
-        u = avg_l1_norm(net["input"](parameters["input"], observation))
-        return torch.tanh(net["trunk"].forward(parameters["trunk"], torch.cat([u, zs], -1), hidden))
+        net = self.actor(actor)
+        return torch.tanh(net.trunk(avg_l1_norm(net.input(observation)), zs, hidden=hidden))
 
     def values(
         self,
@@ -130,11 +129,10 @@ class TD7(Agent[Config]):
         hidden: list[Tensor] | None = None,
     ) -> Tensor:
         """Q(s, a, zsa, zs) of both heads: (2, B)."""
-        parameters, net = self.critic.unpack(critic, self.dtype), self.critic.networks
-        u = avg_l1_norm(net["input"](parameters["input"], torch.cat([observation, action], -1)))  # (2, B, w)
+        net = self.critic(critic)
+        u = avg_l1_norm(net.input(observation, action))  # (2, B, w)
         embeddings = torch.cat([zsa, zs], -1)
-        x = torch.cat([u, embeddings.expand(2, *embeddings.shape)], -1)
-        return net["trunk"].forward(parameters["trunk"], x, hidden)[..., 0]
+        return net.trunk(u, embeddings.expand(2, *embeddings.shape), hidden=hidden)[..., 0]
 
     def initialise(self, generator: torch.Generator) -> dict[str, Tensor]:
         encoder, actor, critic = (g.initialise(generator) for g in (self.encoder, self.actor, self.critic))
@@ -158,7 +156,7 @@ class TD7(Agent[Config]):
     # --- acting
 
     def act(
-        self, state: State, carry: State, observation: Tensor, noise: Mapping[str, Tensor], clock: State
+        self, state: State, carry: Tensors, observation: Tensor, noise: Tensors, schedule: Tensors
     ) -> tuple[Tensor, State]:
         """The current policy when exploring; the checkpoint, greedily, when evaluated."""
         if self.config.use_checkpoints and "action" not in noise:
@@ -182,7 +180,7 @@ class TD7(Agent[Config]):
         predicted = self.embed_action(encoder, self.embed_state(encoder, observation), batch.action[0])
         return (predicted - self.embed_state(source, following)).square().mean()
 
-    def target_value(self, state: State, batch: Batch, noise: Mapping[str, Tensor]) -> Tensor:
+    def target_value(self, state: State, batch: Batch, noise: Tensors) -> Tensor:
         """2: y (B,), by the target networks on the targets' encoder; the value is clipped, not the reward."""
         c, following, encoder = self.config, batch.observation[1], state["fixed_encoder_target"]
         zs = self.embed_state(encoder, following)
@@ -201,8 +199,7 @@ class TD7(Agent[Config]):
         q = self.values(critic, batch.observation[0], batch.action[0], zsa, zs)
         error = (q - y).abs()
         element = lap_huber(error, self.config.lap_min) if self.config.use_lap else error.square()
-        loss, q = element.sum(0).mean(), q.detach()
-        return loss, (error.detach(), {"q_mean": q.mean(), "q_min": q.min(), "q_max": q.max()})
+        return element.sum(0).mean(), (error.detach(), mean_min_max("q", q))
 
     def actor_loss(self, actor: Tensor, critic: Tensor, encoder: Tensor, batch: Batch, zs: Tensor) -> Tensor:
         """5: minus the mean value over both heads; the gradient passes through g into the action."""
@@ -230,15 +227,11 @@ class TD7(Agent[Config]):
             return Stage(batch=False, reset_priority=name == "copy_to_targets")
         return Stage(noise={"smoothing": Noise((self.config.batch_size, self.spec.action_dim))})
 
-    def update_critic(
-        self, state: State, batch: Batch, noise: Mapping[str, Tensor], clock: State
-    ) -> tuple[dict[str, Tensor], Metrics]:
+    def update_critic(self, state: State, batch: Batch, noise: Tensors, schedule: Tensors) -> Update:
         """Encoder and critic (1 to 4)."""
         return self._update(state, batch, noise)[:2]
 
-    def update_all(
-        self, state: State, batch: Batch, noise: Mapping[str, Tensor], clock: State
-    ) -> tuple[dict[str, Tensor], Metrics]:
+    def update_all(self, state: State, batch: Batch, noise: Tensors, schedule: Tensors) -> Update:
         """As `update_critic`, then the actor (5)."""
         changed, metrics, zs = self._update(state, batch, noise)
         gradient, loss = grad_and_value(self.actor_loss)(
@@ -247,9 +240,7 @@ class TD7(Agent[Config]):
         stepped, _ = self.actor_optimiser.step("actor", state, gradient)
         return {**changed, **stepped}, {**metrics, "actor_loss": loss}
 
-    def _update(
-        self, state: State, batch: Batch, noise: Mapping[str, Tensor]
-    ) -> tuple[dict[str, Tensor], Metrics, Tensor]:
+    def _update(self, state: State, batch: Batch, noise: Tensors) -> tuple[dict[str, Tensor], Metrics, Tensor]:
         c = self.config
         changed: dict[str, Tensor] = {}
         metrics: Metrics = {}
@@ -274,9 +265,7 @@ class TD7(Agent[Config]):
             metrics["priority"] = lap_priority(error, c.lap_min, c.lap_alpha)
         return {**changed, **stepped}, metrics, zs
 
-    def copy_to_targets(
-        self, state: State, batch: None, noise: Mapping[str, Tensor], clock: State
-    ) -> tuple[dict[str, Tensor], Metrics]:
+    def copy_to_targets(self, state: State, batch: None, noise: Tensors, schedule: Tensors) -> Update:
         """6: hard copies, each encoder one place further; the range seen so far becomes the clip's."""
         return {
             "target_actor": state["actor"],
@@ -286,39 +275,37 @@ class TD7(Agent[Config]):
             "clip_range": state["seen_range"],
         }, {}
 
-    def checkpoint_policy(
-        self, state: State, batch: None, noise: Mapping[str, Tensor], clock: State
-    ) -> tuple[dict[str, Tensor], Metrics]:
+    def checkpoint_policy(self, state: State, batch: None, noise: Tensors, schedule: Tensors) -> Update:
         """Keep the current policy as the one to evaluate."""
         return {"checkpoint_actor": state["actor"], "checkpoint_encoder": state["fixed_encoder"]}, {}
 
     # --- schedule
 
-    def remember(self) -> Memory:
+    def counters(self) -> dict[str, float]:
         """The policy's assessment so far, and the return to beat: the worst of the checkpoint's episodes."""
         return {"episodes": 0, "decisions": 0, "worst": FAR, "to_beat": -FAR, "wanted": 1}
 
     def after_decision(self, progress: Progress) -> int:
         return int(not self.config.use_checkpoints and not self.acts_randomly(progress))
 
-    def after_episode(self, progress: Progress, memory: Memory) -> tuple[int, tuple[str, ...]]:
+    def after_episode(self, progress: Progress, counters: dict[str, float]) -> tuple[int, tuple[str, ...]]:
         """Train once a policy is rejected by one bad episode, or has passed all of them and is kept."""
         c = self.config
         if not c.use_checkpoints or self.acts_randomly(progress):
             return 0, ()
-        memory["episodes"] += 1
-        memory["decisions"] += progress.episode_decisions
-        memory["worst"] = min(memory["worst"], progress.episode_return)
-        rejected = memory["worst"] < memory["to_beat"]
-        if not rejected and memory["episodes"] < memory["wanted"]:
+        counters["episodes"] += 1
+        counters["decisions"] += progress.episode_decisions
+        counters["worst"] = min(counters["worst"], progress.episode_return)
+        rejected = counters["worst"] < counters["to_beat"]
+        if not rejected and counters["episodes"] < counters["wanted"]:
             return 0, ()
         if not rejected:
-            memory["to_beat"] = memory["worst"]
-        updates = int(memory["decisions"])
-        memory |= {"episodes": 0, "decisions": 0, "worst": FAR}
+            counters["to_beat"] = counters["worst"]
+        updates = int(counters["decisions"])
+        counters |= {"episodes": 0, "decisions": 0, "worst": FAR}
         if progress.updates <= c.checkpoint_late < progress.updates + updates:  # falls within this training
-            memory["to_beat"] *= c.checkpoint_reset
-            memory["wanted"] = c.checkpoint_episodes
+            counters["to_beat"] *= c.checkpoint_reset
+            counters["wanted"] = c.checkpoint_episodes
         return updates, () if rejected else ("checkpoint_policy",)
 
     # --- looking inside
@@ -334,9 +321,9 @@ class TD7(Agent[Config]):
         layers: list[Tensor] = []
         zs = zsa = self.embed_state(state["fixed_encoder"], observation)
         if self.config.use_sale:
-            encoder, net = self.encoder.unpack(state["fixed_encoder"], self.dtype), self.encoder.networks
-            net["f"].forward(encoder["f"], observation, layers)
-            zsa = net["g"].forward(encoder["g"], torch.cat([zs, action], -1), layers)
+            encoder = self.encoder(state["fixed_encoder"])
+            encoder.f(observation, hidden=layers)
+            zsa = encoder.g(zs, action, hidden=layers)
         self.values(state["critic"], observation, action, zsa, zs, layers)
         self.policy(state["actor"], observation, zs, layers)
         return layers

@@ -115,17 +115,17 @@ def follow(agent: Agent, options: dict[str, str]) -> tuple[dict[str, Any], dict[
         "weights": {k: v.clone() for k, v in weights(agent, state).items()},
         "noise": [],
     }
-    clock = {"sigma": 1.0, "mean_absolute_reward": 0.5, "terminations": 100.0 * ENDS.get(agent.name, 0.0)}
-    clocks = {k: torch.tensor(v) for k, v in clock.items()}
-    seen: dict[str, int] = {}
+    scalars = {"sigma": 1.0, "mean_absolute_reward": 0.5, "terminations": 100.0 * ENDS.get(agent.name, 0.0)}
+    schedule = {k: torch.tensor(v) for k, v in scalars.items()}
+    used: dict[str, int] = {}
     for update in range(1, updates + 1):
         for name in agent.stages(update):
             series = "encoder" if name == "update_encoder" else "update"
-            place = seen[series] = seen.get(series, -1) + bool(agent.stage(name).batch)
+            place = used[series] = used.get(series, -1) + bool(agent.stage(name).batch)
             observation, action, reward, ended = batches[place % CYCLE]
             sample = Batch(observation, action, reward, ended, torch.zeros_like(ended))
             given["noise"].append((name, numbers[name][place % CYCLE]))
-            changed, _ = getattr(agent, name)(state, sample, numbers[name][place % CYCLE], clocks)
+            changed, _ = getattr(agent, name)(state, sample, numbers[name][place % CYCLE], schedule)
             state = {**state, **changed}
     given["observation"] = torch.randn(ACTIONS, spec.observation_dim, generator=generator)
     given["act_noise"], actions = [], []
@@ -136,7 +136,7 @@ def follow(agent: Agent, options: dict[str, str]) -> tuple[dict[str, Any], dict[
         noise = {k: v[None] for k, v in noise.items()}
         if "checkpoint_actor" in state:  # kept aside for evaluations; the current policy is the one that explores
             noise["action"] = torch.zeros(1, spec.action_dim)
-        action, after = agent.act(state, carry, observation[None], noise, clocks)
+        action, after = agent.act(state, carry, observation[None], noise, schedule)
         carry = dict(after)
         actions.append(action[0])
     return given, weights(agent, state), torch.stack(actions)

@@ -1,8 +1,8 @@
 """The agent interface: what every algorithm offers, and all that the trainer knows of it.
 
-An agent is written for **one seed**. Its learning stages are pure functions of (state, batch, random numbers, clock);
-`iqrl.training.engine` lifts them over a pack of seeds, compiles them and keeps the state. An agent holds its
-configuration and the descriptions of its networks, never tensors, files, clocks, environments or random generators.
+An agent is written for **one seed**. Its learning stages are pure functions of (state, batch, random numbers,
+schedule); `iqrl.training.engine` lifts them over a pack of seeds, compiles them and keeps the state. An agent holds its
+configuration and the descriptions of its networks, never tensors, files, environments or random generators.
 
 Adding one: a module with a `Config` dataclass and an `Agent` subclass under ``@register("name")``; see docs/agents.md.
 """
@@ -24,9 +24,10 @@ from iqrl.networks import ParameterGroup
 if TYPE_CHECKING:
     from iqrl.environments.tasks import TaskSpec
 
-State = Mapping[str, Tensor]  # every tensor an agent learns or remembers, one seed's
+Tensors = Mapping[str, Tensor]  # by name, one seed's
+State = Tensors  # every tensor an agent learns or keeps
 Metrics = dict[str, Tensor]  # scalars
-Memory = dict[str, float]  # an agent's own counters between episodes, on the host, one seed's
+Update = tuple[dict[str, Tensor], Metrics]  # what a learning stage returns: changed entries of the state, and metrics
 
 
 def setting(
@@ -109,7 +110,7 @@ class Stage:
     batch: bool = True
     noise: Mapping[str, Noise] = field(default_factory=dict)
     reset_priority: bool = False  # afterwards, the highest priority is that of the items still kept
-    statistics: bool = False  # the clock holds `Replay.statistics`, of the transitions kept
+    statistics: bool = False  # the schedule holds `Replay.statistics`, of the transitions kept
 
 
 @dataclass(frozen=True)
@@ -160,6 +161,7 @@ class Progress:
 
 
 C = TypeVar("C")
+RENAMED = {"clock": "schedule", "remember": "counters"}  # hooks that agents of one's own may still have by old names
 
 
 class Agent(Generic[C]):
@@ -180,9 +182,11 @@ class Agent(Generic[C]):
 
     def __init_subclass__(cls, **keywords: Any) -> None:
         super().__init_subclass__(**keywords)
-        for base in vars(cls).get(
-            "__orig_bases__", ()
-        ):  # its own: a subclass of an agent keeps its Config, or sets one
+        for old, new in RENAMED.items():
+            if old in vars(cls):
+                raise TypeError(f"{cls.__name__}.{old}: is called `{new}` now")
+        # Its own: a subclass of an agent keeps its Config, or sets one.
+        for base in vars(cls).get("__orig_bases__", ()):
             cls.Config = next(iter(typing.get_args(base)), cls.Config)
 
     def __init__(self, config: C, spec: TaskSpec, dtype: torch.dtype = torch.float32) -> None:
@@ -220,7 +224,7 @@ class Agent(Generic[C]):
     def stages(self, update: int) -> tuple[str, ...]:
         """Names of the methods that make up gradient update number `update` (1, 2, ...), in order.
 
-        Each is called as ``stage(state, batch, noise, clock) -> (changed, metrics)``: a pure function of one
+        Each is called as ``stage(state, batch, noise, schedule) -> (changed, metrics)``: a pure function of one
         seed's tensors that returns the changed entries of the state and scalar metrics.
         """
         return ("update",)
@@ -236,8 +240,8 @@ class Agent(Generic[C]):
     # --- acting
 
     def act(
-        self, state: State, carry: State, observation: Tensor, noise: Mapping[str, Tensor], clock: State
-    ) -> tuple[Tensor, State]:
+        self, state: State, carry: Tensors, observation: Tensor, noise: Tensors, schedule: Tensors
+    ) -> tuple[Tensor, Tensors]:
         """Actions (N, A) in [-1, 1] for observations (N, O), and what to carry to the next decision.
 
         `noise` is empty for a greedy action, and holds (N, *shape) entries of `act_noise` otherwise.
@@ -254,7 +258,7 @@ class Agent(Generic[C]):
 
     # --- schedule, on the host
 
-    def clock(self, progress: Progress) -> dict[str, float]:
+    def schedule(self, progress: Progress) -> dict[str, float]:
         """Scalars that change with progress (exploration noise, temperatures, ...)."""
         return {}
 
@@ -262,7 +266,7 @@ class Agent(Generic[C]):
         """Whether the next decision is uniform in [-1, 1] (warm-up)."""
         raise NotImplementedError(f"{type(self).__name__} has no acts_randomly")
 
-    def remember(self) -> Memory:
+    def counters(self) -> dict[str, float]:
         """The agent's own counters at the start of training."""
         return {}
 
@@ -270,11 +274,11 @@ class Agent(Generic[C]):
         """Gradient updates due after a decision (`progress` already counts it)."""
         return 0
 
-    def after_episode(self, progress: Progress, memory: Memory) -> tuple[int, tuple[str, ...]]:
+    def after_episode(self, progress: Progress, counters: dict[str, float]) -> tuple[int, tuple[str, ...]]:
         """Gradient updates due after an episode, and stages to run once before them.
 
         `progress.episode_return` and `.episode_decisions` are still those of the episode that ended;
-        `progress.episodes` already counts it. May change `memory`.
+        `progress.episodes` already counts it. May change `counters`.
         """
         return 0, ()
 

@@ -6,7 +6,6 @@ flat vectors of width Z = d c for d latent dimensions of c channels. Losses are 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,12 +13,12 @@ import torch
 from torch import Tensor
 from torch.func import grad_and_value
 
-from iqrl.agent import Agent, Batch, Memory, Metrics, Noise, Progress, Slices, Stage, State, register, setting
+from iqrl.agent import Agent, Batch, Metrics, Noise, Progress, Slices, Stage, State, Tensors, Update, register, setting
 from iqrl.environments.tasks import TaskSpec
 from iqrl.errors import InputError
-from iqrl.networks import MLP, Adam, ParameterGroup, draw_members, soft_update
-from iqrl.quantisers import VQ, make_quantiser
-from iqrl.returns import n_step, n_step_released
+from iqrl.networks import MLP, Adam, BoundNetworks, ParameterGroup, mean_min_max, soft_update
+from iqrl.quantisers import FSQ_LEVELS, VQ, make_quantiser
+from iqrl.returns import n_step, n_step_iqrl_released
 from iqrl.schedules import EXPLORATION_EPISODES, linear_by_episode
 
 
@@ -29,16 +28,8 @@ class Config:
 
     profile: str = setting("default", "default, or `released` for the released code's behaviour (iqrl.md section 8)")
     # latent
-    quantizer: str = setting(
-        "fsq", "what makes codes of latents", choices=("fsq", "vq", "none", "tanh", "simnorm", "l2")
-    )
-    fsq_levels: list[int] = setting(
-        [8, 8],
-        "levels of each FSQ channel; their number is c",
-        low=3,
-        high=1024,
-        hint="a level is at least 2, and 2 is degenerate under FSQ's bound: expected 3 or more",
-    )
+    quantizer: str = setting("fsq", "makes codes of latents", choices=("fsq", "vq", "none", "tanh", "simnorm", "l2"))
+    fsq_levels: list[int] = setting([8, 8], "levels of each FSQ channel; their number is c", **FSQ_LEVELS)
     vq_codes: int = setting(64, "size of the codebook of `vq`, with a channel for each level", low=2, high=65536)
     vq_beta: float = setting(0.25, "weight of its commitment loss", low=0.0)
     vq_decay: float = setting(0.99, "of the moving averages behind it", low=0.0, high=1.0)
@@ -48,13 +39,9 @@ class Config:
     horizon: int = setting(5, "H, decisions the dynamics are unrolled", low=1, high=100)
     rep_discount: float = setting(0.9, "rho, weight of each further step", low=0.0, high=1.0)
     rep_metric: str = setting("cosine", "consistency of prediction and target", choices=("cosine", "mse"))
-    rep_cos_sign: int = setting(
-        1, "of the cosine in the minimised loss (Q1); -1 makes predictions like targets", choices=(-1, 1)
-    )
+    rep_cos_sign: int = setting(1, "of the cosine in the loss (Q1); -1 makes predictions like targets", choices=(-1, 1))
     rep_reduction: str = setting("mean", "over the horizon (Q6)", choices=("mean", "sum"))
-    mask_mode: str = setting(
-        "after_end", "which steps count (Q5)", choices=("after_end", "released", "minimal", "none")
-    )
+    mask_mode: str = setting("after_end", "steps that count (Q5)", choices=("after_end", "released", "minimal", "none"))
     use_tc: bool = setting(True, "temporal consistency loss")
     dyn_mode: str = setting(
         "residual", "next latent: f(z + d), f(d), or z + f(d) (Q15)", choices=("residual", "direct", "increment")
@@ -106,16 +93,10 @@ class IQRL(Agent[Config]):
         "default": {},
         "corrected": {"rep_cos_sign": -1},  # predictions like their targets, as the text of the early draft has it
         "released": {  # iqrl.md section 8, last line
-            "released_nstep": True,
-            "cross_episode_slices": True,
-            "mask_mode": "released",
-            "num_critics": 5,
-            "q_sample": 2,
-            "actor_q": "avg",
-            "released_reward_align": True,
-            "warmup": "policy",
+            "released_nstep": True, "cross_episode_slices": True, "mask_mode": "released", "num_critics": 5,
+            "q_sample": 2, "actor_q": "avg", "released_reward_align": True, "warmup": "policy",
         },
-    }
+    }  # fmt: skip
     presets = {
         "default": {},
         "small": {"latent_dim": 64, "mlp_dims": [128, 128], "enc_mlp_dims": [128], "batch_size": 128},
@@ -139,13 +120,12 @@ class IQRL(Agent[Config]):
 
     @classmethod
     def validate(cls, config: Config) -> None:
-        if config.q_sample > config.num_critics:
-            raise InputError(
-                f"agent.q_sample={config.q_sample}: expected at most agent.num_critics={config.num_critics}"
-            )
-        if config.quantizer == "simnorm" and config.latent_dim * len(config.fsq_levels) % 8:
+        c = config
+        if c.q_sample > c.num_critics:
+            raise InputError(f"agent.q_sample={c.q_sample}: expected at most agent.num_critics={c.num_critics}")
+        if c.quantizer == "simnorm" and c.latent_dim * len(c.fsq_levels) % 8:
             raise InputError("agent.quantizer=simnorm: expected a latent width that is a multiple of 8")
-        if not (config.use_tc or config.use_reward or config.use_decoder or config.enc_grad_from != "rep"):
+        if not (c.use_tc or c.use_reward or c.use_decoder or c.enc_grad_from != "rep"):
             raise InputError(
                 "agent.use_tc=false: nothing trains the encoder; expected use_reward, use_decoder or enc_grad_from=td"
             )
@@ -155,53 +135,53 @@ class IQRL(Agent[Config]):
         c, o, a = config, spec.observation_dim, spec.action_dim
         self.quantise = make_quantiser(c.quantizer, c.fsq_levels, c.vq_codes, c.vq_beta, c.vq_decay)
         narrow = c.quantizer == "none" and c.nofsq_width == "latent_dim"
-        self.width = c.latent_dim if narrow else c.latent_dim * len(c.fsq_levels)  # Z
-        hidden, z = tuple(c.mlp_dims), self.width
-        encoder = MLP(o, tuple(c.enc_mlp_dims), z, initialisation=c.init, precise_input=True)
-        world = {"encoder": encoder}
+        self.width = z = c.latent_dim if narrow else c.latent_dim * len(c.fsq_levels)  # Z
+
+        def network(inputs: int, outputs: int, ensemble: int = 0, precise_output: bool = False) -> MLP:
+            hidden = tuple(c.mlp_dims)
+            return MLP(inputs, hidden, outputs, "mish", "affine", ensemble, c.init, precise_output=precise_output)
+
+        world = {"encoder": MLP(o, tuple(c.enc_mlp_dims), z, initialisation=c.init, precise_input=True)}
         if c.use_projection:
-            world["projection"] = MLP(z, hidden, c.projection_dim or max(1, z // 16), initialisation=c.init)
-        self.target = ParameterGroup(dict(world))
-        world["dynamics"] = MLP(z + a, hidden, z, initialisation=c.init)
+            world["projection"] = network(z, c.projection_dim or max(1, z // 16))
+        self.target = ParameterGroup(dict(world), dtype)
+        world["dynamics"] = network(z + a, z)
         if c.use_reward:
-            world["reward"] = MLP(z + a, hidden, 1, initialisation=c.init, precise_output=True)
+            world["reward"] = network(z + a, 1, precise_output=True)
         if c.use_decoder:
-            world["decoder"] = MLP(z, hidden, o, initialisation=c.init)
-        self.world = ParameterGroup(world)
-        self.actor = ParameterGroup({"actor": MLP(z, hidden, a, initialisation=c.init, precise_output=True)})
-        critic = MLP(z + a, hidden, 1, ensemble=c.num_critics, initialisation=c.init, precise_output=True)
-        self.critic = ParameterGroup({"critic": critic})
+            world["decoder"] = network(z, o)
+        self.world = ParameterGroup(world, dtype)
+        self.actor = ParameterGroup({"actor": network(z, a, precise_output=True)}, dtype)
+        self.critic = ParameterGroup({"critic": network(z + a, 1, c.num_critics, precise_output=True)}, dtype)
         self.world_optimiser = Adam(c.enc_lr, weight_decay=c.enc_weight_decay, clip=c.enc_clip)
         self.optimiser = Adam(c.lr)
 
     # --- networks
 
-    # `codebook` is that of a learned quantiser (vq), state["codebook"], and None for the others.
+    # `codebook` is that of a learned quantiser (vq), state["codebook"], and None for the others. `world` is the
+    # representation's networks with their parameters, self.world(state["world"]), or the target encoder's.
 
-    def encode(self, encoder: Mapping[str, Tensor], observation: Tensor, codebook: Tensor | None = None) -> Tensor:
+    def encode(self, world: BoundNetworks, observation: Tensor, codebook: Tensor | None = None) -> Tensor:
         """z = f(e(o)): (..., O) -> (..., Z)."""
-        return self.quantise(self.world.networks["encoder"](encoder, observation), codebook)
+        return self.quantise(world.encoder(observation), codebook)
 
-    def propose(self, dynamics: Mapping[str, Tensor], z: Tensor, action: Tensor) -> Tensor:
+    def propose(self, world: BoundNetworks, z: Tensor, action: Tensor) -> Tensor:
         """What the dynamics hand to the quantiser: z + d(z, a), or d(z, a)."""
-        change = self.world.networks["dynamics"](dynamics, torch.cat([z, action], -1))
+        change = world.dynamics(z, action)
         return z + change if self.config.dyn_mode == "residual" else change
 
-    def step(self, dynamics: Mapping[str, Tensor], z: Tensor, action: Tensor, codebook: Tensor | None = None) -> Tensor:
+    def step(self, world: BoundNetworks, z: Tensor, action: Tensor, codebook: Tensor | None = None) -> Tensor:
         """Next latent by the dynamics; quantised at every step (section 3, 2)."""
-        code = self.quantise(self.propose(dynamics, z, action), codebook)
+        code = self.quantise(self.propose(world, z, action), codebook)
         return z + code if self.config.dyn_mode == "increment" else code
 
     def policy(self, actor: Tensor, z: Tensor) -> Tensor:
         """pi(z) in [-1, 1]: (B, Z) -> (B, A)."""
-        return torch.tanh(self.actor.networks["actor"](self.actor.unpack(actor, self.dtype)["actor"], z))
+        return torch.tanh(self.actor(actor).actor(z))
 
     def values(self, critic: Tensor, z: Tensor, action: Tensor, draw: Tensor | None = None) -> Tensor:
         """q_k(z, a): (K, B), or of those that uniform numbers (K,) draw, (q_sample, B)."""
-        parameters = self.critic.unpack(critic, self.dtype)["critic"]
-        if draw is not None:
-            parameters = draw_members(parameters, draw, self.config.q_sample)
-        return self.critic.networks["critic"](parameters, torch.cat([z, action], -1))[..., 0]
+        return self.critic(critic).critic.drawn(draw, self.config.q_sample)(z, action)[..., 0]
 
     def initialise(self, generator: torch.Generator) -> dict[str, Tensor]:
         world, actor, critic = (g.initialise(generator) for g in (self.world, self.actor, self.critic))
@@ -222,12 +202,11 @@ class IQRL(Agent[Config]):
     # --- acting
 
     def act(
-        self, state: State, carry: State, observation: Tensor, noise: Mapping[str, Tensor], clock: State
-    ) -> tuple[Tensor, State]:
-        z = self.latent(state, observation)
-        action = self.policy(state["actor"], z)
+        self, state: State, carry: Tensors, observation: Tensor, noise: Tensors, schedule: Tensors
+    ) -> tuple[Tensor, Tensors]:
+        action = self.policy(state["actor"], self.latent(state, observation))
         if "action" in noise:
-            action = torch.clamp(action + clock["sigma"] * noise["action"], -1.0, 1.0)
+            action = torch.clamp(action + schedule["sigma"] * noise["action"], -1.0, 1.0)
         return action, carry
 
     def acts_randomly(self, progress: Progress) -> bool:
@@ -239,46 +218,36 @@ class IQRL(Agent[Config]):
         self, world: Tensor, target: Tensor, batch: Batch, codebook: Tensor | None = None
     ) -> tuple[Tensor, Metrics]:
         """L_rep (section 3) and its optional terms, over one unroll of H steps."""
-        c, net = self.config, self.world.networks
-        parameters, bar = self.world.unpack(world, self.dtype), self.target.unpack(target, self.dtype)
+        c, net, bar = self.config, self.world(world), self.target(target)
         weight = self._weights(batch)  # (H, B)
-        loss = torch.zeros((), device=world.device)
         metrics: Metrics = {}
         with torch.no_grad():
-            goal = self.encode(bar["encoder"], batch.observation[1 : c.horizon + 1], codebook)  # z-bar_1..H
-        z = self.encode(parameters["encoder"], batch.observation[0], codebook)
-        latents = [z]
+            goal = self.encode(bar, batch.observation[1 : c.horizon + 1], codebook)  # z-bar_1..H
+            goal = bar.projection(goal) if c.use_projection else goal
+        latents = [self.encode(net, batch.observation[0], codebook)]
         for h in range(c.horizon):
-            latents.append(self.step(parameters["dynamics"], latents[h], batch.action[h], codebook))
+            latents.append(self.step(net, latents[h], batch.action[h], codebook))
         predicted = torch.stack(latents[1:])  # (H, B, Z)
         if c.use_tc:
-            compared = predicted
-            if c.use_projection:
-                compared = net["projection"](parameters["projection"], predicted)
-                with torch.no_grad():
-                    goal = net["projection"](bar["projection"], goal)
+            compared = net.projection(predicted) if c.use_projection else predicted
             error = consistency(compared, goal, c.rep_metric, c.rep_cos_sign)  # (H, B)
             metrics["consistency_loss"] = (weight * error).mean(1).sum()
-            loss = loss + metrics["consistency_loss"]
         if c.use_reward:
             source = predicted if c.released_reward_align else torch.stack(latents[:-1])
-            guess = net["reward"](parameters["reward"], torch.cat([source, batch.action[: c.horizon]], -1))[..., 0]
+            guess = net.reward(source, batch.action[: c.horizon])[..., 0]
             metrics["reward_loss"] = (weight * (guess - batch.reward[: c.horizon]) ** 2).mean(1).sum()
-            loss = loss + metrics["reward_loss"]
         if c.use_decoder:
-            seen = batch.observation[: c.horizon]
-            source = torch.stack(latents[:-1]) if c.use_tc else self.encode(parameters["encoder"], seen, codebook)
-            error = (net["decoder"](parameters["decoder"], source) - seen).square().mean(-1)
+            observed = batch.observation[: c.horizon]
+            source = torch.stack(latents[:-1]) if c.use_tc else self.encode(net, observed, codebook)
+            error = (net.decoder(source) - observed).square().mean(-1)
             metrics["reconstruction_loss"] = (weight * error).mean(1).sum()
-            loss = loss + metrics["reconstruction_loss"]
         if isinstance(self.quantise, VQ):
-            met = [net["encoder"](parameters["encoder"], batch.observation[0])]  # all that was quantised above
-            met += [self.propose(parameters["dynamics"], latents[h], batch.action[h]) for h in range(c.horizon)]
+            met = [net.encoder(batch.observation[0])]  # all that was quantised above
+            met += [self.propose(net, latents[h], batch.action[h]) for h in range(c.horizon)]
             committed = [self.quantise.commitment(x, self.quantise(x, codebook)).mean() for x in met]
             metrics["commitment_loss"] = torch.stack(committed).mean()
-            loss = loss + metrics["commitment_loss"]
-        metrics |= {"latent_mean": predicted.mean(), "latent_min": predicted.min(), "latent_max": predicted.max()}
-        return loss, {k: v.detach() for k, v in metrics.items()}
+        loss = sum(metrics.values(), torch.zeros((), device=world.device))
+        return loss, {k: v.detach() for k, v in metrics.items()} | mean_min_max("latent", predicted)
 
     def _weights(self, batch: Batch) -> Tensor:
         """rho^h m_{h,b}, over H if the horizon is averaged: (H, B)."""
@@ -292,14 +261,11 @@ class IQRL(Agent[Config]):
         powers = c.rep_discount ** torch.arange(c.horizon, device=ended.device, dtype=ended.dtype)
         return powers[:, None] * mask / (c.horizon if c.rep_reduction == "mean" else 1)
 
-    def target_value(
-        self, state: State, batch: Batch, encoder: Mapping[str, Tensor], noise: Mapping[str, Tensor]
-    ) -> Tensor:
+    def target_value(self, state: State, batch: Batch, world: BoundNetworks, noise: Tensors) -> Tensor:
         """y (B,): N-step return, smoothed target policy, smallest target critic (section 4)."""
         c = self.config
-        returns = n_step_released if c.released_nstep else n_step
-        total, factor, last = returns(batch, c.nstep, c.discount)
-        z = self.encode(encoder, last, state.get("codebook"))
+        total, factor, last = (n_step_iqrl_released if c.released_nstep else n_step)(batch, c.nstep, c.discount)
+        z = self.encode(world, last, state.get("codebook"))
         smoothing = torch.clamp(c.policy_noise * noise["smoothing"], -c.noise_clip, c.noise_clip)
         action = torch.clamp(self.policy(state["target_actor"], z) + smoothing, -1.0, 1.0)
         q = self.values(state["target_critic"], z, action, noise.get("target_critics"))
@@ -308,11 +274,7 @@ class IQRL(Agent[Config]):
     def critic_loss(self, critic: Tensor, z: Tensor, action: Tensor, y: Tensor) -> tuple[Tensor, Metrics]:
         """Mean over critics and batch of (q_k(z, a) - y)^2."""
         q = self.values(critic, z, action)
-        return (q - y).square().mean(), {
-            "q_mean": q.detach().mean(),
-            "q_min": q.detach().min(),
-            "q_max": q.detach().max(),
-        }
+        return (q - y).square().mean(), mean_min_max("q", q)
 
     def actor_loss(self, actor: Tensor, critic: Tensor, z: Tensor, noise: Tensor | None) -> Tensor:
         """-E[min_k q_k(z, pi(z))], or the mean of the critics drawn."""
@@ -333,37 +295,29 @@ class IQRL(Agent[Config]):
         c = self.config
         noise = {"smoothing": Noise((c.batch_size, self.spec.action_dim))}
         if 0 < c.q_sample < c.num_critics:
-            noise["target_critics"] = Noise((c.num_critics,), "uniform")
-            noise["actor_critics"] = Noise((c.num_critics,), "uniform")
+            noise |= dict.fromkeys(("target_critics", "actor_critics"), Noise((c.num_critics,), "uniform"))
         return Stage(noise=noise)
 
-    def update_critic(
-        self, state: State, batch: Batch, noise: Mapping[str, Tensor], clock: State
-    ) -> tuple[State, Metrics]:
+    def update_critic(self, state: State, batch: Batch, noise: Tensors, schedule: Tensors) -> Update:
         """Representation, target encoder, critics, target critics."""
         return self._update(state, batch, noise)[:2]
 
-    def update_all(
-        self, state: State, batch: Batch, noise: Mapping[str, Tensor], clock: State
-    ) -> tuple[State, Metrics]:
+    def update_all(self, state: State, batch: Batch, noise: Tensors, schedule: Tensors) -> Update:
         """As `update_critic`, then the actor and the target actor."""
         changed, metrics, z = self._update(state, batch, noise)
-        gradient, loss = grad_and_value(self.actor_loss)(
-            state["actor"], changed["critic"], z, noise.get("actor_critics")
-        )
+        draw = noise.get("actor_critics")
+        gradient, loss = grad_and_value(self.actor_loss)(state["actor"], changed["critic"], z, draw)
         stepped, _ = self.optimiser.step("actor", state, gradient)
         target = soft_update(state["target_actor"], stepped["actor"], self.config.tau)
         return {**changed, **stepped, "target_actor": target}, {**metrics, "actor_loss": loss}
 
-    def _update(
-        self, state: State, batch: Batch, noise: Mapping[str, Tensor]
-    ) -> tuple[dict[str, Tensor], Metrics, Tensor]:
+    def _update(self, state: State, batch: Batch, noise: Tensors) -> tuple[dict[str, Tensor], Metrics, Tensor]:
         c = self.config
         changed, metrics = ({}, {}) if c.freeze_encoder else self._update_representation(state, batch, noise)
         now = {**state, **changed}
-        encoder = self._td_encoder(now)
-        z = self.encode(encoder, batch.observation[0], now.get("codebook"))
-        y = self.target_value(now, batch, encoder, noise)
+        world = self._td_world(now)
+        z = self.encode(world, batch.observation[0], now.get("codebook"))
+        y = self.target_value(now, batch, world, noise)
         gradient, (loss, parts) = grad_and_value(self.critic_loss, has_aux=True)(state["critic"], z, batch.action[0], y)
         stepped, _ = self.optimiser.step("critic", state, gradient)
         changed |= stepped
@@ -371,9 +325,7 @@ class IQRL(Agent[Config]):
         metrics |= {"critic_loss": loss, **parts, "target_mean": y.mean(), "target_std": y.std()}
         return changed, metrics, z
 
-    def _update_representation(
-        self, state: State, batch: Batch, noise: Mapping[str, Tensor]
-    ) -> tuple[dict[str, Tensor], Metrics]:
+    def _update_representation(self, state: State, batch: Batch, noise: Tensors) -> Update:
         c = self.config
         metrics: Metrics = {}
         gradient = torch.zeros_like(state["world"])
@@ -385,41 +337,36 @@ class IQRL(Agent[Config]):
         if c.enc_grad_from != "rep":
             gradient = gradient + self._td_gradient(state, batch, noise)
         changed, metrics["representation_gradient_norm"] = self.world_optimiser.step("world", state, gradient)
-        online = self.world.extract(changed["world"], self.target)
-        changed["target"] = soft_update(state["target"], online, c.enc_tau)
+        changed["target"] = soft_update(state["target"], self.world.extract(changed["world"], self.target), c.enc_tau)
         if isinstance(self.quantise, VQ):  # the codebook follows the encoder's latents of the whole slice
-            encoder = self.world.unpack(state["world"], self.dtype)["encoder"]
-            seen = batch.observation[: c.horizon + 1]
-            changed |= self.quantise.learn(state, [self.world.networks["encoder"](encoder, o) for o in seen])
+            encoder = self.world(state["world"]).encoder
+            changed |= self.quantise.learn(state, [encoder(o) for o in batch.observation[: c.horizon + 1]])
         return changed, metrics
 
-    def _td_encoder(self, state: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
-        if self.config.td_encoder == "ema":
-            return self.target.unpack(state["target"], self.dtype)["encoder"]
-        return self.world.unpack(state["world"], self.dtype)["encoder"]
+    def _td_world(self, state: State) -> BoundNetworks:
+        """Networks whose encoder the critics' inputs are of."""
+        return self.target(state["target"]) if self.config.td_encoder == "ema" else self.world(state["world"])
 
-    def _td_gradient(self, state: State, batch: Batch, noise: Mapping[str, Tensor]) -> Tensor:
+    def _td_gradient(self, state: State, batch: Batch, noise: Tensors) -> Tensor:
         """Gradient of the critic loss to the encoder, through the online z alone (section 9, end-to-end)."""
-        y = self.target_value(state, batch, self._td_encoder(state), noise)
+        y = self.target_value(state, batch, self._td_world(state), noise)
 
         def loss(world: Tensor) -> Tensor:
-            encoder = self.world.unpack(world, self.dtype)["encoder"]
-            z = self.encode(encoder, batch.observation[0], state.get("codebook"))
+            z = self.encode(self.world(world), batch.observation[0], state.get("codebook"))
             return self.critic_loss(state["critic"], z, batch.action[0], y)[0]
 
         return torch.func.grad(loss)(state["world"])
 
     # --- schedule
 
-    def clock(self, progress: Progress) -> dict[str, float]:
+    def schedule(self, progress: Progress) -> dict[str, float]:
         c = self.config
         index = progress.episodes - c.warmup_episodes
         return {"sigma": linear_by_episode(c.noise_initial, c.noise_final, c.noise_episodes, index)}
 
-    def after_episode(self, progress: Progress, memory: Memory) -> tuple[int, tuple[str, ...]]:
-        if progress.episodes <= self.config.warmup_episodes:
-            return 0, ()
-        return round(self.config.utd * progress.episode_decisions), ()
+    def after_episode(self, progress: Progress, counters: dict[str, float]) -> tuple[int, tuple[str, ...]]:
+        learns = progress.episodes > self.config.warmup_episodes
+        return round(self.config.utd * progress.episode_decisions) if learns else 0, ()
 
     # --- looking inside
 
@@ -427,16 +374,13 @@ class IQRL(Agent[Config]):
         return self.width
 
     def latent(self, state: State, observation: Tensor) -> Tensor:
-        encoder = self.world.unpack(state["world"], self.dtype)["encoder"]
-        return self.encode(encoder, observation, state.get("codebook"))
+        return self.encode(self.world(state["world"]), observation, state.get("codebook"))
 
     def target_latent(self, state: State, observation: Tensor) -> Tensor:
-        bar = self.target.unpack(state["target"], self.dtype)["encoder"]
-        return self.encode(bar, observation, state.get("codebook"))
+        return self.encode(self.target(state["target"]), observation, state.get("codebook"))
 
     def predicted_latent(self, state: State, latent: Tensor, action: Tensor) -> Tensor:
-        dynamics = self.world.unpack(state["world"], self.dtype)["dynamics"]
-        return self.step(dynamics, latent, action, state.get("codebook"))
+        return self.step(self.world(state["world"]), latent, action, state.get("codebook"))
 
     def codes(self, state: State, latent: Tensor) -> tuple[Tensor, int] | None:
         size = self.quantise.codebook_size
@@ -444,13 +388,11 @@ class IQRL(Agent[Config]):
 
     def hidden(self, state: State, observation: Tensor, action: Tensor) -> list[Tensor]:
         layers: list[Tensor] = []
-        world = self.world.unpack(state["world"], self.dtype)
-        x = self.world.networks["encoder"].forward(world["encoder"], observation, layers)
-        z = self.quantise(x, state.get("codebook"))
-        za = torch.cat([z, action], -1)
-        self.world.networks["dynamics"].forward(world["dynamics"], za, layers)
-        self.critic.networks["critic"].forward(self.critic.unpack(state["critic"], self.dtype)["critic"], za, layers)
-        self.actor.networks["actor"].forward(self.actor.unpack(state["actor"], self.dtype)["actor"], z, layers)
+        world = self.world(state["world"])
+        z = self.quantise(world.encoder(observation, hidden=layers), state.get("codebook"))
+        world.dynamics(z, action, hidden=layers)
+        self.critic(state["critic"]).critic(z, action, hidden=layers)
+        self.actor(state["actor"]).actor(z, hidden=layers)
         return layers
 
 

@@ -3,7 +3,8 @@
 A network here is a description: the shapes and the initialisation of its parameters, and a function
 ``network(parameters, x)``. It holds no tensors. A `ParameterGroup` lays all the parameters that share an
 optimiser into one vector of length P, so that an optimiser step, a clip, a moving average or a cast to
-bfloat16 is one operation on one vector whatever the number of layers.
+bfloat16 is one operation on one vector whatever the number of layers. Called with such a vector, a group gives
+its networks with their parameters: ``group(flat).actor(z)``.
 
 Everything is written for one seed. A pack of seeds is the same code lifted over a leading axis
 (`iqrl.training.engine`).
@@ -14,6 +15,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -63,6 +65,22 @@ def layer_norm(x: Tensor, weight: Tensor | None = None, bias: Tensor | None = No
     """Layer normalisation over the last axis in float32, eps 1e-5; affine parameters may carry (E, 1, n)."""
     y = F.layer_norm(x.float(), x.shape[-1:])
     return y if weight is None or bias is None else y * weight + bias
+
+
+class Network(Protocol):
+    """What a `ParameterGroup` is made of."""
+
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Name and shape of every parameter."""
+
+    def castable(self, name: str) -> bool:
+        """Whether a parameter may be used in bfloat16."""
+
+    def initialise(self, generator: torch.Generator) -> dict[str, Tensor]:
+        """Fresh float32 parameters on the CPU, of numbers from the generator alone."""
+
+    def __call__(self, parameters: Parameters, *inputs: Tensor, hidden: list[Tensor] | None = None) -> Any:
+        """The output, in float32; appends every hidden layer's to `hidden` if a list is given."""
 
 
 @dataclass(frozen=True)
@@ -136,12 +154,12 @@ class MLP:
                 parameters[f"{i}.shift"] = torch.zeros(n_out)
         return parameters
 
-    def __call__(self, parameters: Parameters, x: Tensor) -> Tensor:
-        """(..., B, inputs) -> (..., B, outputs) in float32; with an ensemble (B, inputs) -> (E, B, outputs)."""
-        return self.forward(parameters, x, None)
+    def __call__(self, parameters: Parameters, *inputs: Tensor, hidden: list[Tensor] | None = None) -> Tensor:
+        """(..., B, inputs) -> (..., B, outputs) in float32; with an ensemble (B, inputs) -> (E, B, outputs).
 
-    def forward(self, parameters: Parameters, x: Tensor, hidden: list[Tensor] | None) -> Tensor:
-        """As calling it; appends every hidden layer's output to `hidden` if a list is given."""
+        Several inputs are concatenated. Appends every hidden layer's output to `hidden` if a list is given.
+        """
+        x = inputs[0] if len(inputs) == 1 else torch.cat(inputs, -1)
         activation = ACTIVATIONS[self.activation]
         for i in range(len(self.hidden)):
             x = linear(x, parameters[f"{i}.weight"], parameters[f"{i}.bias"])
@@ -176,10 +194,16 @@ def initialise_linear(n_in: int, n_out: int, scheme: str, generator: torch.Gener
 class ParameterGroup:
     """Networks whose parameters form one flat float32 vector (P,), the unit of an optimiser.
 
-    Matrices that may run in bfloat16 come first, so that `unpack` casts them in one operation.
+    Called with a vector, it gives the networks with its parameters. Matrices that may run in bfloat16 come first, so
+    that one operation casts them.
+
+    Attributes:
+        networks: by name.
+        dtype: of castable matrices in use.
     """
 
-    networks: Mapping[str, MLP]
+    networks: Mapping[str, Network]
+    dtype: torch.dtype = torch.float32
     layout: tuple[tuple[str, str, tuple[int, ...], int], ...] = field(init=False)  # network, name, shape, padding
     cast: int = field(init=False)  # elements that may be cast
     size: int = field(init=False)  # P
@@ -207,6 +231,10 @@ class ParameterGroup:
             pieces += [values[n][k].reshape(-1), torch.zeros(pad)]
         return torch.cat(pieces)
 
+    def __call__(self, flat: Tensor) -> BoundNetworks:
+        """The networks with the parameters of a flat vector (P,), each an attribute by its name."""
+        return BoundNetworks(self.networks, self.unpack(flat, self.dtype))
+
     def unpack(self, flat: Tensor, dtype: torch.dtype | None = None) -> dict[str, dict[str, Tensor]]:
         """Views of a flat vector by network and name; castable matrices in `dtype` if one is given."""
         parts: list[Tensor] = []
@@ -229,10 +257,40 @@ class ParameterGroup:
         return torch.cat(pieces)
 
 
-def draw_members(parameters: Parameters, uniform: Tensor, count: int) -> dict[str, Tensor]:
-    """An ensemble's parameters, of `count` different members that uniform numbers (E,) draw."""
-    index = torch.argsort(uniform)[:count]
-    return {k: v.index_select(0, index) for k, v in parameters.items()}
+@dataclass(frozen=True)
+class BoundNetwork:
+    """A network with its parameters: a function of the inputs alone."""
+
+    network: Network
+    parameters: Parameters
+
+    def __call__(self, *inputs: Tensor, hidden: list[Tensor] | None = None) -> Any:
+        return self.network(self.parameters, *inputs, hidden=hidden)
+
+    def drawn(self, uniform: Tensor | None, count: int) -> BoundNetwork:
+        """Of an ensemble, `count` different members that uniform numbers (E,) draw; without these, the whole."""
+        if uniform is None:
+            return self
+        index = torch.argsort(uniform)[:count]
+        return BoundNetwork(self.network, {k: v.index_select(0, index) for k, v in self.parameters.items()})
+
+
+class BoundNetworks:
+    """A group's networks with one vector's parameters, by name: ``bound.encoder(observation)``."""
+
+    def __init__(self, networks: Mapping[str, Network], parameters: Mapping[str, Parameters]) -> None:
+        for name, network in networks.items():
+            setattr(self, name, BoundNetwork(network, parameters[name]))
+
+    if TYPE_CHECKING:
+
+        def __getattr__(self, name: str) -> BoundNetwork: ...
+
+
+def mean_min_max(name: str, x: Tensor) -> dict[str, Tensor]:
+    """These of a tensor, as metrics: without gradient."""
+    x = x.detach()
+    return {f"{name}_mean": x.mean(), f"{name}_min": x.min(), f"{name}_max": x.max()}
 
 
 def soft_update(target: Tensor, online: Tensor, rate: float) -> Tensor:

@@ -5,10 +5,16 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
 
+FSQ_LEVELS: dict[str, Any] = {  # what a setting of levels accepts
+    "low": 3,
+    "high": 1024,
+    "hint": "a level is at least 2, and 2 is degenerate under FSQ's bound: expected 3 or more",
+}
 EPS = 1e-3  # widens the bound a little, so that the outermost symbols can be reached
 
 

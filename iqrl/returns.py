@@ -24,7 +24,7 @@ def n_step(batch: Batch, n: int, discount: float) -> tuple[Tensor, Tensor, Tenso
     return total, factor, _pick(batch.observation[: n + 1], steps.long())
 
 
-def n_step_released(batch: Batch, n: int, discount: float) -> tuple[Tensor, Tensor, Tensor]:
+def n_step_iqrl_released(batch: Batch, n: int, discount: float) -> tuple[Tensor, Tensor, Tensor]:
     """The released iQRL and DC-MPC code's variant (iqrl.md Q2, Q3), returning what `n_step` does.
 
     For n = 1 the bootstrap is not discounted. For n > 1 the reward and the discount of an ending transition are

@@ -113,10 +113,10 @@ def test_tasks_of_the_protocol():
 
 def test_citations_resolve():
     broken, found = [], 0
-    own = {Path(module.replace(".", "/") + ".py"): name for name, module in AGENTS.items()}
+    own = {module.replace(".", "/"): name for name, module in AGENTS.items()}  # a file, or a folder of them
     for path in SOURCES:
         text, name = path.read_text(), str(path.relative_to(ROOT))
-        page = own.get(path.relative_to(ROOT))
+        page = own.get(name.removesuffix(".py"), own.get(str(Path(name).parent)))
         cited = [(p, rest) for p, rest in re.findall(r"\b([a-z]\w*)\.md\b([^\n]{0,60})", text) if p in PAGES]
         for p in re.findall(r"(?:spec page |\(|, )([a-z]\w+)\.md\b", text):
             if p not in PAGES and p not in NOT_IN_THE_PROJECT:

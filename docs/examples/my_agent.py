@@ -22,8 +22,8 @@ class DDPG(Agent[Config]):
     def __init__(self, config, spec, dtype=torch.float32):
         super().__init__(config, spec, dtype)
         o, a, hidden = spec.observation_dim, spec.action_dim, (config.width, config.width)
-        self.actor = ParameterGroup({"net": MLP(o, hidden, a, activation="relu", norm="none")})
-        self.critic = ParameterGroup({"net": MLP(o + a, hidden, 1, activation="relu", norm="none")})
+        self.actor = ParameterGroup({"net": MLP(o, hidden, a, activation="relu", norm="none")}, dtype)
+        self.critic = ParameterGroup({"net": MLP(o + a, hidden, 1, activation="relu", norm="none")}, dtype)
         self.optimiser = Adam(config.lr)
 
     def initialise(self, generator):  # one seed's tensors: parameters, optimisers, targets
@@ -32,13 +32,12 @@ class DDPG(Agent[Config]):
         return {**state, "target_actor": actor.clone(), "target_critic": critic.clone()}
 
     def policy(self, actor, observation):
-        return torch.tanh(self.actor.networks["net"](self.actor.unpack(actor, self.dtype)["net"], observation))
+        return torch.tanh(self.actor(actor).net(observation))
 
     def value(self, critic, observation, action):
-        x = torch.cat([observation, action], -1)
-        return self.critic.networks["net"](self.critic.unpack(critic, self.dtype)["net"], x)[..., 0]
+        return self.critic(critic).net(observation, action)[..., 0]
 
-    def act(self, state, carry, observation, noise, clock):
+    def act(self, state, carry, observation, noise, schedule):
         action = self.policy(state["actor"], observation)
         return (torch.clamp(action + self.config.sigma * noise["action"], -1, 1) if noise else action), carry
 
@@ -52,7 +51,7 @@ class DDPG(Agent[Config]):
     def slices(self):
         return Slices(horizon=1, batch_size=256)
 
-    def update(self, state, batch, noise, clock):  # pure: returns what changed, and metrics
+    def update(self, state, batch, noise, schedule):  # pure: returns what changed, and metrics
         s, a, r, s2 = batch.observation[0], batch.action[0], batch.reward[0], batch.observation[1]
         y = r + 0.99 * (1 - batch.terminated[0]) * self.value(
             state["target_critic"], s2, self.policy(state["target_actor"], s2)

@@ -47,7 +47,7 @@ def evaluate_checkpoint(
         while not ended:
             if video is not None and episode == 0:
                 frames.append(environment.render(*FRAME_SIZE))
-            noise = [engine.evaluation_noise(0, progress[0].decisions + episode + 1, step, 1)]
+            noise = [engine.random.evaluation(0, progress[0].decisions + episode + 1, step, 1)]
             action, carry = engine.act([0], observation[None, None], carry, noise, progress)
             try:
                 observation, reward, terminated, truncated = environment.step(action[0, 0])

@@ -14,9 +14,9 @@ import torch
 from iqrl.diagnostics import READ_SAMPLES, diagnose
 from iqrl.environments.environment import EVALUATION
 from iqrl.environments.environment_pool import EnvironmentPool
-from iqrl.training.engine import DIAGNOSTICS, generator
 from iqrl.training.pack import Pack, Run, fit, unfit
-from iqrl.training.replay import gather, sample_uniform
+from iqrl.training.random_numbers import DIAGNOSTICS, generator
+from iqrl.training.sampling import gather, sample_uniform
 
 
 class Evaluator:
@@ -79,7 +79,7 @@ class Evaluator:
         while active.any():
             if self.stop():
                 return None
-            noise = [engine.evaluation_noise(run.place, run.progress.decisions, step, count) for run in runs]
+            noise = [engine.random.evaluation(run.place, run.progress.decisions, step, count) for run in runs]
             observed = observation.reshape(n, count, -1)
             chosen, carry = engine.act(places, observed, carry, noise, self.pack.progress)
             action[: len(keys)] = chosen.reshape(len(keys), -1)
@@ -133,7 +133,7 @@ class Evaluator:
         """
         if len(runs) == 1:
             return [functools.partial(self.diagnose, runs[0])]
-        self.pack.replay.memory()  # what waits is written here, by one thread
+        self.pack.replay.tables()  # what waits is written here, by one thread
         torch.set_num_threads(1)
         try:
             with ThreadPoolExecutor(min(len(runs), self.pack.plan.threads)) as pool:
@@ -149,10 +149,9 @@ class Evaluator:
         width = agent.latent_width()
         source = generator("cpu", run.seed, DIAGNOSTICS, run.progress.decisions)
         counts = (width, (READ_SAMPLES - 1) * width) if width else (1024,)
-        drawn = [torch.rand(count, generator=source, dtype=torch.float64) for count in counts]
-        uniform = torch.cat(drawn).to(engine.device)
-        memory = {k: v[run.place] for k, v in replay.memory().items()}
-        places = sample_uniform(memory["window"], replay.ring, uniform)
-        batch = gather(memory, places, self.pack.spec, dataclasses.replace(agent.slices, cross_episodes=False))
+        uniform = torch.cat([torch.rand(count, generator=source, dtype=torch.float64) for count in counts])
+        tables = {k: v[run.place] for k, v in replay.tables().items()}
+        drawn = sample_uniform(tables["window"], replay.ring, uniform.to(engine.device))
+        batch = gather(tables, drawn, self.pack.spec, dataclasses.replace(agent.slices, cross_episodes=False))
         state = {k: v[run.place] for k, v in engine.state.items()}
         return diagnose(agent, state, batch)

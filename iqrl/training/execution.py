@@ -22,7 +22,6 @@ from iqrl.config import Execution, RunConfig
 from iqrl.environments import tasks
 from iqrl.environments.environment import task_spec
 from iqrl.errors import InputError
-from iqrl.networks import ParameterGroup
 from iqrl.runs.directory import ROOT, code_version
 from iqrl.training.replay import Replay
 
@@ -191,9 +190,9 @@ def memory_estimate(run: RunConfig) -> int:
     spec = task_spec(run.task)
     agent = built(run, spec)
     # Counted, not made: absurd sizes are to be refused, not tried.
-    groups = [group for group in vars(agent).values() if isinstance(group, ParameterGroup)]
+    groups = agent.groups().values()
     parameters = 16 * sum(group.size for group in groups)  # float32 values, targets and two moments
-    widest = max((width for g in groups for network in g.networks.values() for width in network.sizes), default=0)
+    widest = max((width for group in groups for _, _, shape, _ in group.layout for width in shape), default=0)
     budget = -(-run.train.env_steps // spec.action_repeat) + spec.episode_decisions
     replay = Replay.bytes_needed(spec, agent.slices, min(run.settings.buffer_size, budget))
     rows = agent.slices.batch_size * (agent.slices.horizon + 1)

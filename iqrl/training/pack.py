@@ -37,7 +37,7 @@ class Run:
     directory: RunDirectory
     action_repeat: int
     announce: Callable[[str], None]
-    memory: dict[str, float]
+    counters: dict[str, float]
     progress: Progress
     alive: bool = True
     observation: np.ndarray | None = None
@@ -119,7 +119,7 @@ class Pack:
         self.replay = Replay(self.spec, len(seeds), self.agent.slices, capacity, plan.device)
         self.engine = Engine(self.agent, seeds, self.replay, device=plan.device, compiled=plan.compiled)
         self.runs = [
-            Run(place, config, directory, self.spec.action_repeat, announce, self.agent.remember(), Progress())
+            Run(place, config, directory, self.spec.action_repeat, announce, self.agent.counters(), Progress())
             for place, (config, directory) in enumerate(zip(configs, directories, strict=True))
         ]
         self.carry = self.engine.initial_carry(len(seeds), 1)

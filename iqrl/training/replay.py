@@ -14,37 +14,38 @@ agent masks what follows it), rows close to a truncation never are.
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from iqrl.agent import Batch, Slices
+from iqrl.agent import Slices
 from iqrl.environments.tasks import TaskSpec
+from iqrl.training.priorities import Priorities, to_device
 
 GOING, TERMINATED, TRUNCATED, FINAL = 0.0, 1.0, 2.0, 3.0
 
 
 @dataclass(frozen=True)
-class Placed:
-    """Rows of a seed that have found their places in its tables, on the host.
+class NewRows:
+    """Rows of one seed on their way into its tables, on the host.
 
     Attributes:
-        rows, places: (n, width) and (n,).
-        starts, taken: serial numbers of the starts that these rows complete, and their places in `starts`, (m,).
+        place: the seed's, in the pack.
+        rows, at: (n, width), and their indices (n,) in `Replay.rows`.
+        starts, starts_at: serial numbers of the starts that these rows complete, and their indices in `starts`, (m,).
         born: how many decisions came before each of these starts, (m,).
-        dropped: places in `starts` of those that are no longer kept.
+        dropped: indices in `starts` of those that are no longer kept.
     """
 
-    seed: int
+    place: int
     rows: np.ndarray
-    places: np.ndarray
+    at: np.ndarray
     starts: np.ndarray
+    starts_at: np.ndarray
     born: np.ndarray
-    taken: np.ndarray
     dropped: np.ndarray
 
 
@@ -71,7 +72,7 @@ class Replay:
         self._starts = self.starts.numpy() if on_host else np.zeros((seeds, self.ring), np.int64)
         blank = (seeds, Priorities.length(self.ring) if slices.fades else 0)
         self.born = torch.zeros(blank, dtype=torch.int64, device=device)  # decisions before each start
-        self.window = torch.zeros(seeds, 3, dtype=torch.int64, device=device)  # oldest start's place, count; decisions
+        self.window = torch.zeros(seeds, 3, dtype=torch.int64, device=device)  # oldest start's index, count; decisions
         self.priority = Priorities(seeds, self.ring, device) if slices.prioritised else None
         self.written = [0] * seeds  # rows ever written: the serial number of the next row
         self._decisions = [0] * seeds  # of the rows written, those that are not final
@@ -105,17 +106,17 @@ class Replay:
         row = 4 * (spec.observation_dim + spec.action_dim + 2) + 8 * (1 + slices.fades)  # numbers; `starts`, `born`
         return rows * row + (Priorities.bytes_needed(rows) if slices.prioritised else 0)
 
-    def available(self, seed: int) -> int:
-        """Number of slices that seed number `seed` can sample from."""
+    def available(self, place: int) -> int:
+        """Number of slices that the seed at one place can sample from."""
         self._write_waiting(range(len(self)))  # of all: whoever asks after one asks after the others
-        return self._available(seed)
+        return self._available(place)
 
-    def _available(self, seed: int) -> int:
-        return max(0, self._next[seed] - self._first[seed] - self.slices.held_back)
+    def _available(self, place: int) -> int:
+        return max(0, self._next[place] - self._first[place] - self.slices.held_back)
 
     def add(
         self,
-        seed: int,
+        place: int,
         observation: np.ndarray,
         action: np.ndarray,
         reward: float,
@@ -123,7 +124,7 @@ class Replay:
         truncated: bool,
         next_observation: np.ndarray,
     ) -> np.ndarray:
-        """Append one transition for the seed at place `seed` of the pack.
+        """Append one transition of the seed at one place of the pack.
 
         Returns:
             (1 or 2, width) float32, the rows written: two at an episode's end.
@@ -135,282 +136,123 @@ class Replay:
         rows[0, -1] = TERMINATED if terminated else TRUNCATED if truncated else GOING
         if ended:
             rows[1, :split], rows[1, -1] = next_observation, FINAL
-        self._waiting[seed].append(rows)
+        self._waiting[place].append(rows)
         if not self.patient:
-            self._write_waiting([seed])
+            self._write_waiting([place])
         return rows
 
-    def extend(self, seed: int, rows: np.ndarray) -> None:
+    def extend(self, place: int, rows: np.ndarray) -> None:
         """Append rows (n, width) that `add` made, such as those of a replay log."""
-        self._waiting[seed].append(rows)
-        self._write_waiting([seed])
+        self._waiting[place].append(rows)
+        self._write_waiting([place])
 
-    def _write_waiting(self, seeds: Iterable[int]) -> None:
-        """Write what waits of some seeds, together."""
+    def _write_waiting(self, places: Iterable[int]) -> None:
+        """Write what waits of the seeds at some places, in one copy."""
         block = max(1, min(self.ring, self.capacity) // 2)  # never overwrite what the same call writes
-        while seeds := [s for s in seeds if self._waiting[s]]:
-            written = []
-            for seed in seeds:
-                rows = np.concatenate(self._waiting[seed])
-                self._waiting[seed] = [rows[block:]] if len(rows) > block else []
-                written.append(self._place(seed, rows[:block]))
-            self._write(written)
+        while places := [place for place in places if self._waiting[place]]:
+            new = []
+            for place in places:
+                rows = np.concatenate(self._waiting[place])
+                self._waiting[place] = [rows[block:]] if len(rows) > block else []
+                new.append(self._locate(place, rows[:block]))
+            self._write(new)
 
-    def save(self, seed: int) -> dict[str, Tensor]:
+    def save(self, place: int) -> dict[str, Tensor]:
         """What of one seed's replay its rows do not tell: the priorities. On the CPU; empty without them."""
-        self._write_waiting([seed])
-        return {} if self.priority is None else self.priority.save(seed)
+        self._write_waiting([place])
+        return {} if self.priority is None else self.priority.save(place)
 
-    def load(self, seed: int, saved: Mapping[str, Tensor]) -> None:
+    def load(self, place: int, saved: Mapping[str, Tensor]) -> None:
         """Restore what `save` gave, after the rows have been appended again.
 
         Raises:
             ValueError: if it belongs to another replay.
         """
         if self.priority is not None:
-            self.priority.load(seed, saved)
+            self.priority.load(place, saved)
 
-    def _place(self, seed: int, rows: np.ndarray) -> Placed:
-        """Find places for rows of a seed, and for the starts that they complete."""
-        serial, horizon = self.written[seed], self.slices.horizon
-        places = np.arange(serial, serial + len(rows)) % self.ring
+    def _locate(self, place: int, rows: np.ndarray) -> NewRows:
+        """Where rows of a seed go in its tables, and the starts that they complete."""
+        serial, horizon = self.written[place], self.slices.horizon
+        at = np.arange(serial, serial + len(rows)) % self.ring
         starts: list[int] = []
         finals: list[int] = []  # before each start
-        previous, final = self._flag[seed], serial - self._decisions[seed]
+        previous, final = self._flag[place], serial - self._decisions[place]
         for flag in rows[:, -1].tolist():
             if self.slices.cross_episodes:
                 starts += [serial] if flag != FINAL else []
-            elif serial - horizon >= self._episode[seed]:  # completes the slice that started H before
+            elif serial - horizon >= self._episode[place]:  # completes the slice that started H before
                 starts.append(serial - horizon)
             if flag == FINAL and previous == TERMINATED and not self.slices.cross_episodes:
-                starts += range(max(self._episode[seed], serial - horizon + 1), serial)
+                starts += range(max(self._episode[place], serial - horizon + 1), serial)
             finals += [final] * (len(starts) - len(finals))
             if flag == FINAL:
-                self._episode[seed], final = serial + 1, final + 1
+                self._episode[place], final = serial + 1, final + 1
             previous, serial = flag, serial + 1
-        self.written[seed], self._flag[seed], self._decisions[seed] = serial, previous, serial - final
-        dropped, taken = self._update_starts(seed, starts)
+        self.written[place], self._flag[place], self._decisions[place] = serial, previous, serial - final
+        dropped, starts_at = self._update_starts(place, starts)
         found, born = np.array(starts, np.int64), np.array(starts, np.int64) - np.array(finals, np.int64)
-        return Placed(seed, rows, places, found, born, taken, dropped)
+        return NewRows(place, rows, at, found, starts_at, born, dropped)
 
-    def _update_starts(self, seed: int, new: list[int]) -> tuple[np.ndarray, np.ndarray]:
-        """Let go of starts that are too many or whose rows are written over, then take up new ones: places of both."""
-        first, following, oldest = self._first[seed], self._next[seed], self.written[seed] - self.ring
+    def _update_starts(self, place: int, new: list[int]) -> tuple[np.ndarray, np.ndarray]:
+        """Drop starts that are too many or whose rows are written over, then add new ones: indices of both."""
+        first, following, oldest = self._first[place], self._next[place], self.written[place] - self.ring
         while first < following and (
-            self._starts[seed, first % self.ring] < oldest or following + len(new) - first > self.capacity
+            self._starts[place, first % self.ring] < oldest or following + len(new) - first > self.capacity
         ):
             first += 1
-        dropped = np.arange(self._first[seed], first) % self.ring
-        taken = (following + np.arange(len(new))) % self.ring
-        self._starts[seed, taken] = new
-        self._first[seed], self._next[seed] = first, following + len(new)
-        return dropped, taken
+        dropped = np.arange(self._first[place], first) % self.ring
+        added = (following + np.arange(len(new))) % self.ring
+        self._starts[place, added] = new
+        self._first[place], self._next[place] = first, following + len(new)
+        return dropped, added
 
-    def _write(self, written: list[Placed]) -> None:
-        """Take rows of several seeds to the device: one copy of numbers, one of places in the tables laid flat."""
-        seeds = [w.seed for w in written]
-        windows = [[self._first[s] % self.ring, self._available(s), self._decisions[s]] for s in seeds]
+    def _write(self, new: list[NewRows]) -> None:
+        """Take rows of several seeds to the device: one copy of numbers, one of indices into the tables laid flat."""
+        places = [n.place for n in new]
+        windows = [[self._first[p] % self.ring, self._available(p), self._decisions[p]] for p in places]
         parts = [
-            np.concatenate([w.seed * self.ring + w.places for w in written]),
-            np.concatenate([w.seed * self.ring + w.taken for w in written]),
-            np.concatenate([w.starts for w in written]),
-            np.concatenate([w.seed * self.born.shape[1] + w.taken for w in written]),
-            np.concatenate([w.born for w in written]),
-            np.array(seeds),
+            np.concatenate([n.place * self.ring + n.at for n in new]),
+            np.concatenate([n.place * self.ring + n.starts_at for n in new]),
+            np.concatenate([n.starts for n in new]),
+            np.concatenate([n.place * self.born.shape[1] + n.starts_at for n in new]),
+            np.concatenate([n.born for n in new]),
+            np.array(places),
             np.array(windows).reshape(-1),
         ]
-        places, taken, starts, aged, born, which, window = _together(parts, self.rows.device)
-        rows = np.concatenate([w.rows for w in written])
-        self.rows.view(-1, self.width)[places] = torch.from_numpy(rows).to(self.rows.device)
-        self.starts.view(-1)[taken] = starts
+        rows_at, starts_at, starts, born_at, born, seeds, window = to_device(parts, self.rows.device)
+        rows = np.concatenate([n.rows for n in new])
+        self.rows.view(-1, self.width)[rows_at] = torch.from_numpy(rows).to(self.rows.device)
+        self.starts.view(-1)[starts_at] = starts
         if self.slices.fades:
-            self.born.view(-1)[aged] = born
-        self.window[which] = window.view(-1, 3)
+            self.born.view(-1)[born_at] = born
+        self.window[seeds] = window.view(-1, 3)
         if self.priority is not None:
-            self.priority.replace(seeds, [w.dropped for w in written], [w.taken for w in written])
+            self.priority.replace(places, [n.dropped for n in new], [n.starts_at for n in new])
 
-    def newest(self, seed: int, count: int) -> tuple[np.ndarray, np.ndarray]:
+    def newest(self, place: int, count: int) -> tuple[np.ndarray, np.ndarray]:
         """The last `count` observations (count, O) and actions (count, A) of the running episode, oldest first."""
-        self._write_waiting([seed])
-        index = torch.arange(self.written[seed] - count, self.written[seed]) % self.ring
-        rows, split = self.rows[seed, index.to(self.rows.device)].cpu().numpy(), self.spec.observation_dim
+        self._write_waiting([place])
+        index = torch.arange(self.written[place] - count, self.written[place]) % self.ring
+        rows, split = self.rows[place, index.to(self.rows.device)].cpu().numpy(), self.spec.observation_dim
         return rows[:, :split], rows[:, split:-2]
 
-    def statistics(self, seed: int) -> dict[str, Tensor]:
+    def statistics(self, place: int) -> dict[str, Tensor]:
         """Of the transitions kept: `mean_absolute_reward`, and the number of `terminations`. Scalars."""
         self._write_waiting(range(len(self)))
-        kept = self.rows[seed, : min(self.written[seed], self.ring)]
+        kept = self.rows[place, : min(self.written[place], self.ring)]
         reward, flag = kept[:, -2].double(), kept[:, -1]  # the reward of a final row is 0
         return {
             "mean_absolute_reward": (reward.abs().sum() / (flag != FINAL).sum()).float(),
             "terminations": (flag == TERMINATED).sum().float(),
         }
 
-    def memory(self) -> dict[str, Tensor]:
-        """The tensors that `gather` and `Priorities.sample` read, each with a leading seed axis."""
+    def tables(self) -> dict[str, Tensor]:
+        """The tensors that `iqrl.training.sampling` reads, each with a leading axis of seeds."""
         self._write_waiting(range(len(self)))
-        memory = {"rows": self.rows, "starts": self.starts, "window": self.window}
+        tables = {"rows": self.rows, "starts": self.starts, "window": self.window}
         if self.priority is not None:
-            memory |= {"priority": self.priority.values, "block_sums": self.priority.block_sums}
+            tables |= {"priority": self.priority.values, "block_sums": self.priority.block_sums}
         if self.slices.fades:
-            memory["born"] = self.born
-        return memory
-
-
-def _together(parts: Sequence[np.ndarray], device: torch.device) -> Sequence[Tensor]:
-    """Whole numbers (n,) to a device, in one copy."""
-    return torch.from_numpy(np.concatenate(parts)).to(device).split([len(part) for part in parts])
-
-
-def sample(memory: dict[str, Tensor], slices: Slices, ring: int, uniform: Tensor) -> Tensor:
-    """Places (B,) in one seed's `starts`, drawn as `slices` says; `uniform` (B,) float64 in [0, 1)."""
-    if slices.fades:
-        return sample_faded(memory, slices, ring, uniform)
-    if slices.prioritised:
-        return Priorities.sample(memory["priority"], memory["block_sums"], uniform)
-    return sample_uniform(memory["window"], ring, uniform)
-
-
-def sample_faded(memory: dict[str, Tensor], slices: Slices, ring: int, uniform: Tensor) -> Tensor:
-    """Places (B,) drawn in proportion to priority times max(fade ** age, floor); age in decisions.
-
-    Only blocks that hold the newest starts, not yet at the floor, are summed anew; the others' sums are known.
-    """
-    values, born = (memory[k].view(-1, Priorities.BLOCK) for k in ("priority", "born"))
-    sums, (oldest, count, decisions) = memory["block_sums"], memory["window"].unbind()
-    log_fade, floor = math.log(slices.fade), slices.fade_floor
-
-    def faded(block: Tensor) -> Tensor:
-        """(...) -> (..., BLOCK), float64."""
-        age = (decisions - 1 - born[block]).double()
-        return values[block].double() * torch.clamp(torch.exp(log_fade * age), min=floor)
-
-    blocks = len(sums)
-    fading = math.ceil(math.log(floor) / log_fade) if floor > 0 else ring  # decisions until the floor is reached
-    recent = min(
-        blocks, -(-(fading + slices.horizon) // Priorities.BLOCK) + 3
-    )  # 3: either end, and where the ring ends
-    newest = (oldest + count - 1 + slices.held_back) % ring // Priorities.BLOCK
-    new = (newest - torch.arange(recent, device=uniform.device)) % blocks
-    return Priorities.draw((floor * sums).scatter(0, new, faded(new).sum(-1)), faded, uniform)
-
-
-def sample_uniform(window: Tensor, ring: int, uniform: Tensor) -> Tensor:
-    """Places (B,) in one seed's `starts`, uniform over those available; `uniform` (B,) float64 in [0, 1)."""
-    return (window[0] + (uniform * window[1]).long()) % ring
-
-
-def gather(memory: dict[str, Tensor], places: Tensor, spec: TaskSpec, slices: Slices) -> Batch:
-    """The slices that start at `places` (B,) of one seed's memory."""
-    rows, starts = memory["rows"], memory["starts"]
-    steps = torch.arange(slices.horizon + 1, device=rows.device)
-    ring, split = rows.shape[0], spec.observation_dim
-    if slices.cross_episodes:  # successive transitions, whatever the episode: iqrl.md Q4
-        current = starts[(places + steps[:-1, None]) % ring]  # (H, B)
-        taken, following = rows[current % ring], rows[(current + 1) % ring]
-        observation = torch.cat([taken[:1], following])[..., :split]
-        ends = torch.zeros_like(taken[..., -1])
-        return Batch(observation, taken[..., split:-2], taken[..., -2], ends, ends)
-    taken = rows[(starts[places] + steps[:, None]) % ring]  # (H + 1, B, width)
-    flag = taken[:-1, :, -1]
-    return Batch(
-        taken[..., :split],
-        taken[:-1, :, split:-2],
-        taken[:-1, :, -2],
-        (flag == TERMINATED).float(),
-        (flag == TRUNCATED).float(),
-    )
-
-
-class Priorities:
-    """Priorities of the starts of S seeds (LAP, td7.md), drawn by inverting their cumulative sum, exactly.
-
-    A place without a start has priority 0 and is never drawn. Beside the values stand the sums of blocks of
-    successive places, so that a draw or an update reads a few blocks and not the whole ring. Sums are in
-    float64, of float32 values, and made anew from these whenever one changes, so that nothing drifts; for up
-    to 2^20 priorities from 1 to 512 every sum is exact, whatever the order of its terms.
-    """
-
-    BLOCK = 128
-
-    def __init__(self, seeds: int, ring: int, device: torch.device | str) -> None:
-        self.values = torch.zeros(seeds, self.length(ring), device=device)
-        self.block_sums = torch.zeros(seeds, self.length(ring) // self.BLOCK, dtype=torch.float64, device=device)
-        self.highest = torch.ones(seeds, device=device)
-
-    @classmethod
-    def bytes_needed(cls, ring: int) -> int:
-        """Bytes that one seed's priorities take on the device."""
-        return cls.length(ring) * 4 + cls.length(ring) // cls.BLOCK * 8
-
-    @classmethod
-    def length(cls, ring: int) -> int:
-        """Places of a seed's table: whole blocks, an even number of them, as the ring is a multiple of 4."""
-        return 2 * cls.BLOCK * -(-ring // (2 * cls.BLOCK))
-
-    def replace(self, seeds: Sequence[int], dropped: Sequence[np.ndarray], taken: Sequence[np.ndarray]) -> None:
-        """Of each seed: starts that are no longer kept are never drawn, new ones get the highest priority seen.
-
-        dropped, taken: places (n,) of either, for each of `seeds`.
-        """
-        row = self.values.shape[1]
-        off, on = (np.concatenate([s * row + p for s, p in zip(seeds, ps, strict=True)]) for ps in (dropped, taken))
-        owner = np.repeat(np.asarray(seeds, np.int64), [len(p) for p in taken])
-        blocks = np.unique(np.concatenate([off, on]) // self.BLOCK)  # a row is of whole blocks
-        off_, on_, owner_, blocks_ = _together([off, on, owner, blocks], self.values.device)
-        values = self.values.view(-1)
-        values[off_] = 0.0
-        values[on_] = self.highest[owner_]
-        self.block_sums.view(-1)[blocks_] = values.view(-1, self.BLOCK)[blocks_].double().sum(-1)
-
-    def update(self, seeds: slice, places: Tensor, priority: Tensor) -> None:
-        """New priorities (n, B) of the starts drawn, at `places` (n, B), for n successive seeds of the pack.
-
-        Of a start drawn more than once the largest counts, whatever the order of writing.
-        """
-        values, sums = self.values[seeds], self.block_sums[seeds]
-        values.scatter_(1, places, 0.0)
-        values.scatter_reduce_(1, places, priority.to(values.dtype), "amax")
-        blocks, lane = places // self.BLOCK, torch.arange(len(places), device=places.device)[:, None]
-        sums.scatter_(1, blocks, values.view(len(places), -1, self.BLOCK)[lane, blocks].double().sum(-1))
-        self.highest[seeds] = torch.maximum(self.highest[seeds], priority.amax(1))
-
-    def reset_highest(self, seeds: slice) -> None:
-        """Forget priorities that no start has any more (td7.md, step 6)."""
-        self.highest[seeds] = self.values[seeds].amax(1)
-
-    def save(self, seed: int) -> dict[str, Tensor]:
-        return {"priority": self.values[seed].cpu().clone(), "highest": self.highest[seed].cpu().clone()}
-
-    def load(self, seed: int, saved: Mapping[str, Tensor]) -> None:
-        """Restore what `save` gave.
-
-        Raises:
-            ValueError: if it is of another size, or its priorities do not stand where the starts are.
-        """
-        values = saved["priority"].to(self.values.device)
-        if values.shape != self.values[seed].shape or not torch.equal(values != 0, self.values[seed] != 0):
-            raise ValueError("saved priorities do not belong to the transitions of this replay")
-        self.values[seed] = values
-        self.block_sums[seed] = values.view(-1, self.BLOCK).double().sum(-1)
-        self.highest[seed] = saved["highest"].to(self.values.device)
-
-    @classmethod
-    def sample(cls, values: Tensor, block_sums: Tensor, uniform: Tensor) -> Tensor:
-        """Places (B,) drawn in proportion to one seed's `values`; `uniform` (B,) float64 in [0, 1).
-
-        The place drawn is the first at which the cumulative sum exceeds `uniform` times the total. Rounding
-        never leads to a place of priority 0.
-        """
-        return cls.draw(block_sums, lambda block: values.view(-1, cls.BLOCK)[block].double(), uniform)
-
-    @staticmethod
-    def draw(block_sums: Tensor, weights: Callable[[Tensor], Tensor], uniform: Tensor) -> Tensor:
-        """`sample` by weights (B, BLOCK) float64 of blocks (B,), and their sums."""
-        upto = torch.cumsum(block_sums, 0)
-        target = uniform * upto[-1]  # below upto[-1], for uniform is at most 1 - 2^-53
-        block = torch.clamp(torch.searchsorted(upto, target, right=True), max=len(block_sums) - 1)  # (B,)
-        inside = torch.cumsum(weights(block), -1)  # (B, BLOCK)
-        rest = torch.clamp(target - (upto[block] - block_sums[block]), min=0.0)
-        before = (inside <= rest[:, None]) & (inside < inside[:, -1:])
-        return block * Priorities.BLOCK + before.sum(-1)
+            tables["born"] = self.born
+        return tables

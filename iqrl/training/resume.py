@@ -26,7 +26,7 @@ def save(pack: Pack, run: Run) -> None:
         "identity": run.config.identity,
         "engine": pack.engine.save(run.place),
         "progress": p.state(),
-        "memory": dict(run.memory),
+        "memory": dict(run.counters),
         "replay_extra": pack.replay.save(run.place),
         "carry": {k: v[run.place].cpu().clone() for k, v in pack.carry.items()},
         "last_return": run.last_return,
@@ -91,7 +91,7 @@ def _restore(pack: Pack, run: Run, saved: Mapping[str, Any]) -> None:
     pack.replay.extend(run.place, rows)
     pack.replay.load(run.place, saved["replay_extra"])
     run.progress = Progress(**saved["progress"])
-    run.memory = dict(saved["memory"])
+    run.counters = dict(saved["memory"])
     for k, v in pack.carry.items():
         v[run.place] = saved["carry"][k].to(v.device)
     run.last_return, run.reported = saved["last_return"], saved["reported"]

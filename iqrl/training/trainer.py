@@ -162,7 +162,7 @@ class Trainer:
         stages: tuple[str, ...] = ()
         if terminated or truncated:
             p.episodes += 1
-            more, stages = self.pack.agent.after_episode(p, run.memory)
+            more, stages = self.pack.agent.after_episode(p, run.counters)
             due += more
             run.last_return = p.episode_return
             p.episode_decisions, p.episode_return = 0, 0.0

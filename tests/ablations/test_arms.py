@@ -82,7 +82,7 @@ def test_an_arm_learns_and_acts(runs):
         carry, total = engine.initial_carry(1, 1), 0.0
         observation = environment(task).reset((seed, 1, 0))
         for step in range(EVALUATED):
-            noise = [engine.evaluation_noise(place, DECISIONS, step, 1)]
+            noise = [engine.random.evaluation(place, DECISIONS, step, 1)]
             action, carry = engine.act([place], observation[None, None], carry, noise, progress)
             assert action.shape == (1, 1, spec.action_dim) and (np.abs(action) <= 1).all()
             observation, reward, _, _ = environment(task).step(action[0, 0])

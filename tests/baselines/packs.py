@@ -12,7 +12,8 @@ from iqrl.agent import Agent, Batch, Progress
 from iqrl.agents import agent_class
 from iqrl.config import parse_words, resolve
 from iqrl.environments.tasks import TaskSpec
-from iqrl.training.engine import Engine, draw, generator
+from iqrl.training.engine import Engine
+from iqrl.training.random_numbers import draw, generator
 from iqrl.training.replay import Replay
 
 SPEC = TaskSpec("made-up", 5, 2, 2, 40, False, "easy")

@@ -22,14 +22,15 @@ from packs import (
 )
 from torch.func import grad
 
-from baselines.codebook_world import Latent, class_weights, cross_entropy, decode, similarity
+from baselines.dcwm.world_model import Latent, class_weights, cross_entropy, decode, similarity
 from iqrl import counter_random
 from iqrl.agent import Batch, Progress
 from iqrl.config import parse_words, resolve
 from iqrl.environments.tasks import TaskSpec
 from iqrl.errors import InputError
 from iqrl.quantisers import FSQ
-from iqrl.training.engine import CACHE, draw, generator
+from iqrl.training.engine import CACHE
+from iqrl.training.random_numbers import draw, generator
 
 CODEBOOK = FSQ((5, 3)).codebook()  # (15, 2)
 
@@ -80,7 +81,7 @@ def test_golden_reward() -> None:
     state = initial_state(agent)
     world = agent.model.bind(torch.zeros_like(state["world"]), CODEBOOK)
     for raw, expected in ((0.0, 1.0), (0.5, 1.462117)):
-        world.parameters["reward"]["2.bias"].fill_(raw)
+        world.net.reward.parameters["2.bias"].fill_(raw)
         reward = world.reward(Latent(torch.randn(3, 16)), torch.zeros(3, SPEC.action_dim))
         np.testing.assert_allclose(reward, 3 * [expected], atol=1e-6)
     free = dataclasses.replace(world, model=make_agent("dcwm", "agent.bound_reward=false").model)
@@ -375,7 +376,7 @@ def test_dynamics_and_reward_gradients_are_those_of_the_restatement(case: Any) -
 def model(agent: Any, state: Any) -> tuple[Any, Any, Any]:
     """World, actor and critics."""
     world = agent.model.bind(state["world"], agent.model.codebook(state))
-    return world, agent.actor.unpack(state["actor"]), agent.critic.unpack(state["critic"])
+    return world, agent.actor(state["actor"]).actor, agent.critic(state["critic"]).critic
 
 
 def decision_noise(agent: Any, explore: bool, count: int = 1, seed: int = 0) -> dict[str, torch.Tensor]:
@@ -448,24 +449,24 @@ def test_plan_equals_its_plain_restatement(case: Any, explore: bool) -> None:
 def test_environments_are_planned_for_side_by_side(case: Any) -> None:
     agent, state, *_ = case
     observation, noise = torch.randn(10, SPEC.observation_dim), decision_noise(agent, False, 10)
-    carry, clock = {"mean": torch.zeros(10, 3, 2)}, {"sigma": torch.tensor(0.5)}
-    together, after = agent.act(state, carry, observation, noise, clock)
+    carry, schedule = {"mean": torch.zeros(10, 3, 2)}, {"sigma": torch.tensor(0.5)}
+    together, after = agent.act(state, carry, observation, noise, schedule)
     for n in (0, 9):
         one = {k: v[n : n + 1] for k, v in noise.items()}
-        alone, mean = agent.act(state, {"mean": torch.zeros(1, 3, 2)}, observation[n : n + 1], one, clock)
+        alone, mean = agent.act(state, {"mean": torch.zeros(1, 3, 2)}, observation[n : n + 1], one, schedule)
         torch.testing.assert_close(together[n : n + 1], alone)
         torch.testing.assert_close(after["mean"][n : n + 1], mean["mean"])
 
 
 def test_plan_variants(case: Any) -> None:
     _, state, *_ = case
-    observation, clock = torch.randn(2, SPEC.observation_dim), {"sigma": torch.tensor(0.5)}
+    observation, schedule = torch.randn(2, SPEC.observation_dim), {"sigma": torch.tensor(0.5)}
 
     def act(*words: str, explore: bool = False) -> tuple[Any, Any, dict[str, torch.Tensor]]:
         agent = make_agent("dcwm", "agent.nstep=3", *words)
         noise = decision_noise(agent, explore, 2)
         start = {k: v.expand(2, 3, 2) for k, v in agent.carry().items()}
-        action, carry = agent.act(state, start, observation, noise, clock)
+        action, carry = agent.act(state, start, observation, noise, schedule)
         return action, carry, noise
 
     usual = act()[0]
@@ -482,7 +483,7 @@ def test_plan_variants(case: Any) -> None:
     assert act("agent.released_pi_noise=true", explore=True)[0].shape == (2, 2)
     agent = make_agent("dcwm", "agent.mpc=false")
     assert agent.carry() == {} and agent.act_noise(False) == {} and set(agent.act_noise(True)) == {"action"}
-    greedy, _ = agent.act(state, {}, observation, {}, clock)
+    greedy, _ = agent.act(state, {}, observation, {}, schedule)
     torch.testing.assert_close(greedy, agent.policy(model(agent, state)[1], agent.latent(state, observation)))
 
 
@@ -594,7 +595,7 @@ def test_head_encodings() -> None:
 
     def seen(word: str) -> torch.Tensor:
         agent = make_agent("dcwm", word)
-        return agent.model.bind(initial_state(agent)["world"], CODEBOOK).seen(Latent(code))
+        return agent.model.bind(initial_state(agent)["world"], CODEBOOK).head_input(Latent(code))
 
     onehot = seen("agent.head_encoding=onehot").reshape(15, 8)
     assert onehot.argmax(0).tolist() == [7] * 7 + [3] and onehot.sum() == 8
@@ -645,12 +646,12 @@ def test_schedules() -> None:
     for episodes in (1, 9, 10, 11, 12, 60, 70):
         progress = Progress(decisions=500 * episodes, episodes=episodes, episode_decisions=500)
         due[episodes] = agent.after_episode(progress, {})[0]
-        sigma[episodes] = agent.clock(progress)["sigma"]
+        sigma[episodes] = agent.schedule(progress)["sigma"]
     assert due == {1: 0, 9: 0, 10: 5000, 11: 500, 12: 500, 60: 500, 70: 500}
     step = 0.9 / 49
     expected = {1: 1.0, 9: 1.0, 10: 1 - step, 11: 1 - 2 * step, 12: 1 - 3 * step, 60: 0.1, 70: 0.1}
     assert sigma == pytest.approx(expected)
-    assert agent.clock(Progress())["sigma"] == 1.0
+    assert agent.schedule(Progress())["sigma"] == 1.0
     assert [agent.acts_randomly(Progress(episodes=n)) for n in (0, 9, 10)] == [True, True, False]
     assert [agent.stages(n) for n in (1, 2)] == [("update_critic",), ("update_all",)]
 
@@ -701,16 +702,16 @@ def test_a_pack_plans_for_all_its_evaluation_environments_at_once() -> None:
     object.__setattr__(agent.planner, "refit", counted)
     observation = np.random.default_rng(0).normal(size=(3, 10, SPEC.observation_dim)).astype(np.float32)
     carry = {"mean": torch.rand(3, 10, 3, 2) - 0.5}
-    noise = [engine.evaluation_noise(i, 480, 7, 10) for i in range(3)]
+    noise = [engine.random.evaluation(i, 480, 7, 10) for i in range(3)]
     action, after = engine.act([0, 1, 2], observation, carry, noise, progress)
     assert action.shape == (3, 10, 2) and calls == agent.config.plan_iterations
     for i in range(3):
         own = {k: v[i] for k, v in engine.state.items()}
         for n in (0, 9):
             numbers = {k: v[n : n + 1] for k, v in noise[i].items()}
-            clock = {k: v[0] for k, v in engine.clock(progress[:1]).items()}
+            schedule = {k: v[0] for k, v in engine.schedule(progress[:1]).items()}
             alone, mean = agent.act(own, {"mean": carry["mean"][i, n : n + 1]}, torch.tensor(observation[i, n : n + 1]),
-                                    numbers, clock)  # fmt: skip
+                                    numbers, schedule)  # fmt: skip
             np.testing.assert_allclose(action[i, n], alone[0], atol=1e-5)
             torch.testing.assert_close(after["mean"][i, n], mean["mean"][0], atol=1e-5, rtol=0)
 
@@ -722,7 +723,7 @@ def test_large_plans_are_made_for_one_environment_after_another() -> None:
     engine, progress = make_engine(agent, seeds)
     observation = np.random.default_rng(0).normal(size=(2, 3, SPEC.observation_dim)).astype(np.float32)
     carry = {"mean": torch.rand(2, 3, 3, 2) - 0.5}
-    noise = [engine.evaluation_noise(i, 480, 7, 3) for i in seeds]
+    noise = [engine.random.evaluation(i, 480, 7, 3) for i in seeds]
     together, mean = engine.act(seeds, observation, carry, noise, progress)
     agent.act_bytes, sizes, acting = CACHE // 3 + 1, [], engine._acting
 

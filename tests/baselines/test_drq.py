@@ -62,10 +62,10 @@ def test_infonce_in_the_encoder_loss(released: bool) -> None:
     mask = batch.alive[:steps].numpy()
     assert 0 < mask.mean() < 1
     loss, parts = agent.encoder_loss(state["encoder"], state["target_encoder"], torch.tensor(1.0), batch)
-    online, bar = agent.encoder.unpack(state["encoder"]), agent.target.unpack(state["target_encoder"])
+    online, bar = agent.encoder(state["encoder"]), agent.target(state["target_encoder"])
     z, expected = agent.embed_state(online, batch.observation[0]), 0.0
     for i in range(steps):
-        m = agent.encoder.networks["m"](online["m"], agent.embed_action(online, z, batch.action[i]))
+        m = online.m(agent.embed_action(online, z, batch.action[i]))
         z = m[:, 1 : 1 + agent.config.zs_dim]
         goal = agent.embed_state(bar, batch.observation[i + 1])
         losses = plain_infonce(z.detach().double().numpy(), goal.double().numpy(), 0.1)

@@ -24,7 +24,7 @@ from packs import (
 )
 from torch.func import grad
 
-from baselines.mrq import n_step_released, symexp_bins, two_hot, two_hot_cross_entropy
+from baselines.mrq import n_step_mrq_released, symexp_bins, two_hot, two_hot_cross_entropy
 from iqrl.agent import Batch, Progress
 from iqrl.config import parse_words, resolve
 from iqrl.environments.tasks import TaskSpec
@@ -109,7 +109,7 @@ def test_returns_at_a_termination(end: int, alive: float, released: float) -> No
 
 def test_released_returns_without_an_end() -> None:
     batch = random_batch(make_agent("mrq"), terminations=0.0)
-    total, factor, last = n_step_released(batch, 3, 0.99)
+    total, factor, last = n_step_mrq_released(batch, 3, 0.99)
     torch.testing.assert_close(total, batch.reward[0] + 0.99 * batch.reward[1] + 0.9801 * batch.reward[2])
     assert torch.equal(last, batch.observation[3]) and factor.tolist() == pytest.approx([0.970299] * 16)
 
@@ -275,7 +275,7 @@ def test_losses_equal_plain_restatements(case: Case) -> None:
     y = agent.target_value(state, batch, case.noise)
     expected_y = plain_target(arrays, data, case.plain_noise, (0.8, 0.5), discrete)
     np.testing.assert_allclose(y, expected_y, rtol=1e-5, atol=1e-5)
-    encoder = agent.encoder.unpack(state["encoder"])
+    encoder = agent.encoder(state["encoder"])
     zs = agent.embed_state(encoder, batch.observation[0])
     zsa = agent.embed_action(encoder, zs, agent.realise(batch.action[0]))
     loss, (error, _) = agent.value_loss(state["value"], zsa, y)
@@ -310,7 +310,7 @@ def test_gradients_are_those_of_the_restatements(case: Case) -> None:
         case.agent, case.state, case.batch, case.arrays, case.data, case.discrete,
     )  # fmt: skip
     one, y = torch.tensor(1.0), agent.target_value(state, batch, case.noise)
-    encoder = agent.encoder.unpack(state["encoder"])
+    encoder = agent.encoder(state["encoder"])
     zs = agent.embed_state(encoder, batch.observation[0])
     zsa = agent.embed_action(encoder, zs, agent.realise(batch.action[0]))
     plain_y = y.numpy().astype(np.float64)
@@ -414,7 +414,7 @@ def test_released_evaluation_draws_discrete_actions() -> None:
     state, observation = initial_state(agent), torch.randn(1, 5).expand(2000, 5)
     uniform = torch.rand(2000, 3, generator=torch.Generator().manual_seed(0))
     share = agent.act(state, {}, observation, {"gumbel": uniform}, {})[0].mean(0)
-    zs = agent.embed_state(agent.encoder.unpack(state["encoder"]), observation[:1])
+    zs = agent.embed_state(agent.encoder(state["encoder"]), observation[:1])
     probability = torch.softmax(agent.pre_activation(state["policy"], zs)[0], 0)  # the largest does not feel tau
     torch.testing.assert_close(share, probability, atol=0.04, rtol=0)
 

@@ -364,12 +364,12 @@ def test_schedules() -> None:
     for episodes in (1, 9, 10, 11, 12, 50, 51, 70):
         progress = Progress(decisions=500 * episodes, episodes=episodes, episode_decisions=500)
         due[episodes] = agent.after_episode(progress, {})[0]
-        sigma[episodes] = agent.clock(progress)["sigma"]
+        sigma[episodes] = agent.schedule(progress)["sigma"]
     assert due == {1: 0, 9: 0, 10: 0, 11: 250, 12: 250, 50: 250, 51: 250, 70: 250}
     # After episode number 10 (the eleventh) the updates, and the acting in the next, use the schedule at 10.
     expected = {1: 1, 9: 1, 10: 1, 11: 0.82, 12: 0.802, 50: 0.118, 51: 0.1, 70: 0.1}
     assert sigma == pytest.approx(expected)
-    assert agent.clock(Progress())["sigma"] == 1.0
+    assert agent.schedule(Progress())["sigma"] == 1.0
     random = [agent.acts_randomly(Progress(episodes=n)) for n in (0, 9, 10)]
     assert random == [True, True, False]
 

@@ -76,7 +76,7 @@ def test_golden_checkpoint_trace() -> None:
     agent = make_agent(
         "td7", "agent.warmup_decisions=0", "agent.checkpoint_late=40", "agent.checkpoint_episodes=3",
     )  # fmt: skip
-    progress, memory, outcome, trained = Progress(), agent.remember(), [], []
+    progress, memory, outcome, trained = Progress(), agent.counters(), [], []
     for episode_return in (50, 40, 60, 55, 70, 30, 80, 75, 90, 95):
         progress.decisions += 10
         progress.episodes += 1
@@ -424,7 +424,7 @@ def test_warm_up_ends_with_an_episode() -> None:
 
 def test_training_waits_for_the_first_episode_after_warm_up() -> None:
     agent = make_agent("td7", "agent.warmup_decisions=80")
-    memory, due = agent.remember(), []
+    memory, due = agent.counters(), []
     for decisions in (40, 80, 120):
         progress = Progress(decisions=decisions, episode_decisions=40, episode_return=1.0)
         due.append(agent.after_episode(progress, memory))

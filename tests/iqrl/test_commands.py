@@ -560,8 +560,8 @@ from iqrl.agent import register
 
 @register("careless")
 class Careless(TD3):
-    def act(self, state, carry, observation, noise, clock):
-        action, carry = super().act(state, carry, observation, noise, clock)
+    def act(self, state, carry, observation, noise, schedule):
+        action, carry = super().act(state, carry, observation, noise, schedule)
         return {action}, carry
 
     def update_critic(self, *given):

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from iqrl.training.engine import _unaliased, with_fallback
+from iqrl.training.lifting import unaliased, with_fallback
 
 
 @pytest.mark.slow
@@ -18,7 +18,7 @@ def test_entries_handed_over_keep_their_old_value(capfd: pytest.CaptureFixture[s
 
     def stage(state: dict[str, Tensor]) -> None:
         first = {k: v[0] for k, v in state.items()}
-        changed = _unaliased({"a": first["b"], "b": first["b"] + 6.0}, first)
+        changed = unaliased({"a": first["b"], "b": first["b"] + 6.0}, first)
         for k, v in changed.items():
             state[k].copy_(v[None])
 

@@ -65,7 +65,7 @@ def act(engine: Engine, progress: list[Progress], places: list[int]) -> np.ndarr
     carry = engine.initial_carry(len(places), count)
     actions = []
     for step in range(2):
-        noise = [engine.evaluation_noise(s, 0, step, count) for s in places]
+        noise = [engine.random.evaluation(s, 0, step, count) for s in places]
         action, carry = engine.act(places, observation[places].astype(np.float32), carry, noise, progress)
         actions.append(action.copy())  # off a device, `numpy` is a view of what the next call writes over
     return np.concatenate(actions)
@@ -165,7 +165,7 @@ def test_what_cannot_be_recorded_runs_as_it_is(
     compare(plain, fallen, 0.0)
     lines = capsys.readouterr().err.splitlines()
     assert lines and all("without a CUDA graph" in line and "not permitted" in line for line in lines)
-    assert len(lines) == len(set(lines)) + 1 + 1 + 1  # each stage for two lanes, acting for two
+    assert len(lines) == len(set(lines)) + 1 + 1 + 1  # each stage for two groups, acting for two
 
 
 # --- on a device

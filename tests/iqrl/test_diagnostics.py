@@ -125,7 +125,7 @@ def test_how_latents_lie_to_their_targets() -> None:
     )
     batch = random_batch(1, 64, seed=3)
     row = diagnose(agent, state, batch)
-    world, bar = agent.world.unpack(state["world"]), agent.target.unpack(state["target"])
+    world, bar = agent.world(state["world"]), agent.target(state["target"])
     target, prediction, moved, transition = [], [], [], []
     for i in range(agent.latent_width()):
         now, following, action = (
@@ -133,12 +133,12 @@ def test_how_latents_lie_to_their_targets() -> None:
             batch.observation[1, i : i + 1],
             batch.action[0, i : i + 1],
         )
-        z, after = agent.encode(world["encoder"], now), agent.encode(world["encoder"], following)
-        goal = agent.encode(bar["encoder"], following)
-        guess = agent.step(world["dynamics"], z, action)
+        z, after = agent.encode(world, now), agent.encode(world, following)
+        goal = agent.encode(bar, following)
+        guess = agent.step(world, z, action)
         target.append(float((z @ goal.T) / (z.norm() * goal.norm())))
         prediction.append(float((guess @ goal.T) / (guess.norm() * goal.norm())))
-        moved.append(float((z - agent.encode(bar["encoder"], now)).norm()))
+        moved.append(float((z - agent.encode(bar, now)).norm()))
         transition.append(float((after - z).norm()))
     assert row["target_cosine"] == pytest.approx(np.mean(target), rel=1e-5)
     assert row["prediction_cosine"] == pytest.approx(np.mean(prediction), rel=1e-5)

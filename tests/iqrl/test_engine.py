@@ -13,7 +13,8 @@ from torch import Tensor
 from baselines.td3 import TD3
 from iqrl.agent import Agent, Noise, Progress
 from iqrl.iqrl import IQRL
-from iqrl.training.engine import Engine, draw, generator
+from iqrl.training.engine import Engine
+from iqrl.training.random_numbers import draw, generator
 
 CASES: dict[str, tuple[type[Agent[Any]], dict[str, Any]]] = {
     "iqrl": (IQRL, {"nstep": 3}),

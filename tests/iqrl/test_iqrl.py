@@ -74,8 +74,8 @@ def test_target_policy_smoothing() -> None:
     agent.values = values
     batch = random_batch(5, 4, ends=0.0)
     state = first_state(agent)
-    encoder = agent.world.unpack(state["world"])["encoder"]
-    y = agent.target_value(state, batch, encoder, {"smoothing": noise[:, None]})
+    world = agent.world(state["world"])
+    y = agent.target_value(state, batch, world, {"smoothing": noise[:, None]})
     assert seen[0].tolist() == pytest.approx([0.2, -1.0, 1.0, 1.0], abs=1e-6)
     assert (y - batch.reward[0]).tolist() == pytest.approx([0.2, -1.0, 1.0, 1.0], abs=1e-6)
 
@@ -180,7 +180,7 @@ def test_actor_loss_reaches_the_actor_and_critic_loss_the_critics_alone() -> Non
     agent = make(IQRL)
     state = first_state(agent)
     batch = random_batch(5, 16)
-    z = agent.encode(agent.world.unpack(state["world"])["encoder"], batch.observation[0])
+    z = agent.encode(agent.world(state["world"]), batch.observation[0])
     actor, critic = (state[k].clone().requires_grad_() for k in ("actor", "critic"))
     agent.actor_loss(actor, critic, z, None).backward()
     assert actor.grad.abs().sum() > 0  # the critic's gradient exists too; the update never asks for it

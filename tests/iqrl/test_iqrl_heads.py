@@ -134,7 +134,7 @@ def test_the_critics_gradient_flows_through_the_online_latent_and_not_through_th
     world = state["world"].clone().requires_grad_()
 
     def encode(flat, observation):
-        return agent.encode(agent.world.unpack(flat)["encoder"], observation)
+        return agent.encode(agent.world(flat), observation)
 
     with torch.no_grad():  # y, written out for N = H = 3 without ends
         z = encode(state["world"], data.observation[3])

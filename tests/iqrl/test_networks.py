@@ -140,7 +140,7 @@ def test_forward_is_that_of_torch_layers(norm: str, activation: str, ensemble: i
     values = {k: v + 0.1 * torch.randn(v.shape, generator=generator(9)) for k, v in net.initialise(generator()).items()}
     x = 3 * torch.randn(11, 6, generator=generator(2))
     hidden: list[Tensor] = []
-    y = net.forward(values, x, hidden)
+    y = net(values, x, hidden=hidden)
     assert [h.shape[-2:] for h in hidden] == [(11, 9), (11, 8)]
     if ensemble:
         expected = torch.stack([plain(net, values, m)(x) for m in range(3)])

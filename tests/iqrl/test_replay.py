@@ -11,7 +11,9 @@ from scipy import stats
 
 from iqrl.agent import Batch, Slices
 from iqrl.environments.tasks import TaskSpec
-from iqrl.training.replay import Priorities, Replay, gather, sample, sample_uniform
+from iqrl.training.priorities import Priorities
+from iqrl.training.replay import Replay
+from iqrl.training.sampling import gather, sample, sample_uniform
 
 SPEC = TaskSpec("made-up", 2, 1, 2, 20, False, "easy")
 TERMINATION, TIME_LIMIT = "termination", "time limit"
@@ -42,7 +44,7 @@ def play(replay: Replay, seed: int, episodes: list[tuple[int, str]], start: int 
 
 
 def memory(replay: Replay, seed: int = 0) -> dict[str, torch.Tensor]:
-    return {k: v[seed] for k, v in replay.memory().items()}
+    return {k: v[seed] for k, v in replay.tables().items()}
 
 
 def every_slice(replay: Replay, seed: int = 0) -> Batch:
@@ -201,15 +203,15 @@ def test_extend_with_the_log_gives_the_identical_replay(slices: Slices, capacity
         a, b = every_slice(first, seed), every_slice(second, seed)
         for field in dataclasses.fields(Batch):
             assert torch.equal(getattr(a, field.name), getattr(b, field.name))
-    for k, v in first.memory().items():
-        assert torch.equal(v, second.memory()[k]), k
+    for k, v in first.tables().items():
+        assert torch.equal(v, second.tables()[k]), k
     if first.priority is not None and second.priority is not None:
         assert torch.equal(first.priority.highest, second.priority.highest)
     for seed in (0, 1):  # and both go on alike
         assert np.array_equal(play(first, seed, [(9, TIME_LIMIT)], 90), play(second, seed, [(9, TIME_LIMIT)], 90))
         assert starts(every_slice(first, seed)) == starts(every_slice(second, seed))
-    for k, v in first.memory().items():
-        assert torch.equal(v, second.memory()[k]), k
+    for k, v in first.tables().items():
+        assert torch.equal(v, second.tables()[k]), k
 
 
 def test_foreign_priorities_are_refused() -> None:
@@ -294,10 +296,10 @@ def test_rows_of_a_pack_are_written_together(slices: Slices, monkeypatch: pytest
                 episode = (int(source.integers(1, 21)), TERMINATION if source.random() < 0.5 else TIME_LIMIT)
                 for replay in (one_by_one, together):
                     play(replay, seed, [episode], start=e)
-        expected = one_by_one.memory()
+        expected = one_by_one.tables()
         with monkeypatch.context() as patched:
             patched.setattr(torch, "from_numpy", counted)
-            written = together.memory()
+            written = together.tables()
         for k, v in expected.items():
             assert torch.equal(v, written[k]), k
         if together.priority is not None:
@@ -312,7 +314,7 @@ def test_rows_of_a_pack_are_written_together(slices: Slices, monkeypatch: pytest
 def test_a_million_walker_transitions_take_little_more_than_their_numbers(slices: Slices) -> None:
     walker = TaskSpec("walker-walk", 24, 6, 2, 500, False, "easy")
     replay = Replay(walker, 1, slices, 1_000_000)
-    taken = sum(v.nbytes for v in replay.memory().values())
+    taken = sum(v.nbytes for v in replay.tables().values())
     raw = 1_000_000 * (4 * (24 + 6 + 1) + 2)  # each observation, action and reward once, and two flags
     assert taken <= 1.15 * raw
     assert taken == pytest.approx(Replay.bytes_needed(walker, slices, 1_000_000), rel=1e-4)
@@ -491,6 +493,6 @@ def test_fading_of_a_pack_and_after_a_resume_is_that_of_one_run() -> None:
         play(pack, 1, [(5 + e, TERMINATION)], start=e)
         resumed.extend(0, play(alone, 0, [(5 + e, TERMINATION)], start=e))
     uniform = torch.rand(2, 16, generator=torch.Generator().manual_seed(4), dtype=torch.float64)
-    draws = torch.func.vmap(lambda tables, u: sample(tables, slices, pack.ring, u))(pack.memory(), uniform)
+    draws = torch.func.vmap(lambda tables, u: sample(tables, slices, pack.ring, u))(pack.tables(), uniform)
     for replay in (alone, resumed):
         assert torch.equal(sample(memory(replay), slices, replay.ring, uniform[1]), draws[1])

@@ -7,7 +7,7 @@ import torch
 from made_up import random_batch
 
 from iqrl.agent import Batch
-from iqrl.returns import n_step, n_step_released
+from iqrl.returns import n_step, n_step_iqrl_released
 
 REWARDS, VALUES, GAMMA = [1.0, 2.0, 4.0, 8.0], [10.0, 20.0, 30.0, 40.0], 0.99
 
@@ -38,7 +38,7 @@ def golden_batch(end: tuple[str, int] | None, horizon: int = 5) -> Batch:
 
 @pytest.mark.parametrize("n, end, total, factor, index, y, released", CASES)
 def test_golden(n, end, total, factor, index, y, released) -> None:  # type: ignore[no-untyped-def]
-    for function, expected in ((n_step, (total, factor, index, y)), (n_step_released, released)):
+    for function, expected in ((n_step, (total, factor, index, y)), (n_step_iqrl_released, released)):
         r, f, last = function(golden_batch(end), n, GAMMA)
         assert r.tolist() == pytest.approx([expected[0]] * 2, abs=1e-4)
         assert f.tolist() == pytest.approx([expected[1]] * 2, abs=1e-5)

@@ -28,7 +28,7 @@ def test_exploration_noise_by_episode(cls, episodes: int) -> None:  # type: igno
     for episode, sigma in SIGMA[episodes].items():
         for inside in (0, 499):  # constant within an episode
             progress = Progress(episodes=episode, decisions=500 * episode + inside)
-            assert agent.clock(progress)["sigma"] == pytest.approx(sigma, abs=1e-6)
+            assert agent.schedule(progress)["sigma"] == pytest.approx(sigma, abs=1e-6)
 
 
 def test_groups_and_their_lengths() -> None:
@@ -68,7 +68,7 @@ def test_td3_protocol_learns_after_episodes_and_official_at_each_decision() -> N
     assert [official.after_decision(p) for p in near] == [0, 0, 1]
     assert [official.after_episode(p, {})[0] for p in near] == [0, 0, 0]
     assert [official.acts_randomly(p) for p in near] == [True, False, False]
-    assert {official.clock(Progress(episodes=e))["sigma"] for e in (0, 60, 1000)} == {0.1}
+    assert {official.schedule(Progress(episodes=e))["sigma"] for e in (0, 60, 1000)} == {0.1}
 
 
 def test_the_actor_learns_at_every_second_update() -> None:

@@ -140,9 +140,9 @@ def test_iqrl_commitment_trains_encoder_and_dynamics() -> None:
 
 
 def batch_of(engine: Engine) -> Any:
-    from iqrl.training.replay import gather
+    from iqrl.training.sampling import gather
 
-    memory = {k: v[0] for k, v in engine.replay.memory().items()}
+    memory = {k: v[0] for k, v in engine.replay.tables().items()}
     return gather(memory, torch.arange(16), SPEC, engine.agent.slices)
 
 

@@ -10,24 +10,17 @@ makes sampling several times faster.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
+from baselines.dcwm.configuration import COMPONENTS, Config
 from iqrl import counter_random
 from iqrl.agent import Batch, Metrics, State
 from iqrl.environments.tasks import TaskSpec
-from iqrl.networks import MLP, ParameterGroup
+from iqrl.networks import MLP, BoundNetworks, ParameterGroup, mean_min_max
 from iqrl.quantisers import FSQ, VQ, Continuous, make_quantiser
-
-if TYPE_CHECKING:
-    from baselines.dcwm import Config
-
-PROPAGATION = ("sample", "sample_no_grad", "weighted_avg", "mode")  # see `class_weights`
-COMPONENTS = {"gaussian": 1, "mixture": 3}  # of dynamics that are continuous and stochastic
 
 
 @dataclass(frozen=True)
@@ -44,20 +37,20 @@ class WorldModel:
     Attributes:
         width: Z.
         classes: |C|, 0 for latents without codes.
-        seen: width of what reward, actor and critics see of a latent.
+        head_width: n, width of what reward, actor and critics read of a latent.
         predicted: width of what the dynamics put out.
         group: the networks.
     """
 
     def __init__(self, config: Config, spec: TaskSpec, dtype: torch.dtype) -> None:
-        self.config, self.dtype, self.action_repeat = config, dtype, spec.action_repeat
+        self.config, self.action_repeat = config, spec.action_repeat
         c, o, a, hidden = config, spec.observation_dim, spec.action_dim, tuple(config.mlp_dims)
         coded = c.quantizer in ("fsq", "vq")
         self.quantise = make_quantiser(c.quantizer, c.fsq_levels, c.vq_codes, c.vq_beta, c.vq_decay)
         self.width = z = c.latent_dim * (len(c.fsq_levels) if coded else 1)
         self.classes = self.quantise.codebook_size
         self.components = COMPONENTS.get(c.dynamics, 0)
-        self.seen = {"codebook": z, "onehot": c.latent_dim * self.classes, "label": c.latent_dim}[c.head_encoding]
+        self.head_width = {"codebook": z, "onehot": c.latent_dim * self.classes, "label": c.latent_dim}[c.head_encoding]
         predicted = c.latent_dim * self.classes if c.dynamics == "stochastic" else z
         if self.components:
             predicted = self.components * (2 * z + 1)  # means, logarithms of deviations, logits
@@ -65,11 +58,11 @@ class WorldModel:
         networks = {
             "encoder": MLP(o, tuple(c.enc_mlp_dims), z, initialisation=c.init, precise_input=True),
             "dynamics": MLP(z + a, hidden, predicted, initialisation=c.init),
-            "reward": MLP(self.seen + a, hidden, 1, initialisation=c.init, precise_output=True),
+            "reward": MLP(self.head_width + a, hidden, 1, initialisation=c.init, precise_output=True),
         }
         if c.use_decoder:
             networks["decoder"] = MLP(z, hidden, o, initialisation=c.init)
-        self.group = ParameterGroup(networks)
+        self.group = ParameterGroup(networks, dtype)
 
     def codebook(self, state: State) -> Tensor | None:
         """K (|C|, b), or None without one."""
@@ -79,7 +72,7 @@ class WorldModel:
 
     def bind(self, flat: Tensor, codebook: Tensor | None) -> World:
         """The model with one seed's parameters (P,)."""
-        return World(self, self.group.unpack(flat, self.dtype), codebook)
+        return World(self, self.group(flat), codebook)
 
     def loss(self, flat: Tensor, codebook: Tensor | None, batch: Batch, keys: Tensor | None) -> tuple[Tensor, Metrics]:
         """L of dcwm.md section 3, consistency and reward over an unroll of H steps, and optional terms.
@@ -91,10 +84,10 @@ class WorldModel:
         powers = c.rep_discount ** torch.arange(c.horizon, device=flat.device, dtype=going.dtype)
         scale = powers[:, None] * going / c.horizon  # (H, B)
         with torch.no_grad():  # no target encoder: the online one, without gradient
-            vector = world.run("encoder", batch.observation[1 : c.horizon + 1])
+            vector = world.net.encoder(batch.observation[1 : c.horizon + 1])
             goal = self.quantise(vector, codebook)
             goal_index = None if isinstance(self.quantise, Continuous) else self.quantise.classify(vector, codebook)
-        vector = world.run("encoder", batch.observation[0])
+        vector = world.net.encoder(batch.observation[0])
         latent = Latent(self.quantise(vector, codebook))
         codes, consistency, mistakes = [], [], []  # no loss needs the last code that is sampled: it is not kept
         for h in range(c.horizon):
@@ -112,23 +105,20 @@ class WorldModel:
         loss = c.consistency_coef * parts["consistency_loss"] + c.reward_coef * parts["reward_loss"]
         unrolled = torch.stack(codes)  # (H, B, Z)
         if c.use_decoder:
-            error = (world.run("decoder", unrolled) - batch.observation[: c.horizon]).square().mean(-1)
+            error = (world.net.decoder(unrolled) - batch.observation[: c.horizon]).square().mean(-1)
             parts["reconstruction_loss"] = (scale * error).mean(1).sum()
             loss = loss + parts["reconstruction_loss"]
         if isinstance(self.quantise, VQ):
             parts["commitment_loss"] = self.quantise.commitment(vector, codes[0]).mean()
             loss = loss + parts["commitment_loss"]
-        parts |= {"latent_mean": unrolled.mean(), "latent_min": unrolled.min(), "latent_max": unrolled.max()}
-        return loss, {k: v.detach() for k, v in parts.items()}
+        return loss, {k: v.detach() for k, v in parts.items()} | mean_min_max("latent", unrolled)
 
     def learn_codebook(self, state: State, batch: Batch) -> dict[str, Tensor]:
         """Entries of the state that change without a gradient: the codebook of vector quantisation."""
         if not isinstance(self.quantise, VQ):
             return {}
-        world = self.bind(state["world"], None)
-        return self.quantise.learn(
-            state, [world.run("encoder", o) for o in batch.observation[: self.config.horizon + 1]]
-        )
+        encoder = self.group(state["world"]).encoder
+        return self.quantise.learn(state, [encoder(o) for o in batch.observation[: self.config.horizon + 1]])
 
 
 @dataclass(frozen=True)
@@ -136,24 +126,20 @@ class World:
     """A world model with one seed's parameters and codebook K (|C|, b): what losses and plans unroll."""
 
     model: WorldModel
-    parameters: Mapping[str, Mapping[str, Tensor]]  # by network and name
+    net: BoundNetworks
     codebook: Tensor | None
-
-    def run(self, network: str, x: Tensor, hidden: list[Tensor] | None = None) -> Tensor:
-        """Output of one of its networks; appends every hidden layer's to `hidden` if a list is given."""
-        return self.model.group.networks[network].forward(self.parameters[network], x, hidden)
 
     def encode(self, observation: Tensor) -> Latent:
         """c = f(e(o)): (..., O) -> (..., Z)."""
-        return Latent(self.model.quantise(self.run("encoder", observation), self.codebook))
+        return Latent(self.model.quantise(self.net.encoder(observation), self.codebook))
 
     def one_hot(self, indices: Tensor) -> Tensor:
         """Class weights (..., |C|, d) of indices (..., d)."""
         place = torch.arange(self.model.classes, dtype=indices.dtype, device=indices.device)
         return (indices.unsqueeze(-2) == place[:, None]).float()
 
-    def seen(self, latent: Latent) -> Tensor:
-        """What reward, actor and critics see of a latent (head_encoding): (..., n)."""
+    def head_input(self, latent: Latent) -> Tensor:
+        """What reward, actor and critics read of a latent (head_encoding): (..., n)."""
         kind, code, weights = self.model.config.head_encoding, latent.code, latent.weights
         if kind == "codebook":
             return code
@@ -165,12 +151,12 @@ class World:
 
     def reward(self, latent: Latent, action: Tensor) -> Tensor:
         """R(c, a) (...,); bounded by tanh to [0, action repeat] (dcwm.md section 2)."""
-        raw = self.run("reward", torch.cat([self.seen(latent), action], -1))[..., 0]
+        raw = self.net.reward(self.head_input(latent), action)[..., 0]
         return (torch.tanh(raw) + 1.0) * (self.model.action_repeat / 2.0) if self.model.config.bound_reward else raw
 
     def dynamics(self, latent: Latent, action: Tensor) -> Tensor:
         """Output of d_phi: logits (..., |C|, d), or (..., n)."""
-        out = self.run("dynamics", torch.cat([latent.code, action], -1))
+        out = self.net.dynamics(latent.code, action)
         return out.unflatten(-1, (self.model.classes, -1)) if self.model.config.dynamics == "stochastic" else out
 
     def step(self, latent: Latent, action: Tensor, mode: str, key: Tensor | None) -> Latent:

@@ -5,13 +5,13 @@ Knows nothing of models: what a sequence is worth is a function that it is given
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from iqrl.agent import Noise
+from iqrl.agent import Noise, Tensors
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ class MPPI:
         return torch.zeros(self.horizon, self.action_dim)
 
     def plan(
-        self, value: Callable[[int, Tensor], Tensor], proposed: Tensor, mean: Tensor, noise: Mapping[str, Tensor]
+        self, value: Callable[[int, Tensor], Tensor], proposed: Tensor, mean: Tensor, noise: Tensors
     ) -> tuple[Tensor, Tensor]:
         """First action (A,) of a plan, and its mean (T, A), shifted for the next decision.
 
