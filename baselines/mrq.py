@@ -20,6 +20,7 @@ from torch.func import grad_and_value
 from iqrl.agent import Agent, Batch, Metrics, Noise, Progress, Slices, Stage, State, Tensors, Update, register, setting
 from iqrl.environments.tasks import TaskSpec
 from iqrl.networks import MLP, Adam, BoundNetworks, ParameterGroup, layer_norm, mean_min_max
+from iqrl.redundancy import COVARIANCE, REMEDY, VARIANCE, remedy_loss
 from iqrl.returns import n_step
 
 
@@ -50,6 +51,9 @@ class Config:
     )
     enc_lr: float = setting(1e-4, "AdamW learning rate of the encoders and the model", low=0.0, high=1.0)
     enc_weight_decay: float = setting(1e-4, "AdamW weight decay of the same", low=0.0, high=1.0)
+    remedy: str = setting("none", **REMEDY)
+    remedy_variance: float = setting(0.01, **VARIANCE)
+    remedy_covariance: float = setting(0.01, **COVARIANCE)
     # value and policy (sections 4 and 5)
     discount: float = setting(0.99, "gamma, per decision", low=0.0, high=1.0)
     q_horizon: int = setting(3, "N of the returns", low=1, high=100)
@@ -201,6 +205,7 @@ class MRQ(Agent[Config]):
         with torch.no_grad():
             goal = self.embed_state(bar, batch.observation[1 : steps + 1])  # (H, B, zs_dim)
         z = self.embed_state(net, batch.observation[0])
+        remedy = remedy_loss(c, z)
         predicted: list[Tensor] = []
         for h in range(steps):
             predicted.append(net.m(self.embed_action(net, z, action[h])))
@@ -221,8 +226,8 @@ class MRQ(Agent[Config]):
             # The released mask meets the losses as (B, 1) meets (B,): every loss is multiplied by every mask.
             parts["infonce_loss"] = (error.mean(1) * mask.mean(1)).sum() if c.released_infonce_mask else total(error)
             weights.append(c.infonce_weight)
-        loss = torch.stack([w * v for w, v in zip(weights, parts.values(), strict=True)]).sum()
-        return loss, {k: v.detach() for k, v in parts.items()}
+        loss = torch.stack([w * v for w, v in zip(weights, parts.values(), strict=True)]).sum() + sum(remedy.values())
+        return loss, {k: v.detach() for k, v in {**parts, **remedy}.items()}
 
     def target_value(self, state: State, batch: Batch, noise: Tensors) -> Tensor:
         """y (B,) = (R + gamma^n Q-bar S-bar) / S, by the target networks (section 4); both S are 1 if unscaled."""

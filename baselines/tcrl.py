@@ -18,6 +18,7 @@ from iqrl.environments.tasks import TaskSpec
 from iqrl.errors import InputError
 from iqrl.networks import MLP, Adam, BoundNetworks, ParameterGroup, mean_min_max, soft_update
 from iqrl.quantisers import FSQ_LEVELS, make_quantiser
+from iqrl.redundancy import COVARIANCE, REMEDY, VARIANCE, remedy_loss
 from iqrl.returns import n_step
 
 ACTION_LIMIT = 1.0 - 1e-6  # sampled actions are clamped to it
@@ -49,6 +50,9 @@ class Config:
     decay_mode: str = setting("l2", "weight decay in Adam's gradient (l2), or AdamW's", choices=("l2", "decoupled"))
     clip: float = setting(10.0, "largest gradient norm of encoder, dynamics and reward, 0 for none", low=0.0, high=1e6)
     enc_tau: float = setting(0.005, "rate of the target encoder", low=0.0, high=1.0)
+    remedy: str = setting("none", **REMEDY)
+    remedy_variance: float = setting(0.01, **VARIANCE)
+    remedy_covariance: float = setting(0.01, **COVARIANCE)
     # actor and critics
     nstep: int = setting(3, "N of the returns; 1 on humanoid tasks", low=1, high=100)
     discount: float = setting(0.99, "gamma, per decision", low=0.0, high=1.0)
@@ -185,6 +189,7 @@ class TCRL(Agent[Config]):
         with torch.no_grad():
             goal = self.encode(self.target(target), batch.observation[1 : c.horizon + 1])
         z = self.encode(net, batch.observation[0])
+        remedy = remedy_loss(c, z)
         latents, rewards = [], []
         for h in range(c.horizon):
             z, reward = self.step(net, z, batch.action[h])
@@ -196,8 +201,9 @@ class TCRL(Agent[Config]):
         error = (predicted - goal).square().mean(-1) if c.rep_metric == "mse" else 2.0 - 2.0 * cosine(predicted, goal)
         mistake = (torch.stack(rewards) - batch.reward[: c.horizon]).square()
         consistency, reward = (torch.clamp((weight * e).sum(0), max=c.loss_limit).mean() for e in (error, mistake))
-        loss = c.consistency_coef * consistency + c.reward_coef * reward
-        metrics = {"consistency_loss": consistency.detach(), "reward_loss": reward.detach()}
+        loss = c.consistency_coef * consistency + c.reward_coef * reward + sum(remedy.values())
+        metrics = {"consistency_loss": consistency, "reward_loss": reward, **remedy}
+        metrics = {k: v.detach() for k, v in metrics.items()}
         return loss, metrics | mean_min_max("latent", predicted)
 
     def target_value(self, state: State, batch: Batch, z: Tensor, noise: Tensor, sigma: Tensor) -> Tensor:

@@ -17,6 +17,7 @@ from torch.func import grad_and_value
 from iqrl.agent import Agent, Batch, Metrics, Noise, Progress, Slices, Stage, State, Tensors, Update, register, setting
 from iqrl.environments.tasks import TaskSpec
 from iqrl.networks import MLP, Adam, ParameterGroup, mean_min_max, soft_update
+from iqrl.redundancy import COVARIANCE, REMEDY, VARIANCE, remedy_loss
 
 FAR = 1e8  # where running extremes start
 
@@ -34,6 +35,9 @@ class Config:
         "current", "whose f(s') is predicted: its own, or a moving average's", choices=("current", "ema")
     )
     enc_tau: float = setting(0.005, "rate of that average", low=0.0, high=1.0)
+    remedy: str = setting("none", **REMEDY)
+    remedy_variance: float = setting(0.01, **VARIANCE)
+    remedy_covariance: float = setting(0.01, **COVARIANCE)
     # actor and critic ("One training step")
     discount: float = setting(0.99, "gamma, per decision", low=0.0, high=1.0)
     actor_lr: float = setting(3e-4, "Adam learning rate of the actor", low=0.0, high=1.0)
@@ -177,8 +181,9 @@ class TD7(Agent[Config]):
     def encoder_loss(self, encoder: Tensor, source: Tensor, batch: Batch) -> Tensor:
         """1: the next state's embedding by `source`, predicted from this state's and the action."""
         observation, following = batch.observation
-        predicted = self.embed_action(encoder, self.embed_state(encoder, observation), batch.action[0])
-        return (predicted - self.embed_state(source, following)).square().mean()
+        zs = self.embed_state(encoder, observation)
+        error = (self.embed_action(encoder, zs, batch.action[0]) - self.embed_state(source, following)).square().mean()
+        return error + sum(remedy_loss(self.config, zs).values())
 
     def target_value(self, state: State, batch: Batch, noise: Tensors) -> Tensor:
         """2: y (B,), by the target networks on the targets' encoder; the value is clipped, not the reward."""

@@ -18,6 +18,7 @@ from iqrl.environments.tasks import TaskSpec
 from iqrl.errors import InputError
 from iqrl.networks import MLP, Adam, BoundNetworks, ParameterGroup, mean_min_max, soft_update
 from iqrl.quantisers import FSQ_LEVELS, VQ, make_quantiser
+from iqrl.redundancy import COVARIANCE, REMEDY, VARIANCE, remedy_loss
 from iqrl.returns import n_step, n_step_iqrl_released
 from iqrl.schedules import EXPLORATION_EPISODES, linear_by_episode
 
@@ -58,6 +59,9 @@ class Config:
     enc_clip: float = setting(20.0, "largest gradient norm of the representation, 0 for none", low=0.0, high=1e6)
     freeze_encoder: bool = setting(False, "the representation stays as it is at the start (section 9, transfer)")
     init_from: str = setting("", "run directory whose final representation this run starts with (section 9, transfer)")
+    remedy: str = setting("none", **REMEDY)
+    remedy_variance: float = setting(0.01, **VARIANCE)
+    remedy_covariance: float = setting(0.01, **COVARIANCE)
     # actor and critics (section 4)
     nstep: int = setting(1, "N of the returns; 3 on several tasks", low=1, high=100)
     released_nstep: bool = setting(False, "released code's returns (Q2, Q3)")
@@ -246,6 +250,7 @@ class IQRL(Agent[Config]):
             met += [self.propose(net, latents[h], batch.action[h]) for h in range(c.horizon)]
             committed = [self.quantise.commitment(x, self.quantise(x, codebook)).mean() for x in met]
             metrics["commitment_loss"] = torch.stack(committed).mean()
+        metrics |= remedy_loss(c, latents[0])
         loss = sum(metrics.values(), torch.zeros((), device=world.device))
         return loss, {k: v.detach() for k, v in metrics.items()} | mean_min_max("latent", predicted)
 

@@ -25,7 +25,7 @@ LAYERS = (
     ("slurm",),
 )
 AGENT_KIT = LAYERS.index(())
-LONGEST = 400  # lines
+LONGEST = 420  # lines
 # Still to be split; it only gets shorter.
 LONG = {
     "ablations.sweep",
