@@ -1,25 +1,23 @@
-"""One run directory -> a row and two tables; a run that cannot be read, or only in part, says why."""
+"""One run -> a row and two tables; a run that cannot be read, or only in part, says why."""
 
 from __future__ import annotations
 
 import json
-import os
 from typing import Any
 
 import numpy as np
-import yaml
 
-EVALUATION_COLUMNS = ("env_step", "episode", "episode_return", "length")
-LATENT_COLUMNS = (
-    "samples", "width", "rank_0.1", "rank_0.01", "rank_0.001", "condition_number",
-    "active_codebook_mean", "active_codebook_min", "active_codebook_max", "dormant_percent", "dormant_count",
-)  # fmt: skip
+from iqrl.runs.group import KeptRun
+from iqrl.runs.reader import Run
+from iqrl.runs.tables import EVALUATION_COLUMNS, LATENT_COLUMNS, TIMING_COLUMNS, Damaged
+
 EVALUATION_TABLE = (
     "env_step", "episodes", "mean_return", "std_return", "min_return", "max_return", "length",
     "wall_seconds", "updates",
 )  # fmt: skip
 
-_YamlLoader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # the same safe loader, in C where built so
+
+ENDED = ("done", "failed", "torn")  # states of `iqrl.runs.reader`; in any other a run is unfinished
 
 
 def empty_row(run: str) -> dict[str, Any]:
@@ -33,24 +31,28 @@ def empty_row(run: str) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def read_run(path: str) -> tuple[dict[str, Any], np.ndarray, np.ndarray]:
-    """One run directory -> (row of `runs`, evaluations (rows, 9), latents (rows, 12)). Never raises."""
-    row = empty_row(os.path.basename(path))
+def read_run(run: Run | KeptRun) -> tuple[dict[str, Any], np.ndarray, np.ndarray]:
+    """A run -> (row of `runs`, evaluations (rows, 9), latents (rows, 12)). Never raises."""
+    row = empty_row(run.name)
     remarks: list[str] = []
     evaluations = np.empty((0, len(EVALUATION_TABLE)))
-    latents = np.empty((0, 1 + len(LATENT_COLUMNS)))
+    latents = np.empty((0, len(LATENT_COLUMNS)))
     try:
-        _read_config(path, row)
-        _read_provenance(path, row, remarks)
-        episodes = _read_csv(path, "evaluations.csv", EVALUATION_COLUMNS, remarks)
-        timing = _read_csv(path, "timing.csv", ("env_step", "wall_seconds", "updates"), remarks)
+        _describe(run.config(), row)
+        _tell_provenance(run, row, remarks)
+        episodes = _numbers(run, "evaluations.csv", EVALUATION_COLUMNS, remarks)
+        timing = _numbers(run, "timing.csv", TIMING_COLUMNS, remarks)
         evaluations = _evaluations(
             _without_repeats(episodes, row["episodes"], remarks), timing, row["episodes"], remarks
         )
         _remark_returns(evaluations, row["task"], remarks)
-        latents = _read_csv(path, "latents.csv", ("env_step", *LATENT_COLUMNS), remarks)
-        _read_end(path, row)
-    except _Unreadable as error:
+        latents = _numbers(run, "latents.csv", LATENT_COLUMNS, remarks)
+        status, reason = run.ending()
+        if status in ENDED:
+            row.update(status=status, reason=reason)
+        else:
+            row["status"] = "unfinished"  # and why, by its provenance
+    except Damaged as error:
         row.update(status="unreadable", reason=str(error))
     except Exception as error:  # whatever is in the directory, the other runs are still there
         row.update(status="unreadable", reason=f"{type(error).__name__}: {error}".splitlines()[0])
@@ -62,25 +64,14 @@ def read_run(path: str) -> tuple[dict[str, Any], np.ndarray, np.ndarray]:
     return row, evaluations, latents
 
 
-class _Unreadable(Exception):
-    """A file of a run that makes the run unusable; the message names the file and what is wrong."""
-
-
-def _read_config(path: str, row: dict[str, Any]) -> None:
-    try:
-        with open(os.path.join(path, "config.yaml"), "rb") as file:
-            config = yaml.load(file, Loader=_YamlLoader)
-    except FileNotFoundError:
-        raise _Unreadable("config.yaml is missing") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise _Unreadable(f"config.yaml is not YAML: {str(error).splitlines()[0]}") from None
+def _describe(config: dict[str, Any], row: dict[str, Any]) -> None:
     try:
         flat = flatten(config)
         row.update(agent=str(flat["agent.name"]), task=str(flat["task"]), seed=int(flat["seed"]))
         row.update(preset=str(flat.get("preset", "default")), budget=int(flat["train.env_steps"]))
         row.update(every=int(flat.get("eval.every", -1)), episodes=int(flat.get("eval.episodes", -1)))
     except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise _Unreadable(f"config.yaml lacks a usable {error}") from None
+        raise Damaged(f"config.yaml lacks a usable {error}") from None
     row["config"] = json.dumps(flat, sort_keys=True, default=str)
 
 
@@ -95,12 +86,11 @@ def flatten(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def _read_provenance(path: str, row: dict[str, Any], remarks: list[str]) -> None:
+def _tell_provenance(run: Run | KeptRun, row: dict[str, Any], remarks: list[str]) -> None:
     """Where and how it ran. A run without it is still a run: its numbers do not depend on it."""
     try:
-        with open(os.path.join(path, "provenance.json"), "rb") as file:
-            provenance = json.load(file)
-        sessions = provenance.get("sessions") or [{}]
+        provenance = run.provenance()
+        sessions = provenance["sessions"] or [{}]
         last = sessions[-1]
         row.update(identity=str(provenance.get("identity", "")), created=str(provenance.get("created", "")))
         row.update(sessions=len(sessions), pack=int(last.get("pack") or 1), dirty=bool(last.get("dirty")))
@@ -113,53 +103,40 @@ def _read_provenance(path: str, row: dict[str, Any], remarks: list[str]) -> None
         for key, name in (("precision", "precision"), ("commit", "code")):
             if len(said := dict.fromkeys(str(session[key])[:12] for session in sessions if session.get(key))) > 1:
                 remarks.append(f"{name} changed between sessions: {', '.join(said)}")
-    except FileNotFoundError:
-        remarks.append("provenance.json is missing")
-    except (ValueError, AttributeError, TypeError, IndexError):
+    except Damaged as error:
+        remarks.append(str(error))
+    except (ValueError, TypeError):
         remarks.append("provenance.json is damaged")
 
 
-def _read_csv(path: str, name: str, columns: tuple[str, ...], remarks: list[str]) -> np.ndarray:
+def _numbers(run: Run | KeptRun, name: str, columns: list[str], remarks: list[str]) -> np.ndarray:
     """(rows, columns) as floats, blank = NaN; (0, columns) when the file is absent.
 
     A last line without its newline is left out and named. Columns are found by their header; more may follow.
     """
-    empty = np.empty((0, len(columns)))
-    try:
-        with open(os.path.join(path, name), encoding="utf-8", errors="replace") as file:
-            text = file.read()
-    except FileNotFoundError:
-        return empty
-    if text and not text.endswith("\n"):
-        text, _, torn = text.rpartition("\n")
-        remarks.append(f"{name}: torn last line ({len(torn)} bytes) left out")
-    lines = text.rstrip("\n").split("\n")
-    header = lines[0].split(",")
-    if header == [""]:
-        return empty
-    missing = [column for column in columns if column not in header]
+    rows = run.rows(name)
+    if rows.torn:
+        remarks.append(f"{name}: torn last line ({rows.torn} bytes) left out")
+    header = rows.columns
+    missing = [column for column in columns if column not in header] if header else []
     if missing and (columns[0] in missing or name == "evaluations.csv"):
-        raise _Unreadable(f"{name}: no column {missing[0]!r} in its header")
-    if len(lines) == 1:
-        return empty
-    commas = len(header) - 1
-    bad = next((i for i, line in enumerate(lines) if line.count(",") != commas), None)
-    if bad is not None:
-        raise _Unreadable(f"{name}: line {bad + 1} has {lines[bad].count(',') + 1} fields, its header {len(header)}")
+        raise Damaged(f"{name}: no column {missing[0]!r} in its header")
+    if not rows.lines:
+        return np.empty((0, len(columns)))
     try:
-        fields = ",".join(lines[1:]).split(",")
+        fields = ",".join(rows.lines).split(",")
         if "" in fields:
             fields = [field or "nan" for field in fields]
         values = np.array(list(map(float, fields))).reshape(-1, len(header))
     except ValueError as error:
-        raise _Unreadable(f"{name}: {error}") from None
+        raise Damaged(f"{name}: {error}") from None
     table = np.full((len(values), len(columns)), np.nan)
     for i, column in enumerate(columns):
         if column in header:
             table[:, i] = values[:, header.index(column)]
     steps = table[:, 0]
     if not np.all(np.isfinite(steps)) or np.any(np.diff(steps) < 0):
-        raise _Unreadable(f"{name}: env_step is not ascending")
+        raise Damaged(f"{name}: env_step is not ascending")
     return table
 
 
@@ -212,30 +189,3 @@ def _evaluations(episodes: np.ndarray, timing: np.ndarray, expected: int, remark
         at = ", ".join(f"{table[i, 0]:.0f} ({counts[i]} of {expected} episodes)" for i in short[:3])
         remarks.append(f"evaluations.csv: incomplete evaluation left out at env step {at}")
     return table[counts >= expected]
-
-
-def _read_end(path: str, row: dict[str, Any]) -> None:
-    """How the run ended: done, torn (DONE promises longer files), failed, or unfinished."""
-    try:
-        with open(os.path.join(path, "DONE"), "rb") as file:
-            promised = json.load(file).get("files", {})
-        row.update(status="done", reason="")
-        for name, size in promised.items():
-            found = os.path.getsize(os.path.join(path, name)) if os.path.exists(os.path.join(path, name)) else 0
-            if found < size:
-                row.update(status="torn", reason=f"{name} has {found} bytes where DONE says {size}")
-                return
-        return
-    except FileNotFoundError:
-        pass
-    except (ValueError, AttributeError):
-        row.update(status="torn", reason="DONE is damaged")
-        return
-    try:
-        with open(os.path.join(path, "FAILED"), "rb") as file:
-            failure = json.load(file)
-        row.update(status="failed", reason=str(failure.get("reason", "")).split("\n")[0])
-    except FileNotFoundError:
-        row["status"] = "unfinished"
-    except (ValueError, AttributeError):
-        row.update(status="failed", reason="FAILED is damaged")

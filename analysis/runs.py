@@ -1,4 +1,4 @@
-"""Run directories -> tidy tables, incrementally.
+"""Runs, of run directories or kept as tables, -> tidy tables, incrementally.
 
 `load` reads every run directory below the given folders into three tables and never fails because of one of
 them: a run that cannot be read, or only in part, is in the table `runs` with a status and a reason.
@@ -13,10 +13,11 @@ modification time of one of its files has changed.
 
 from __future__ import annotations
 
+import csv
 import json
 import os
 import secrets
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,9 +27,13 @@ import numpy as np
 import pandas as pd
 
 from analysis.errors import InputError
-from analysis.run_folder import EVALUATION_TABLE, LATENT_COLUMNS, empty_row, read_run
+from analysis.run_folder import EVALUATION_TABLE, empty_row, read_run
+from iqrl.runs import group
+from iqrl.runs.group import KeptRun
+from iqrl.runs.reader import Run
+from iqrl.runs.tables import LATENT_COLUMNS, Damaged
 
-CACHE_VERSION = 4  # raise it when a column changes its meaning
+CACHE_VERSION = 6  # raise it when a column changes its meaning
 FILES = ("config.yaml", "provenance.json", "evaluations.csv", "latents.csv", "timing.csv", "DONE", "FAILED")
 PARALLEL_FROM = 400  # runs to read from which a second process pays for its start
 
@@ -48,10 +53,10 @@ class RunTables:
 
 
 def load(folders: list[Path], cache: bool = True, processes: int | None = None) -> RunTables:
-    """Read all run directories of `folders`.
+    """Read all runs of `folders`: run directories, and those that `python -m benchmarks.keep` has put into tables.
 
     Raises:
-        InputError: a folder does not exist.
+        InputError: a folder does not exist, or its tables of kept runs cannot be read.
     """
     parts = [_load_folder(folder, cache, processes) for folder in folders]
     return RunTables(
@@ -64,7 +69,11 @@ def load(folders: list[Path], cache: bool = True, processes: int | None = None) 
 def _load_folder(folder: Path, cache: bool, processes: int | None) -> RunTables:
     if not folder.is_dir():
         raise InputError(f"runs={folder}: no such folder; expected one that holds run directories")
-    signatures = _signatures(folder)
+    try:
+        kept = {run.name: run for run in group.read_group(folder)}
+    except (Damaged, csv.Error) as error:
+        raise InputError(f"runs={folder}: {error}") from None
+    signatures = _signatures(folder, kept)
     cached = _read_cache(folder) if cache else None
     known = dict(zip(cached.runs["run"], cached.runs["signature"], strict=True)) if cached else {}
     changed = sorted(run for run, signature in signatures.items() if known.get(run) != signature)
@@ -72,7 +81,7 @@ def _load_folder(folder: Path, cache: bool, processes: int | None) -> RunTables:
     if cached and not changed and not gone:
         tables = cached
     else:
-        fresh = _read_runs(folder, changed, signatures, processes)
+        fresh = _read_runs([kept.get(name) or Run(folder / name) for name in changed], signatures, processes)
         tables = _merge(cached, fresh, stale=set(changed) | gone) if cached else fresh
         if cache:
             _write_cache(folder, tables)
@@ -88,9 +97,17 @@ def _joined(prefix: str, runs: pd.Series) -> pd.Series:
     return names.cat.rename_categories([prefix + str(name) for name in names.cat.categories]).astype("category")
 
 
-def _signatures(folder: Path) -> dict[str, str]:
-    """Size and modification time of the files of every run directory (one that holds a config.yaml)."""
-    found = {}
+def _signatures(folder: Path, kept: Collection[str]) -> dict[str, str]:
+    """Size and modification time of the files of every run directory, and of the tables that hold the runs `kept`.
+
+    Raises:
+        InputError: a run is there in both ways.
+    """
+    parts = dict[str, str]()
+    for name in group.FILES if kept else ():
+        status = (folder / name).stat()
+        parts[name] = f"{name}:{status.st_size}:{status.st_mtime_ns}"
+    found = dict.fromkeys(kept, " ".join(parts.values()))
     for entry in os.scandir(folder):
         if entry.name.startswith(".") or entry.name == "sweeps" or not entry.is_dir():
             continue
@@ -99,6 +116,10 @@ def _signatures(folder: Path) -> dict[str, str]:
             if file.name in FILES:
                 status = file.stat()
                 parts[file.name] = f"{file.name}:{status.st_size}:{status.st_mtime_ns}"
+        if "FAILED" in parts and (lease := Path(entry.path, "lease")).is_dir():
+            parts["lease"] = f"lease:{lease.stat().st_mtime_ns}"  # claimed again, it is failed no more
+        if parts and entry.name in kept:
+            raise InputError(f"runs={folder}: {entry.name} is a folder and a row of its runs.csv; expected one")
         if parts:
             found[entry.name] = " ".join(parts[name] for name in sorted(parts))
     return found
@@ -155,20 +176,25 @@ def _merge(cached: RunTables, fresh: RunTables, stale: set[str]) -> RunTables:
 # ------------------------------------------------------------------------------------------------------ reading one run
 
 
-def _read_runs(folder: Path, names: list[str], signatures: dict[str, str], processes: int | None) -> RunTables:
+def _read_runs(found: list[Run | KeptRun], signatures: dict[str, str], processes: int | None) -> RunTables:
+    names = [run.name for run in found]
     if processes is None:
         processes = min(os.cpu_count() or 1, 8) if len(names) >= PARALLEL_FROM else 1
-    paths = [str(folder / name) for name in names]
     if processes > 1:
         with ProcessPoolExecutor(processes) as pool:
-            results = list(pool.map(read_run, paths, chunksize=64))
+            results = list(pool.map(read_run, found, chunksize=64))
     else:
-        results = [read_run(path) for path in paths]
+        results = [read_run(run) for run in found]
     rows = [row | {"signature": signatures[row["run"]]} for row, _, _ in results]
+    for row in rows:
+        if row["status"] == "unfinished" and (
+            "FAILED" in row["signature"] or "DONE" in row["signature"]
+        ):  # being begun again: look again next time
+            row["signature"] = ""
     return RunTables(
         runs=pd.DataFrame(rows, columns=[*empty_row(""), "signature"]),
         evaluations=_stack(names, [evaluations for _, evaluations, _ in results], EVALUATION_TABLE),
-        latents=_stack(names, [latents for _, _, latents in results], ("env_step", *LATENT_COLUMNS)),
+        latents=_stack(names, [latents for _, _, latents in results], tuple(LATENT_COLUMNS)),
     )
 
 

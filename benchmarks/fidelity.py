@@ -33,7 +33,7 @@ from iqrl import config, counter_random
 from iqrl.agent import Agent, Batch, Noise
 from iqrl.environments.environment import task_spec
 from iqrl.errors import BAD_INPUT, InputError
-from iqrl.runs.directory import code_version
+from iqrl.runs.code import code_version
 
 # Released behaviour where the default is the paper's; sizes and critics as in `peer.py`.
 WORDS = {

@@ -1,10 +1,12 @@
-"""Copies what figures need of finished runs, so that it can be committed.
+"""Keeps what figures need of runs as tables that can be committed: runs.csv, evaluations.csv, latents.csv of a group.
 
     python -m benchmarks.keep runs/iqrl-walker-walk-s0-52daaf07 ... out=results/reference/full
     python -m benchmarks.keep runs/sweeps/horizon-lite.json ... out=results/reference/lite
 
-Of a sweep, all its runs. Tables, configuration and provenance; no checkpoints, no replay, and not where and as which
-process a run was trained. `make figures RUNS=results/reference/full` draws from the copies as from the originals.
+Of a sweep, all its runs. They are added to what `out` holds; a run that is there already is replaced, and no other
+row is touched. Configuration, provenance, evaluations and diagnostics; no checkpoints, replay or training.csv, and not
+where and as which process a run was trained. `incomplete=keep` takes runs that have not ended, too: figures name them.
+`make figures RUNS=results/reference/full` draws from the tables as from the runs themselves.
 """
 
 from __future__ import annotations
@@ -17,63 +19,78 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from iqrl.errors import BAD_INPUT, InputError
-from iqrl.runs.directory import TABLES, RunDirectory
+from iqrl.runs import group
+from iqrl.runs.reader import Run
+from iqrl.runs.tables import Damaged
 
 PATH = re.compile(r"(\w+=)/\S*/(?=[^/\s]+)")  # key=/some/where/name, of which the name stays
 OF_A_MACHINE = ("host", "pid", "started", "job_id", "code")
 
 
-def keep(run: Path, out: Path) -> Path:
-    """Copy one finished run below `out`.
+def keep(path: Path, out: Path, incomplete: bool = False) -> None:
+    """Add one run to the tables of `out`.
+
+    Args:
+        incomplete: take one that is not complete, too.
 
     Raises:
-        InputError: if it is not a complete run, or lies in `out` itself.
+        InputError: if it is not a complete run, lies in `out` itself, or has a file that cannot be used.
     """
-    if not RunDirectory(run).done():
-        raise InputError(f"{run}: not a complete run; expected a directory with a DONE that fits its files")
-    copy = out / run.name
-    if copy.exists() and copy.samefile(run):
-        raise InputError(f"out={out}: {run} already lies there; expected another folder")
-    copy.mkdir(parents=True, exist_ok=True)
-    for name in ("config.yaml", "DONE", *TABLES):
-        shutil.copyfile(run / name, copy / name)
-    provenance = json.loads((run / "provenance.json").read_text())
-    for session in provenance["sessions"]:
-        for key in OF_A_MACHINE:
-            session.pop(key, None)
-        session["command"] = PATH.sub(r"\1", session["command"])
-    (copy / "provenance.json").write_text(json.dumps(provenance, indent=1) + "\n")
-    return copy
+    run = Run(path.absolute())
+    if (out / run.name).exists():
+        raise InputError(f"out={out}: {run.name} is a folder there; expected another out, or that folder moved away")
+    if run.ending()[0] != "done" and not incomplete:
+        raise InputError(f"{path}: not a complete run; expected a directory with a DONE that fits its files")
+    try:
+        provenance = run.provenance()
+        for session in provenance["sessions"]:
+            for key in OF_A_MACHINE:
+                session.pop(key, None)
+            session["command"] = PATH.sub(r"\1", session["command"])
+        group.add(out, run, provenance)
+    except (Damaged, KeyError) as error:
+        raise InputError(f"{path}: cannot be kept: {error}") from None
 
 
-def keep_sweep(manifest: Path, out: Path) -> list[Path]:
-    """Copy a sweep's manifest and every run it names, which stand beside the manifest's folder.
+def keep_sweep(manifest: Path, out: Path, incomplete: bool) -> list[Path]:
+    """Add a sweep's manifest and every run it names, which stand beside the manifest's folder.
 
     Raises:
-        InputError: if it is no manifest, or a run is not complete.
+        InputError: if it is no manifest, lies in `out` itself, or a run is not complete.
     """
     try:
         names = sorted({entry["run"] for entry in json.loads(manifest.read_text())["runs"]})
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise InputError(f"{manifest}: not a sweep's manifest, such as runs/sweeps/NAME.json: {error}") from None
-    copies = [keep(manifest.parent.parent / name, out) for name in names]
-    (out / "sweeps").mkdir(exist_ok=True)
-    shutil.copyfile(manifest, out / "sweeps" / manifest.name)
-    return copies
+    copy = out / "sweeps" / manifest.name
+    if copy.exists() and copy.samefile(manifest):
+        raise InputError(f"out={out}: {manifest} already lies there; expected another folder")
+    runs = [manifest.parent.parent / name for name in names]
+    for run in runs:
+        keep(run, out, incomplete)
+    copy.parent.mkdir(exist_ok=True)
+    shutil.copyfile(manifest, copy)
+    return runs
 
 
 def main(words: Sequence[str]) -> int:
-    given = [Path(word) for word in words if not word.startswith("out=")]
+    given = [Path(word) for word in words if not word.startswith(("out=", "incomplete="))]
     outs = [word.removeprefix("out=") for word in words if word.startswith("out=")]
+    incomplete = "incomplete=keep" in words
     if "--help" in words or "-h" in words:
         print(__doc__)
         return 0
     try:
         if not given or len(outs) != 1 or not outs[0]:
             raise InputError("expected run directories or sweeps' manifests, and one out=FOLDER")
+        out = Path(outs[0])
         for path in given:
-            copies = keep_sweep(path, Path(outs[0])) if path.suffix == ".json" else [keep(path, Path(outs[0]))]
-            print("\n".join(map(str, copies)))
+            if path.suffix == ".json":
+                runs = keep_sweep(path, out, incomplete)
+            else:
+                keep(path, out, incomplete)
+                runs = [path]
+            print("\n".join(f"{out / 'runs.csv'}: {run.absolute().name}" for run in runs))
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         return BAD_INPUT

@@ -36,7 +36,8 @@ from typing import Any
 from iqrl import processes
 from iqrl.agents import AGENTS, agent_class
 from iqrl.errors import BAD_INPUT, InputError
-from iqrl.runs.directory import code_version, replace_text
+from iqrl.runs.code import code_version
+from iqrl.runs.files import replace_text
 
 COLUMNS = [
     "agent",

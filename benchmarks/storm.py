@@ -30,7 +30,8 @@ from benchmarks.storm_cluster import Cluster, missing
 from iqrl import config
 from iqrl.environments.environment import task_spec
 from iqrl.errors import InputError
-from iqrl.runs.directory import ReplayLog, RunDirectory, read_json
+from iqrl.runs import checkpoints, reader
+from iqrl.runs.replay_log import ReplayLog
 
 NODES = ("n1", "n2", "n3")
 # After the one `retry`, only what the sweep has to survive on its own.
@@ -135,7 +136,7 @@ class Storm:
 
     def complete(self) -> int:
         """How many runs are."""
-        return sum(RunDirectory(path).done() for path in self.runs.glob("*-s*-*"))
+        return sum(reader.completeness(path)[0] for path in self.runs.glob("*-s*-*"))
 
     def rage(self, faults: Sequence[str], pace: tuple[float, float], chance: random.Random) -> list[str]:
         """Inject faults, `pace` seconds from one to the next; one that finds nothing to hit waits for the next turn.
@@ -276,8 +277,7 @@ def newest(path: Path) -> dict[str, Any]:
     run = config.load_run(path)
     spec = task_spec(run.task)
     width = spec.observation_dim + spec.action_dim + 2
-    directory = RunDirectory(path)
-    saved = directory.load(directory.checkpoints()[0][1], width)
+    saved = checkpoints.load(reader.checkpoints(path)[0][1], width)
     saved["replay"] = torch.from_numpy(ReplayLog.read(path / "replay", saved["replay"], width))
     del saved["wall_seconds"]
     return saved
@@ -316,7 +316,7 @@ def compare(disturbed: Path, undisturbed: Path) -> list[str]:
 
 def sessions(runs: Path) -> int:
     """How often runs were begun or resumed."""
-    return sum(len(read_json(path)["sessions"]) for path in runs.glob("*-s*-*/provenance.json"))
+    return sum(len(reader.Run(path).provenance()["sessions"]) for path in runs.glob("*-s*-*"))
 
 
 class SmallDisk:

@@ -149,9 +149,9 @@ def resume_runs(words: Sequence[str]) -> int:
 
 def last_execution(path: Path) -> dict[str, dict[str, object]]:
     """How the last session of a run was executed, as settings: going on likewise gives the same numbers, bitwise."""
-    from iqrl.runs.directory import RunDirectory
+    from iqrl.runs.reader import Run
 
-    session = RunDirectory(path).last_session()
+    session = Run(path).last_session()
     try:
         settings = {"precision": session["precision"], "threads": session["threads"]}
         return {"train": {**settings, "compile": "on" if session["compile"] else "off"}}
@@ -260,7 +260,7 @@ def _train_alike(todo: Pack, how, size: int, stop: StopFlag) -> int:  # type: ig
 
 def _fail(trainer: Trainer | None, pack: Pack, reason: str, trace: str = "") -> None:
     """Mark the runs of a pack that have not ended as failed: all of them if there is no trainer yet."""
-    from iqrl.runs.directory import LeaseLost
+    from iqrl.runs.lease import LeaseLost
 
     if trainer is not None:
         trainer.fail_all(reason, trace)

@@ -19,7 +19,10 @@ from pathlib import Path
 
 from iqrl import processes
 from iqrl.errors import BAD_INPUT, INTERRUPTED, what_failed
-from slurm import run_files
+from iqrl.runs import reader
+from iqrl.runs.files import last_line, written
+from iqrl.runs.lease import newest_token, newest_writer
+from iqrl.runs.reader import RunState
 from slurm.packs import Pack, train_command
 
 ATTEMPTS = 10  # without getting further: a disk may be full for a while
@@ -119,7 +122,7 @@ class Crew:
         """Whether the runs that this pack builds on are complete. If they never will be, it is left."""
         now = time.time()
         for name in member.pack.after:
-            if run_files.read(self.runs / name, now).state == "done":
+            if reader.look(self.runs / name, now).state == "done":
                 continue
             coming = any(name in m.pack.runs and m.state in ("waiting", "training") for m in self.members)
             if not coming:
@@ -134,7 +137,7 @@ class Crew:
             member.state = "ended"
             return
         member.marks = self._marks(pack)
-        member.tokens = {name: run_files.newest_writer(self.runs / name)[0] for name in pack.runs}
+        member.tokens = {name: newest_token(self.runs / name) for name in pack.runs}
         member.attempts += 1
         command = train_command(sys.executable, pack, self.configs, self.runs, seeds)
         try:
@@ -161,20 +164,20 @@ class Crew:
         """Seeds of a pack, without runs that failed since it was handed out: they would fail again."""
         since, own = self._handed_out(pack), self._own(pack)
         named = zip(pack.runs, pack.seeds, strict=True)
-        return [s for name, s in named if name in own and not run_files.failed_since(self.runs / name, since)]
+        return [s for name, s in named if name in own and not reader.failed_since(self.runs / name, since)]
 
     def _own(self, pack: Pack) -> list[str]:
         """Runs of a pack, without those that a later job has claimed: one that failed here was mended and retried."""
         job, since = processes.job_id(), self._handed_out(pack)
-        return [name for name in pack.runs if not (job and run_files.taken_since(self.runs / name, since, job))]
+        return [name for name in pack.runs if not (job and reader.taken_since(self.runs / name, since, job))]
 
-    def files(self, pack: Pack) -> list[run_files.RunFiles]:
+    def files(self, pack: Pack) -> list[RunState]:
         """What its runs' files say; a failure from before the pack was handed out does not count."""
         now, since = time.time(), self._handed_out(pack)
-        return [run_files.read(self.runs / name, now, since) for name in pack.runs]
+        return [reader.look(self.runs / name, now, since) for name in pack.runs]
 
     def _handed_out(self, pack: Pack) -> float:
-        return run_files.written(self.configs / f"{pack.name}.yaml")
+        return written(self.configs / f"{pack.name}.yaml") or 0.0
 
     def _after(self, member: Member, status: int, pid: int) -> None:
         """Decide what a process's end means."""
@@ -193,7 +196,7 @@ class Crew:
             if len(failed) < len(states):
                 self.told(f"{pack.name}  done")
             return
-        said = run_files.last_line(self.logs / f"{pack.name}.log")
+        said = last_line(self.logs / f"{pack.name}.log")
         if status == BAD_INPUT:
             self._leave(member, said.removeprefix("error: ") or "bad input")
         elif not all(self._ours(name, member.tokens[name], pid) for name in open_runs):
@@ -219,7 +222,7 @@ class Crew:
 
     def _ours(self, name: str, token: int, pid: int) -> bool:
         """Whether nobody but the process that just ended has claimed a run since that process began."""
-        newest, writer = run_files.newest_writer(self.runs / name)
+        newest, writer = newest_writer(self.runs / name)
         return newest == token or (writer.get("pid") == pid and newest == token + 1)
 
     def _leave(self, member: Member, reason: str) -> None:
@@ -227,4 +230,4 @@ class Crew:
         self.told(f"{member.pack.name}  given up: {reason}")
 
     def _marks(self, pack: Pack) -> tuple[object, ...]:
-        return tuple(run_files.marks(self.runs / name) for name in pack.runs)
+        return tuple(reader.marks(self.runs / name) for name in pack.runs)

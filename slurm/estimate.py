@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import json
-import re
 import statistics
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 from pathlib import Path
 
 from ablations import hours
+from iqrl.runs import reader
+from iqrl.runs.tables import Damaged
 from slurm import tables
 from slurm.packs import Pack
 from slurm.profile import Profile
@@ -54,13 +54,10 @@ def measured(runs: Path, device: str) -> dict[tuple[str, str], float]:
     for marker in sorted(runs.glob("*/DONE"))[:LOOKED_AT]:
         folder = marker.parent
         try:
-            session = json.loads((folder / "provenance.json").read_text())["sessions"][-1]
-            progress = json.loads((folder / "progress.json").read_text())
-            text = (folder / "config.yaml").read_text()
-            agent = re.search(r"\bname: (\S+?)[,}\s]", text)
-            preset = re.search(r"^preset: (\S+)", text, re.M)
-            if str(session["device"]).startswith(device) and agent and preset:
-                found[agent[1], preset[1]].append(progress["wall_seconds"] / progress["env_step"])
-        except (OSError, ValueError, KeyError, IndexError, ZeroDivisionError, TypeError):
+            run, state = reader.Run(folder), reader.look(folder, now=0.0)
+            if state.state == "done" and str(run.last_session()["device"]).startswith(device):
+                config = run.config()
+                found[config["agent"]["name"], config["preset"]].append(state.wall_seconds / state.env_step)
+        except (OSError, Damaged, KeyError, ZeroDivisionError, TypeError):
             continue
     return {key: statistics.median(values) for key, values in found.items()}

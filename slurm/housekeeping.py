@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from iqrl.errors import InputError
+from iqrl.runs import reader
 from slurm import queue, states, tables
 from slurm.reports import Report
 from slurm.states import State
@@ -138,7 +139,7 @@ def clean(runs: Path, yes: bool) -> int:
 
 def _spare(runs: Path, state: State) -> list[Path]:
     folder = runs / state.run
-    old = sorted((folder / "checkpoint").glob("*.pt"))[:-KEPT_CHECKPOINTS]
+    old = [file for _, file in reader.checkpoints(folder)[KEPT_CHECKPOINTS:]]
     torn = list((folder / "checkpoint").glob(".writing-*"))
     replay = [folder / "replay"] if (folder / "replay").is_dir() else []
     return [*old, *torn, *replay]

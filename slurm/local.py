@@ -16,8 +16,9 @@ from iqrl import processes
 from iqrl.config import Execution
 from iqrl.errors import FAILED, INTERRUPTED, InputError
 from iqrl.processes import StopFlag
+from iqrl.runs import lease
 from iqrl.training import execution
-from slurm import run_files, states, tables
+from slurm import states, tables
 from slurm.crew import Crew
 from slurm.packs import Pack
 from slurm.plan import AUTOMATIC_PACK, pack
@@ -125,13 +126,8 @@ def _by_memory(count: int) -> int:
 def _work(submission: Submission, packs: list[Pack], slots: list[dict[str, str]], runs: Path, out: TextIO) -> int:
     for each in packs:
         each.write(submission.folder / "packs")
-    pid = os.getpid()
     submission.jobs = [Job("", [{"name": each.name, "runs": list(each.runs)}]) for each in packs]
-    submission.content["queue"] = {
-        "host": run_files.HERE,
-        "pid": pid,
-        "started": processes.started(pid),
-    }
+    submission.content["queue"] = lease.myself()
     submission.save()
     view = tables.Live(packs, out)
     crew = Crew(

@@ -11,8 +11,8 @@ from ablations import PlannedRun
 from iqrl import config
 from iqrl.config import Execution
 from iqrl.errors import InputError
+from iqrl.runs import reader
 from iqrl.training.packing import together
-from slurm import run_files
 from slurm.packs import Pack
 
 AUTOMATIC_PACK = 16  # seeds; the trainer itself splits a pack that does not fit its device's memory
@@ -49,8 +49,7 @@ def pack(
         own = dict(word.split("=", 1) for word in same[0].words)
         how = {**words, **own, **(asked or {}), "train.pack": str(size)}
         label = re.sub(r"[^A-Za-z0-9+=._-]", "_", f"{first.agent.name}-{first.task}-{config.pack_key(first)[:8]}")
-        # Checkpoints by their decisions and updates, as their names say them.
-        points = [{name[:21] for name in run_files.checkpoints(runs / run.name)} for run in same]
+        points = [{key for key, _ in reader.checkpoints(runs / run.name)} for run in same]
         for group in together(points, size):
             part = [same[i] for i in group]
             packs.append(

@@ -9,7 +9,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from iqrl.errors import InputError
-from slurm import queue, run_files
+from iqrl.runs import reader
+from iqrl.runs.files import last_line
+from iqrl.runs.lease import HERE
+from iqrl.runs.reader import RunState
+from slurm import queue
 from slurm.submissions import Job, Submission
 
 # In the order of tables.
@@ -40,7 +44,7 @@ class State:
 
     run: str
     state: str
-    files: run_files.RunFiles
+    files: RunState
     job: str = ""
     log: Path | None = None
     reason: str = ""
@@ -87,14 +91,14 @@ def look(runs: Path, names: Iterable[str], handed_out: Iterable[Submission], in_
     cancelled = {id(s): s.cancelled() for s, _, _ in holders.values()}
     states = []
     for name in names:
-        files = run_files.read(runs / name, now)
+        files = reader.look(runs / name, now)
         holder = holders.get(name)
         if holder is None:
             states.append(State(name, _alone(files), files, reason=files.reason))
             continue
         submission, job, pack_name = holder
         if files.state == "failed":  # perhaps of an attempt before this one, which has not opened the run yet
-            files = run_files.read(runs / name, now, submission.handed_out(pack_name))
+            files = reader.look(runs / name, now, submission.handed_out(pack_name))
         if submission.kind == "local":
             state = _local(files, living[id(submission)], submission)
             if state == "planned" and pack_name in submission.content.get("left", ()):
@@ -117,7 +121,7 @@ def with_reasons(states: Iterable[State]) -> list[State]:
     for state in states:
         if state.state == "lost" and state.log is not None and not state.files.reason:
             logs = [state.log, *job_logs(state.log.parent.parent, state.job)]
-            log, said = next(((log, said) for log in logs if (said := run_files.last_line(log))), (None, ""))
+            log, said = next(((log, said) for log in logs if (said := last_line(log))), (None, ""))
             reason = ": ".join(text for text in (state.reason, said) if text)
             state = dataclasses.replace(state, reason=reason, log=log)
         found.append(state)
@@ -129,26 +133,26 @@ def job_logs(submission: Path, job: str) -> list[Path]:
     return sorted((submission / "submitit").glob(f"{job}_*_log.*")) if job else []
 
 
-def _alone(files: run_files.RunFiles) -> str:
+def _alone(files: RunState) -> str:
     """Of a run that no sweep has handed out: started by hand."""
     if files.state == "begun":
         return "running" if heard_of(files) else "lost"
-    return {"training": "running", "new": "planned"}.get(files.state, files.state)
+    return {"training": "running", "new": "planned", "torn": "lost"}.get(files.state, files.state)
 
 
-def _local(files: run_files.RunFiles, queue_alive: bool, submission: Submission) -> str:
+def _local(files: RunState, queue_alive: bool, submission: Submission) -> str:
     if files.state in ("done", "failed"):
         return files.state
     if files.state == "training":
         return "running"
     if queue_alive:
         return "queued"
-    if submission.content.get("queue", {}).get("host") != run_files.HERE:
+    if submission.content.get("queue", {}).get("host") != HERE:
         return _alone(files)
     return {"new": "planned", "stopped": "stopped"}.get(files.state, "lost")
 
 
-def _slurm(files: run_files.RunFiles, job: str, in_queue: queue.Queue, cancelled: bool) -> str:
+def _slurm(files: RunState, job: str, in_queue: queue.Queue, cancelled: bool) -> str:
     if files.state == "done":
         return "done"
     state = in_queue.states.get(job)
@@ -177,7 +181,7 @@ def require_silence(command: str, states: Iterable[State]) -> None:
             raise InputError(f"{command}: {state.run} was trained on another machine in the last {FRESH_SECONDS:.0f} s")
 
 
-def heard_of(files: run_files.RunFiles) -> bool:
+def heard_of(files: RunState) -> bool:
     """Whether a process of another host, which did not say that it left, has just written to a run."""
     recent = files.state == "begun" and files.age is not None and files.age < FRESH_SECONDS
-    return recent and (files.writer or {}).get("host") != run_files.HERE
+    return recent and (files.writer or {}).get("host") != HERE

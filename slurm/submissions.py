@@ -22,7 +22,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from iqrl.errors import one_line
-from slurm import run_files
+from iqrl.runs import lease
+from iqrl.runs.files import replace_text, written
 
 if TYPE_CHECKING:
     from ablations import Sweep
@@ -119,11 +120,11 @@ class Submission:
 
     def queue_alive(self) -> bool:
         """Whether the local queue that this is still runs, on this host."""
-        return self.kind == "local" and run_files.alive(self.content.get("queue", {}))
+        return self.kind == "local" and lease.alive(self.content.get("queue", {}))
 
     def handed_out(self, pack: str) -> float:
         """When a pack was: its configuration is written then, and no more."""
-        return run_files.written(self.folder / "packs" / f"{pack}.yaml")
+        return written(self.folder / "packs" / f"{pack}.yaml") or 0.0
 
     def log(self, pack: str) -> Path:
         return self.folder / "logs" / f"{pack}.log"
@@ -156,13 +157,3 @@ def write_manifest(sweep: Sweep, runs: Path) -> None:
     folder = runs / "sweeps"
     folder.mkdir(parents=True, exist_ok=True)
     replace_text(folder / f"{sweep.name}.json", json.dumps(sweep.manifest(), indent=0))
-
-
-def replace_text(path: Path, text: str) -> None:
-    """Write a file whole or not at all."""
-    temporary = path.with_name(f".{path.name}-{os.getpid()}")
-    try:
-        temporary.write_text(text)
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)

@@ -20,7 +20,7 @@ import submitit
 from ablations import Sweep
 from iqrl.config import Execution
 from iqrl.errors import InputError, what_failed
-from iqrl.runs.directory import code_version
+from iqrl.runs.code import code_version
 from slurm import estimate, job, profile, queue, states
 from slurm.housekeeping import agreed
 from slurm.packs import Pack

@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TextIO
 
-from slurm import run_files
+from iqrl.runs.reader import RunState
 from slurm.states import STATES, State
 
 if TYPE_CHECKING:  # they load PyTorch, which `status` does without
@@ -100,7 +100,7 @@ class Live:
             self.drawn = 0
 
 
-def progress_row(name: str, files: run_files.RunFiles, budget: int) -> tuple[str, ...]:
+def progress_row(name: str, files: RunState, budget: int) -> tuple[str, ...]:
     """(run, step, speed, last return, time left) of a run in training."""
     budget = files.env_steps or budget
     step = f"{files.env_step:,}/{budget:,}"

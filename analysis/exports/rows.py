@@ -2,77 +2,75 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import math
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from analysis.errors import InputError
+from iqrl.runs import group
+from iqrl.runs.group import KeptRun
+from iqrl.runs.reader import Run
+from iqrl.runs.tables import Damaged
 
 Row = tuple[int, dict[str, float]]  # env step, {"evaluation/mean_return": 812.3, ...}
 STATE = "exported.json"
 
 
-def run_folders(folders: list[Path]) -> Iterator[Path]:
-    """Every run directory (one with a config.yaml) below `folders`.
+def runs_of(folders: list[Path]) -> Iterator[Run | KeptRun]:
+    """Every run of `folders`.
 
     Raises:
-        InputError: a folder does not exist, or two runs of the same name are in different folders.
+        InputError: a folder does not exist, its tables cannot be read, or two folders have a run of one name.
     """
     seen: dict[str, Path] = {}
     for folder in folders:
         if not folder.is_dir():
             raise InputError(f"runs={folder}: no such folder; expected one that holds run directories")
-        for path in sorted(folder.iterdir()):
-            if not path.name.startswith(".") and (path / "config.yaml").is_file():
-                if path.name in seen:
-                    raise InputError(f"runs={path}: a run of this name is in {seen[path.name].parent} as well")
-                seen[path.name] = path
-                yield path
+        try:
+            found = group.runs_in(folder)
+        except (Damaged, csv.Error) as error:
+            raise InputError(f"runs={folder}: {error}") from None
+        for name, run in found.items():
+            if name in seen:
+                raise InputError(f"runs={folder / name}: a run of this name is in {seen[name]} as well")
+            seen[name] = folder
+            yield run
 
 
-def config(run: Path) -> dict[str, Any]:
+def config(run: Run | KeptRun) -> dict[str, Any]:
     """The resolved configuration, {} where it cannot be read."""
     try:
-        loaded = yaml.safe_load((run / "config.yaml").read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError):
+        return run.config()
+    except Damaged:
         return {}
-    return loaded if isinstance(loaded, dict) else {}
 
 
-def rows(run: Path) -> dict[str, list[Row]]:
-    """All complete rows of the run's CSV files, by file; a torn last line is not complete."""
+def rows(run: Run | KeptRun) -> dict[str, list[Row]]:
+    """All complete rows of the run's tables, by file; none of one that is damaged, which is named on stderr."""
     return {
-        "evaluations.csv": _evaluations(_table(run / "evaluations.csv")),
-        "training.csv": _prefixed("training", _table(run / "training.csv")),
-        "latents.csv": _prefixed("latents", _table(run / "latents.csv")),
-        "timing.csv": _prefixed("timing", _table(run / "timing.csv")),
+        "evaluations.csv": _evaluations(_table(run, "evaluations.csv")),
+        "training.csv": _prefixed("training", _table(run, "training.csv")),
+        "latents.csv": _prefixed("latents", _table(run, "latents.csv")),
+        "timing.csv": _prefixed("timing", _table(run, "timing.csv")),
     }
 
 
-def _table(path: Path) -> list[dict[str, float]]:
-    """The rows of a CSV file as numbers; blank fields are left out."""
+def _table(run: Run | KeptRun, name: str) -> list[dict[str, float]]:
+    """The rows of a table as numbers; blank fields are left out."""
     try:
-        text = path.read_text(encoding="utf-8", errors="replace")
-    except FileNotFoundError:
+        table = run.rows(name)
+        split = (zip(table.columns, line.split(","), strict=True) for line in table.lines)
+        found = [{column: float(field) for column, field in row if field} for row in split]
+        if not all("env_step" in row for row in found):
+            raise ValueError("a row without an env_step")
+    except ValueError as error:  # Damaged, too
+        print(f"warning: {run.name}/{name}: {error}; left out", file=sys.stderr)
         return []
-    lines = text[: text.rfind("\n") + 1].splitlines()
-    if not lines:
-        return []
-    header = lines[0].split(",")
-    table = []
-    for line in lines[1:]:
-        try:
-            fields = {name: float(field) for name, field in zip(header, line.split(","), strict=True) if field}
-        except ValueError:
-            break  # a damaged line: what follows it cannot be trusted either
-        if "env_step" not in fields:
-            break
-        table.append(fields)
-    return table
+    return found
 
 
 def _prefixed(prefix: str, table: list[dict[str, float]]) -> list[Row]:

@@ -10,7 +10,7 @@ from pathlib import Path
 import yaml
 
 from analysis.errors import InputError
-from analysis.exports.rows import config, fresh, remember, rows, run_folders
+from analysis.exports.rows import config, fresh, remember, rows, runs_of
 
 
 def export(folders: list[Path], out: Path) -> dict[str, int]:
@@ -35,7 +35,7 @@ def export(folders: list[Path], out: Path) -> dict[str, int]:
         return Summary(value=[Summary.Value(tag=f"{tag}/text_summary", metadata=metadata, tensor=tensor)])
 
     written = {}
-    for run in run_folders(folders):
+    for run in runs_of(folders):
         place = out / run.name
         found = rows(run)
         new = fresh(found, place)

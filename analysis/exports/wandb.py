@@ -11,7 +11,7 @@ import os
 from pathlib import Path
 
 from analysis.errors import InputError
-from analysis.exports.rows import Row, config, fresh, remember, rows, run_folders
+from analysis.exports.rows import Row, config, fresh, remember, rows, runs_of
 
 
 def export(folders: list[Path], out: Path, project: str = "self-predictive-rl") -> dict[str, int]:
@@ -26,7 +26,7 @@ def export(folders: list[Path], out: Path, project: str = "self-predictive-rl") 
         raise InputError("wandb: this export needs the package: pip install wandb") from None
     os.environ.setdefault("WANDB_SILENT", "true")
     written = {}
-    for run in run_folders(folders):
+    for run in runs_of(folders):
         place = out / "exported" / run.name
         found = rows(run)
         new = fresh(found, place)

@@ -11,7 +11,7 @@ from iqrl.agent import Progress
 from iqrl.config import Execution, RunConfig
 from iqrl.environments.environment import CHECKPOINT_EVALUATION, Environment, task_spec
 from iqrl.errors import InputError
-from iqrl.runs.directory import RunDirectory
+from iqrl.runs import checkpoints
 from iqrl.training.engine import Engine
 from iqrl.training.execution import decide
 from iqrl.training.replay import Replay
@@ -31,7 +31,7 @@ def evaluate_checkpoint(
     agent = run.agent(run.settings, spec, plan.dtype)
     replay = Replay(spec, 1, agent.slices, 1000, plan.device)
     engine = Engine(agent, [run.seed], replay, device=plan.device, compiled=plan.compiled)
-    _, saved = next(RunDirectory(path).usable(0, needs_replay=False), (None, None))
+    _, saved = next(checkpoints.usable(path, 0, needs_replay=False), (None, None))
     if saved is None:
         raise InputError(f"{path}: has no usable checkpoint to evaluate")
     try:

@@ -22,7 +22,7 @@ from iqrl.config import Execution, RunConfig
 from iqrl.environments import tasks
 from iqrl.environments.environment import task_spec
 from iqrl.errors import InputError
-from iqrl.runs.directory import ROOT, code_version
+from iqrl.runs.code import ROOT, code_version
 from iqrl.training.replay import Replay
 
 PACKAGES = ("torch", "numpy", "dm_control", "mujoco", "omegaconf")

@@ -14,7 +14,9 @@ from iqrl.agent import Progress
 from iqrl.config import RunConfig
 from iqrl.environments.environment import task_spec
 from iqrl.environments.environment_pool import EnvironmentPool, WorkerError
-from iqrl.runs.directory import LeaseLost, RunDirectory, warn
+from iqrl.runs.directory import RunDirectory
+from iqrl.runs.files import warn
+from iqrl.runs.lease import LeaseLost
 from iqrl.training.engine import Engine
 from iqrl.training.execution import Plan
 from iqrl.training.replay import Replay

@@ -2,7 +2,7 @@
 
 A row is one float32 vector ``observation | action | reward | flag``; an episode of T decisions takes
 T + 1 rows, the last of which holds its final observation only. Rows live on the learning device; the same
-bytes are what a run's replay log keeps on disk (`iqrl.runs.directory`).
+bytes are what a run's replay log keeps on disk (`iqrl.runs.replay_log`).
 
 Off the CPU, rows wait on the host until something reads the replay, and go to the device together: those of all seeds,
 and of an agent that learns after each episode, the episode, are one copy.

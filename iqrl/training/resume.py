@@ -10,7 +10,10 @@ import numpy as np
 from iqrl.agent import Progress
 from iqrl.environments.environment import TRAINING
 from iqrl.errors import InputError
-from iqrl.runs.directory import LeaseLost, ReplayLog, warn
+from iqrl.runs import checkpoints
+from iqrl.runs.files import warn
+from iqrl.runs.lease import LeaseLost
+from iqrl.runs.replay_log import ReplayLog
 from iqrl.training.pack import Pack, Run
 from iqrl.training.packing import together
 from iqrl.training.transfer import inherited
@@ -63,7 +66,7 @@ def resume(pack: Pack) -> None:
 
 def _usable(pack: Pack, run: Run) -> Checkpoints:
     usable = {}
-    for key, content in run.directory.usable(pack.replay.width):
+    for key, content in checkpoints.usable(run.directory.path, pack.replay.width):
         if content["identity"] == run.config.identity:
             usable[key] = content
         else:

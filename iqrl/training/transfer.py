@@ -14,7 +14,7 @@ from torch import Tensor
 from iqrl.config import RunConfig, load_run
 from iqrl.environments.environment import task_spec
 from iqrl.errors import InputError
-from iqrl.runs.directory import RunDirectory
+from iqrl.runs import checkpoints, reader
 
 
 def inherited(run: RunConfig, runs: Path) -> dict[str, Tensor]:
@@ -40,14 +40,13 @@ def inherited(run: RunConfig, runs: Path) -> dict[str, Tensor]:
     alike = run.source and source.source_hash == run.source_hash  # jobs have copies of an agent's file
     if source.agent is not run.agent and not alike:
         raise InputError(f"{key}: is a run of {source.agent.name}; expected one of {run.agent.name}")
-    directory = RunDirectory(runs / name)
-    if not directory.done():
+    if not reader.completeness(runs / name)[0]:
         raise InputError(f"{key}: that run is not complete; expected a finished one, so train it first")
     agent = run.agent(run.settings, task_spec(run.task))
     fresh = agent.initialise(torch.Generator().manual_seed(0))  # for its shapes
-    _, newest = next(directory.usable(0, needs_replay=False), (None, None))
+    _, newest = next(checkpoints.usable(runs / name, 0, needs_replay=False), (None, None))
     if newest is None:
-        raise InputError(f"{key}: {directory.path} has no usable checkpoint")
+        raise InputError(f"{key}: {runs / name} has no usable checkpoint")
     saved = newest["engine"]
     ordered, order = saved.get("layout", {}), agent.layout()
     taken = agent.start_from(fresh, saved["state"])

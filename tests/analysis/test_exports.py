@@ -11,10 +11,11 @@ from synthetic_runs import write_run
 
 from analysis.errors import InputError
 from analysis.exports import rows, tensorboard, wandb
+from iqrl.runs.reader import Run
 
 
 def test_every_column_of_every_file(runs: Path) -> None:
-    found = rows.rows(write_run(runs, returns=[1.0, 2.0, 3.0, 4.0, 5.0, 6.0]))
+    found = rows.rows(Run(write_run(runs, returns=[1.0, 2.0, 3.0, 4.0, 5.0, 6.0])))
     assert found["evaluations.csv"][1] == (
         20_000,
         {"evaluation/mean_return": 2.0, "evaluation/min_return": 2.0, "evaluation/max_return": 2.0,
@@ -27,12 +28,12 @@ def test_every_column_of_every_file(runs: Path) -> None:
 
 def test_only_what_is_new(runs: Path, tmp_path: Path) -> None:
     run = write_run(runs, stop_at=40_000, end="running")
-    first = rows.rows(run)
+    first = rows.rows(Run(run))
     rows.remember(first, tmp_path)
     assert sum(map(len, rows.fresh(first, tmp_path).values())) == 0
     with open(run / "training.csv", "a") as file:
         file.write("41000,3,20500,5.0,0.1,0.2\n42000,4,210")
-    new = rows.fresh(rows.rows(run), tmp_path)
+    new = rows.fresh(rows.rows(Run(run)), tmp_path)
     assert [step for step, _ in new["training.csv"]] == [41_000] and new["evaluations.csv"] == []
 
 
@@ -40,7 +41,7 @@ def test_an_evaluation_that_is_still_written_waits(runs: Path) -> None:
     run = write_run(runs, stop_at=40_000, end="running")
     with open(run / "evaluations.csv", "a") as file:
         file.write("60000,0,12.5,1000\n")
-    assert [step for step, _ in rows.rows(run)["evaluations.csv"]] == [0, 20_000, 40_000]
+    assert [step for step, _ in rows.rows(Run(run))["evaluations.csv"]] == [0, 20_000, 40_000]
 
 
 @pytest.mark.parametrize(("module", "package"), [(tensorboard, "tensorboard"), (wandb, "wandb")])

@@ -194,7 +194,7 @@ def test_only_changed_runs_are_read_again(runs: Path, monkeypatch: pytest.Monkey
     first = load([runs])
     read: list[str] = []
     original = module.read_run
-    monkeypatch.setattr(module, "read_run", lambda path: read.append(Path(path).name) or original(path))
+    monkeypatch.setattr(module, "read_run", lambda run: read.append(run.name) or original(run))
     again = load([runs])
     assert read == []
     for name in ("runs", "evaluations", "latents"):

@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from iqrl.config import parse_words, resolve
+from iqrl.runs import reader
 from iqrl.runs.directory import RunDirectory
 from iqrl.training import execution
 from iqrl.training.trainer import Trainer
@@ -109,7 +110,7 @@ def test_an_episode_that_ends_earlier_when_played_again_fails_its_run_alone(tmp_
     log.tofile(segment)
     second = begin("mrq discrete", tmp_path, lambda t: False, "0..1")
     assert second.run() == "done"
-    reason = RunDirectory(directory).failure()
+    reason = reader.failure(directory)
     assert reason is not None and f"of {within} decisions" in reason and "played again, ended after" in reason
     assert second.pack.runs[1].directory.done() and not second.pack.runs[0].directory.done()
 

@@ -20,6 +20,7 @@ from iqrl.agents import AGENTS, agent_class
 from iqrl.config import Evaluate, Execution, RunConfig, Train
 from iqrl.environments import tasks
 from iqrl.environments.environment_pool import WorkerError
+from iqrl.runs import lease, reader
 from iqrl.runs.directory import RunDirectory
 from iqrl.training import checkpoint_evaluation, pack, trainer
 
@@ -405,7 +406,7 @@ def test_environments_that_cannot_start_fail_the_run(
     said = capsys.readouterr()
     assert "FAILED: environment workers: environment worker 0" in said.out and not said.err
     (run,) = tmp_path.iterdir()
-    assert "3 times" in (RunDirectory(run).failure() or "") and not RunDirectory(run).writer_alive()
+    assert "3 times" in reader.failure(run) and not lease.alive(lease.newest_writer(run)[1])
 
 
 @pytest.mark.parametrize("agent", ["mrq", "td3"])
@@ -588,5 +589,5 @@ def test_an_agent_of_ones_own_that_goes_wrong_fails_its_run_in_a_line(
     words += ["train.env_steps=2200", "eval.episodes=1", "train.threads=1", "train.workers=0", "agent.utd=0.01"]
     assert command_line.main(["train", *words, f"runs={tmp_path / 'runs'}"]) == 1
     (run,) = (tmp_path / "runs").iterdir()
-    assert told in (RunDirectory(run).failure() or ""), RunDirectory(run).failure()
+    assert told in reader.failure(run)
     assert "FAILED: " in capsys.readouterr().out

@@ -11,6 +11,7 @@ import yaml
 from iqrl import config
 from iqrl.config import Execution, RunConfig
 from iqrl.errors import InputError
+from iqrl.runs.group import read_group
 from iqrl.training import execution
 
 
@@ -164,11 +165,15 @@ def test_identity_is_what_determines_the_result_and_nothing_else() -> None:
     assert base.directory_name.startswith("iqrl-walker-walk-s3-") and base.identity.startswith(base.directory_name[-8:])
 
 
-def test_a_later_setting_leaves_runs_that_lack_it_as_they_are() -> None:
-    runs = sorted((Path(__file__).parents[2] / "results").rglob("config.yaml"))
+def test_a_later_setting_leaves_runs_that_lack_it_as_they_are(tmp_path: Path) -> None:
+    folders = [path.parent for path in (Path(__file__).parents[2] / "results").rglob("runs.csv")]
+    runs = [run for folder in folders for run in read_group(folder)]
     assert len(runs) > 50
-    for path in runs:  # each of these was trained by another version of the project, and still is a run of this one
-        assert config.load_run(path.parent).directory_name == path.parent.name
+    for run in runs:  # each of these was trained by another version of the project, and still is a run of this one
+        folder = tmp_path / run.name
+        folder.mkdir(exist_ok=True)
+        (folder / "config.yaml").write_text(yaml.safe_dump(run.config()))
+        assert config.load_run(folder).directory_name == run.name
     before, after = one("agent=mrq"), one("agent=mrq", "agent.released_gumbel=true")
     assert "released_gumbel" not in before.resolved()["agent"] and before.settings.released_gumbel is False
     assert after.resolved()["agent"]["released_gumbel"] is True and before.identity != after.identity

@@ -35,6 +35,7 @@ from training import (
 
 from iqrl import __main__ as command_line
 from iqrl import processes
+from iqrl.runs import checkpoints as saved
 from iqrl.runs.directory import RunDirectory
 from iqrl.training.execution import fast_bfloat16
 
@@ -193,7 +194,19 @@ def test_a_finished_run_is_left_alone(tmp_path: Path, undisturbed: Any) -> None:
     assert {p: (p.read_bytes(), p.stat().st_mtime_ns) for p in runs.rglob("*") if p.is_file()} == before
 
 
-# --- damage
+# --- an older version's folder, and damage
+
+
+def test_a_run_with_the_records_of_an_older_version_goes_on(halfway: tuple[Path, Path, Path], tmp_path: Path) -> None:
+    """Of a committed run, which says less of its sessions; and with a lease that says less of its writer."""
+    runs, directory, expected = halfway
+    old = next((Path(__file__).parents[1] / "data" / "runs").glob("mrq-*/provenance.json"))
+    shutil.copyfile(old, directory / "provenance.json")
+    newest = max((directory / "lease").iterdir())
+    newest.write_text(json.dumps({"host": "elsewhere", "pid": 1}))
+    finish(["resume", str(directory), "train.precision=auto", "train.compile=off"], tmp_path / "said")
+    assert_same_runs(runs, expected)
+    assert len(json.loads((directory / "provenance.json").read_text())["sessions"]) == 2
 
 
 @pytest.fixture
@@ -719,6 +732,6 @@ def test_a_checkpoint_replaces_others_of_its_instant_and_of_a_lost_future(tmp_pa
         if mark == 2:
             assert len(directory.checkpoints()) == 1
         newest = directory.checkpoints()[0][1]
-        assert directory.load(newest, 3)["mark"] == mark
+        assert saved.load(newest, 3)["mark"] == mark
     assert [key for key, _ in directory.checkpoints()] == [(12, 5)]
     directory.release()

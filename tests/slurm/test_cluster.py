@@ -14,7 +14,8 @@ from sweep_files import ROOT, TINY
 from benchmarks.storm import processes
 from benchmarks.storm_cluster import Cluster, missing
 from iqrl.errors import InputError
-from slurm import profile, run_files, submit
+from iqrl.runs import lease
+from slurm import profile, submit
 
 pytestmark = pytest.mark.skipif(bool(missing(True)), reason=f"Slurm: {missing(True)}")
 
@@ -77,9 +78,9 @@ class Sweep:
         """Who claims a run as number `token`, once it has saved something."""
         end = time.monotonic() + seconds
         while time.monotonic() < end:
-            for lease in self.runs.glob("*/lease"):
-                newest, writer = run_files.newest_writer(lease.parent)
-                if newest >= token and list((lease.parent / "checkpoint").glob("*.pt")):
+            for run in self.runs.glob("*-s*"):
+                newest, writer = lease.newest_writer(run)
+                if newest >= token and list((run / "checkpoint").glob("*.pt")):
                     return writer
             time.sleep(0.1)
         raise AssertionError(f"no writer {token}: {self.slurm('status').stdout}")
@@ -126,7 +127,7 @@ def test_one_run_through_a_limit_a_preemption_and_a_lost_node(cluster, tmp_path)
     cluster.node(node, "kill")  # its daemon alone: what it trains goes on
     new = sweep.writer(4)
     assert new["pid"] != old["pid"]
-    wait_for(lambda: not run_files.alive(old))
+    wait_for(lambda: not lease.alive(old))
     assert "another process has taken this run over" in sweep.log()
     seen = sweep.wait(["done"])
     assert {state for picture in seen for state in picture} <= {"running", "queued", "done"}

@@ -13,7 +13,8 @@ from sweep_files import BROKEN_AGENT, ROOT, TINY, slurm
 
 from iqrl import processes
 from iqrl.config import Execution
-from slurm import crew, local, run_files
+from iqrl.runs import lease
+from slurm import crew, local
 from slurm.packs import Pack
 
 
@@ -38,8 +39,8 @@ def wait_for(condition, seconds=120):
 
 def trainers(runs):
     """Processes that hold a lease in `runs`."""
-    writers = [run_files.newest_writer(path.parent)[1] for path in Path(runs).glob("*/lease")]
-    return [w["pid"] for w in writers if w and not w.get("released") and run_files.alive(w)]
+    writers = [lease.newest_writer(path.parent)[1] for path in Path(runs).glob("*/lease")]
+    return [w["pid"] for w in writers if lease.alive(w)]
 
 
 def results(runs):
@@ -105,7 +106,7 @@ def make_crew(tmp_path, monkeypatch):
     return make
 
 
-DONE = """printf '{"env_step": 100, "files": {}}' > $RUN/DONE"""
+DONE = """printf x > $RUN/t.csv; printf '{"env_step": 100, "files": {"t.csv": 1}}' > $RUN/DONE"""
 
 
 @pytest.mark.parametrize(
@@ -156,7 +157,7 @@ def test_a_pack_whose_runs_have_all_failed_is_not_started_again(make_crew, tmp_p
 def test_a_process_that_gets_further_is_started_for_ever(make_crew, tmp_path):
     """Twelve times killed, each time after a new checkpoint."""
     script = f"mkdir -p $RUN/checkpoint; n=$(ls $RUN/checkpoint | wc -l); test $n = 12 && {{ {DONE}; exit; }}"
-    made, _ = make_crew(f"{script}; touch $RUN/checkpoint/$((n + 10)).pt; kill -9 $$")
+    made, _ = make_crew(f"{script}; touch $RUN/checkpoint/$((n + 10))-0-00000000.pt; kill -9 $$")
     made.run(lambda: False)
     assert made.members[0].state == "ended"
 

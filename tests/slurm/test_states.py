@@ -14,7 +14,8 @@ from sweep_files import TINY, fake_command, slurm
 import ablations
 from iqrl import processes
 from iqrl.errors import INTERRUPTED
-from slurm import queue, reports, run_files, states
+from iqrl.runs import reader
+from slurm import queue, reports, states
 from slurm.submissions import Job, Submission, submissions
 
 TABLES = ("evaluations.csv", "training.csv")
@@ -571,9 +572,9 @@ def test_a_failed_run_is_failed_while_its_process_trains_others_of_its_pack(tmp_
     folder = make_run(tmp_path, "r0", failed="loss is NaN", lease=ME)
     lease = folder / "lease" / "00000001"
     os.utime(lease, (1000, 1000))
-    assert run_files.read(folder, time.time()).state == "failed"
+    assert reader.look(folder, time.time()).state == "failed"
     os.utime(lease, (time.time() + 10, time.time() + 10))  # claimed since: it is tried again
-    assert run_files.read(folder, time.time()).state == "training"
+    assert reader.look(folder, time.time()).state == "training"
 
 
 def test_a_file_in_place_of_the_folder_is_told_in_one_line(tmp_path):
