@@ -38,9 +38,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from omegaconf import OmegaConf
-
-from iqrl import config
+from iqrl import config, plain_yaml
 from iqrl.config import RunConfig
 from iqrl.environments import tasks
 from iqrl.errors import InputError, did_you_mean
@@ -199,18 +197,9 @@ def read(path: Path) -> dict[str, Any]:
     Raises:
         InputError: naming the file and the key.
     """
+    content = plain_yaml.load(path, shown(path))
     with within(shown(path)):
-        try:
-            text = path.read_text()
-            if "${" in text:
-                raise InputError("interpolation is not supported; expected plain values")
-            content = OmegaConf.to_container(OmegaConf.create(text))  # safe YAML; refuses a key given twice
-        except InputError:
-            raise
-        except Exception as error:  # omegaconf wraps yaml's errors in several of its own
-            raise InputError(" ".join(str(error).split()) or type(error).__name__) from error
         _mapping("a sweep", content, _KEYS)
-        assert isinstance(content, dict)
         for key in _REQUIRED:
             if content.get(key) in (None, "", [], {}):
                 raise InputError(f"{key}: missing")
@@ -234,7 +223,7 @@ def read(path: Path) -> dict[str, Any]:
             gone = [name for name, arm in lite.get("arms", {}).items() if arm is None]
             if len(gone) == len(content["arms"]):
                 raise InputError("lite.arms: no arm is left")
-        return {str(k): v for k, v in content.items()}
+    return content
 
 
 def plan(stem: str, content: Mapping[str, Any], scale: str | None = None) -> Sweep:
@@ -398,8 +387,6 @@ def _mapping(key: str, value: Any, known: Sequence[str] | None = None, sections:
     if not isinstance(value, dict):
         raise InputError(f"{key}={value}: expected a mapping of keys to values")
     for name in value:
-        if not isinstance(name, str):
-            raise InputError(f"{key}: key {name!r}: expected a word; quote it")
         section, dot, _ = name.partition(".")
         if known is None or name in known or (sections and dot and section in _SECTIONS):
             continue

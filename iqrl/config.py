@@ -20,14 +20,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import yaml
-from omegaconf import OmegaConf
-
+from iqrl import plain_yaml
 from iqrl.agent import Agent, setting
 from iqrl.agents import agent_class
 from iqrl.environments import tasks
 from iqrl.errors import InputError, did_you_mean
-from iqrl.settings import build, is_file, one_line, short
+from iqrl.settings import build, is_file, short
 
 
 @dataclass(frozen=True)
@@ -156,7 +154,7 @@ def parse_words(words: Sequence[str]) -> dict[str, Any]:
             raise InputError(f"{key}={text}: given twice")
         if "${" in text:
             raise InputError(f"{key}={text}: interpolation is not supported; expected a plain value")
-        target[leaf] = text if (node, leaf) in _TEXT_KEYS else parse_value(key, text)
+        target[leaf] = text if (node, leaf) in _TEXT_KEYS else plain_yaml.parse(text, f"{key}={text}")
     return layer
 
 
@@ -170,45 +168,13 @@ _TEXT_KEYS = {
 }
 
 
-def parse_value(key: str, text: str) -> Any:
-    """The YAML value of `text`, with numbers such as 1e-4 read as numbers."""
-    try:
-        return OmegaConf.to_container(OmegaConf.from_dotlist([f"value={text}"]))["value"]  # type: ignore[index, call-overload]
-    except Exception as error:  # omegaconf wraps yaml's errors in several of its own
-        raise InputError(f"{key}={text}: not a value: {one_line(error)}") from error
-
-
-class _Loader(yaml.SafeLoader):
-    """Plain data only, as YAML 1.2 reads numbers (1e-4 is one), and no key twice."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        mapping: dict[Any, Any] = super().construct_mapping(node, deep=deep)
-        if len(mapping) < len(node.value):
-            raise yaml.YAMLError(f"a key is given twice{node.start_mark}")
-        return mapping
-
-
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float", re.compile(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+\Z"), list("-+.0123456789")
-)
-
-
 def load_file(path: Path) -> dict[str, Any]:
     """A configuration file as a layer; `agent` may be a name or a mapping with one.
 
     Raises:
         InputError: if it cannot be read, or is no YAML mapping.
     """
-    try:
-        text = path.read_text()
-        content = yaml.load(text, _Loader)  # a SafeLoader: builds plain data and nothing else
-    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
-        raise InputError(f"config={path}: {one_line(error)}") from error
-    if "${" in text:
-        raise InputError(f"config={path}: interpolation is not supported; expected plain values")
-    if not isinstance(content, dict):
-        raise InputError(f"config={path}: expected a mapping of keys to values")
-    layer: dict[str, Any] = {str(k): v for k, v in content.items()}
+    layer = plain_yaml.load(path, f"config={path}")
     if "config" in layer:
         raise InputError(f"config={path}: a file cannot name another; expected no key `config`")
     if isinstance(layer.get("agent"), str):

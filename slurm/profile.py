@@ -9,8 +9,7 @@ from os.path import isfile
 from pathlib import Path
 from typing import Any
 
-import yaml
-
+from iqrl import plain_yaml
 from iqrl.agent import setting
 from iqrl.errors import InputError
 from iqrl.settings import build
@@ -87,20 +86,12 @@ def load(name: str) -> Profile:
         known = ", ".join(sorted(p.stem for p in FOLDER.glob("*.yaml")))
         first = "" if is_path(name) else f"; python -m slurm profile {name} writes one from what this cluster says"
         raise InputError(f"profile={name}: no such profile; expected one of {known}, or a .yaml file{first}")
-    try:
-        text = path.read_text()
-        content = yaml.load(text, _Loader)
-        written = yaml.load(text, yaml.BaseLoader)
-    except (OSError, ValueError, yaml.YAMLError) as error:
-        raise InputError(f"{path}: {' '.join(str(error).split())}") from error
-    if not isinstance(content, dict):
-        raise InputError(f"{path}: expected a mapping of keys to values")
-    given = {str(k): v for k, v in content.items() if not (k in ("setup", "options") and v in ([], None))}
-    # What is text stays as it was written: to YAML, account 0042 is 34, and partition yes is true.
-    texts = {f.name for f in dataclasses.fields(Profile) if f.type == "str"}
-    given |= {k: v for k, v in written.items() if k in texts and isinstance(v, str)}
+    texts = [f.name for f in dataclasses.fields(Profile) if f.type in ("str", "list[str]")]
+    given = plain_yaml.load(path, str(path), as_written=texts)
     for key in ("setup", "options"):
-        if not all(isinstance(line, str) for line in _list(path, key, given.get(key, []))):
+        if given.get(key, "") in ("", []):
+            given.pop(key, None)
+        elif not isinstance(given[key], list) or not all(isinstance(line, str) for line in given[key]):
             raise InputError(f"{path}: {key}={given[key]}: expected a list of text")
     try:
         profile, _ = build(Profile, "profile", [(str(path), given)])
@@ -114,31 +105,6 @@ def load(name: str) -> Profile:
     if not profile.gpus and gpu_options(profile):
         raise InputError(f"{path}: options={profile.options}: asks for GPUs, but profile.gpus=0; expected gpus: 1, say")
     return profile
-
-
-def _list(path: Path, key: str, value: Any) -> list[Any]:
-    if not isinstance(value, list):
-        raise InputError(f"{path}: {key}={value}: expected a list of text")
-    return value
-
-
-class _Loader(yaml.SafeLoader):
-    """Safe YAML without YAML 1.1's numbers to the bases of 60 and 8 (24:00:00 is text, 08 is 8), and no key twice."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        mapping: dict[Any, Any] = super().construct_mapping(node, deep=deep)
-        if len(mapping) < len(node.value):
-            raise yaml.YAMLError(f"a key is given twice{node.start_mark}")
-        return mapping
-
-
-_Loader.yaml_implicit_resolvers = {
-    first: [(tag, pattern) for tag, pattern in resolvers if not tag.endswith((":int", ":float"))]
-    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
-}
-_Loader.add_implicit_resolver("tag:yaml.org,2002:int", re.compile(r"^[-+]?\d+$"), list("-+0123456789"))
-_Loader.add_constructor("tag:yaml.org,2002:int", lambda _, node: int(node.value))
-_Loader.add_implicit_resolver("tag:yaml.org,2002:float", re.compile(r"^[-+]?\d*\.\d+$"), list("-+.0123456789"))
 
 
 def parse_time(text: str) -> int:

@@ -14,7 +14,7 @@ PACKAGES = ("iqrl", "baselines", "ablations", "slurm", "analysis", "exports")
 # Lowest first: a module imports from its own layer and those below. A name stands for everything beneath it, too;
 # what is not named is of the agent kit.
 LAYERS = (
-    ("iqrl.errors", "iqrl.processes", "iqrl.command_line"),
+    ("iqrl.errors", "iqrl.processes", "iqrl.command_line", "iqrl.plain_yaml"),
     ("iqrl.environments",),
     (),  # the agent kit
     ("iqrl.iqrl", "baselines"),

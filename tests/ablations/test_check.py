@@ -63,7 +63,7 @@ BROKEN = {
         ["arm td3", "same configuration as arm h1"],
     ),
     "equal labels": ("label: TD3,", 'label: "H = 5",', ["arm td3", "label=H = 5", "arm h5"]),
-    "arm twice": ("  td3: {label: TD3, agent: td3}", "  h1: {label: other}", ["duplicate key h1"]),
+    "arm twice": ("  td3: {label: TD3, agent: td3}", "  h1: {label: other}", ["line 9", "key h1: given twice"]),
     "unknown agent": ("agent: td3}", "agent: td33}", ["arm td3", "agent=td33", "did you mean td3"]),
     "unknown task": ("cheetah-run", "cheetah-rnu", ["tasks", "cheetah-rnu", "did you mean cheetah-run"]),
     "task twice": (
@@ -147,8 +147,9 @@ BROKEN = {
         ["interpolation is not supported"],
     ),
     "no YAML": ("arms:\n", "arms: [\n", ["mine.yaml"]),
-    "no mapping": (RIGHT, "- a\n- b\n", ["a sweep", "expected a mapping"]),
-    "empty": (RIGHT, "", ["title: missing"]),
+    "no mapping": (RIGHT, "- a\n- b\n", ["expected a mapping"]),
+    "empty": (RIGHT, "", ["expected a mapping"]),
+    "missing title": ("title: Horizon\n", "", ["title: missing"]),
 }
 
 

@@ -143,13 +143,19 @@ def test_a_wrong_profile_is_one_line(tmp_path, values, named):
 
 def test_a_profiles_text_is_as_it_was_written(tmp_path):
     file = tmp_path / "p.yaml"
-    file.write_text("{account: 0042, partition: yes, qos: 1_000, constraint: 010, time: 24:00:00, cpus: 08, gpus: 010}")
+    file.write_text(
+        "{account: 0042, partition: yes, qos: 1_000, constraint: 010, time: 24:00:00, cpus: 8, memory_gb: 64.,\n"
+        "setup: ['cd ${HOME}', 'module load ${#x}'], options: ['comment=${A:+:$A}']}"
+    )
     made = profile.load(str(file))
     assert (made.account, made.partition, made.qos, made.constraint) == ("0042", "yes", "1_000", "010")
-    assert (made.minutes, made.cpus, made.gpus) == (1440, 8, 10)
+    assert (made.minutes, made.cpus, made.memory_gb) == (1440, 8, 64.0)
+    assert (made.setup, made.options) == (["cd ${HOME}", "module load ${#x}"], ["comment=${A:+:$A}"])
 
 
-@pytest.mark.parametrize("text", ["cpus: 1\ncpus: 2", "cpus: !!int eight"])
+@pytest.mark.parametrize(
+    "text", ["cpus: 1\ncpus: 2", "cpus: !!int eight", "account: 1\naccount: 2", "cpus: ${N}", "setup: [1, '${N}']"]
+)
 def test_a_profile_that_cannot_be_read_is_one_line(tmp_path, text):
     file = tmp_path / "p.yaml"
     file.write_text(text)
