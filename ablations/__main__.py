@@ -6,9 +6,13 @@ import argparse
 import sys
 import textwrap
 from collections.abc import Sequence
+from pathlib import Path
 
-from ablations import check, hours
-from ablations.sweep import Sweep, find, load, names, read
+from ablations import check
+from ablations.hours import estimate
+from ablations.sweep import Sweep, load
+from ablations.sweep_file import find, names, read
+from iqrl import processes
 from iqrl.command_line import Parser
 from iqrl.errors import BAD_INPUT, InputError
 
@@ -39,7 +43,7 @@ def main(words: Sequence[str] | None = None) -> int:
         epilog="examples:\n  python -m ablations show horizon\n  python -m ablations show horizon scale=lite",
     )
     show_parser.add_argument("sweep", metavar="NAME", help="a sweep's name, or a .yaml file")
-    show_parser.add_argument("words", nargs="*", metavar="scale=lite|full")
+    show_parser.add_argument("words", nargs="*", metavar="scale=lite|full | runs=FOLDER")
     check_parser = commands.add_parser(
         "check",
         help="whether keys and tasks exist, arms differ, and every change changes a value",
@@ -79,13 +83,13 @@ def show_list() -> int:
 
 
 def show(name: str, words: Sequence[str]) -> int:
-    scale = None
+    given = {"scale": "", "runs": ""}
     for word in words:
         key, equals, value = word.partition("=")
-        if key.lower() != "scale" or not equals:
-            raise InputError(f"{word}: expected scale=full or scale=lite")
-        scale = value or None  # make passes an unset variable as SCALE=
-    sweep = load(name, scale)
+        if key.lower() not in given or not equals:
+            raise InputError(f"{word}: expected scale=full, scale=lite or runs=FOLDER")
+        given[key.lower()] = value
+    sweep = load(name, given["scale"] or None)  # make passes an unset variable as SCALE=
     print(f"{sweep.name}: {sweep.title} ({sweep.scale}{': ' + sweep.note if sweep.note else ''})")
     for title, text in (("question", sweep.question), ("finding", sweep.finding), ("figure", sweep.figure)):
         print(_paragraph(title, text))
@@ -94,7 +98,7 @@ def show(name: str, words: Sequence[str]) -> int:
         changes = [f"{k}={_value(v)}" for k, v in arm.delta.items()]
         changes += [f"start_from={'/'.join(arm.start_from)}"] if arm.start_from else []
         print(f"  {arm.name:16s} {arm.label:28s} {' '.join(changes) or '(the base)'}")
-    print("\n".join(_sizes(sweep)))
+    print("\n".join(_sizes(sweep, Path(given["runs"] or "runs"))))
     return 0
 
 
@@ -106,7 +110,7 @@ def _value(value: object) -> str:
     return str(value).lower() if isinstance(value, bool) else str(value).replace(" ", "")
 
 
-def _sizes(sweep: Sweep) -> list[str]:
+def _sizes(sweep: Sweep, runs: Path) -> list[str]:
     """Tasks, seeds, runs, and how long they take."""
     tasks = list(dict.fromkeys(run.config.task for run in sweep.runs))
     seeds = sorted({run.config.seed for run in sweep.runs})
@@ -121,7 +125,7 @@ def _sizes(sweep: Sweep) -> list[str]:
         f"seeds     {', '.join(map(str, seeds))}",
         f"budget    {' or '.join(f'{b:,}' for b in budgets)} env steps a run",
         f"runs      {size}: {_count(len(sweep.runs), 'run')}{shared}, {steps / 1e6:,.1f}M env steps",
-        f"time      {hours.estimate(unique)}",
+        f"time      {estimate(unique, runs, 'cuda' if processes.gpus() else 'cpu').words()}",
     ]
 
 

@@ -6,19 +6,8 @@ import itertools
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from ablations.sweep import (
-    SCALES,
-    Arm,
-    PlannedRun,
-    Sweep,
-    arm_layers,
-    at_scale,
-    find,
-    plan,
-    read,
-    shown,
-    within,
-)  # fmt: skip
+from ablations.sweep import Arm, PlannedRun, Sweep, arm_layers, resolve
+from ablations.sweep_file import SCALES, at_scale, find, read, shown, within
 from iqrl import config
 from iqrl.errors import InputError
 
@@ -32,7 +21,7 @@ def problems(name: str) -> list[str]:
         for scale in SCALES:
             if scale == "full" or scale in content:
                 with within(shown(path)):
-                    sweep = plan(path.stem, content, scale)
+                    sweep = resolve(path.stem, content, scale)
                 where = shown(path) if scale == "full" else f"{shown(path)}: lite"
                 for problem in _equal_arms(sweep):
                     found[f"{where}: {problem}"] = None

@@ -1,29 +1,69 @@
-"""How long a sweep takes on this machine, from the last benchmark."""
+"""How long runs take: by runs that have ended in the same folder, else by the last benchmark."""
 
 from __future__ import annotations
 
 import csv
-from collections import Counter
-from collections.abc import Sequence
+import statistics
+from collections import Counter, defaultdict
+from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
 
 from ablations.sweep import PlannedRun
 from iqrl.errors import InputError
+from iqrl.runs import reader
+from iqrl.runs.tables import Damaged
 
 BENCHMARK = Path("bench/results.csv")
 ACTION_REPEAT = 2  # env steps a decision
+MOST_READ = 400  # runs that have ended
+
+Speeds = dict[tuple[str, str], float]  # by agent and preset
 
 
-def speeds(path: Path) -> dict[tuple[str, str], float]:
-    """The most decisions per second, over all seeds trained at once, by agent and preset.
+@dataclass(frozen=True)
+class Estimate:
+    """Seconds that runs take, by name: each its share of its pack's. Runs of agents never timed are not among them."""
 
-    Reads the columns `agent`, `decisions_per_second` and, where there are any, `preset` and `machine`; of several
-    machines the one that was measured last counts.
+    seconds: dict[str, float]
+    remarks: str
+
+    def words(self, per_hour: float = 1.0, unit: str = "hours") -> str:
+        """The sum, such as "about 3.5 hours", or that it is unknown; `per_hour` units are one hour of one process."""
+        if not self.seconds:
+            return "unknown: none of these agents has ended a run here, and there is no `make bench`"
+        return f"about {sum(self.seconds.values()) / 3600 * per_hour:,.1f} {unit}{self.remarks}"
+
+
+def estimate(runs: Iterable[PlannedRun], folder: Path, device: str, benchmark: Path = BENCHMARK) -> Estimate:
+    """What runs will take on this kind of device ("cuda" or "cpu"), as far as that is known.
 
     Raises:
-        InputError: if the file is no such table.
+        InputError: if the benchmark's file is no such table.
     """
-    best: dict[tuple[str, str], float] = {}
+    ended = _of_ended_runs(folder, device)
+    measured = _of_benchmark(benchmark) if benchmark.is_file() else {}
+    seconds, other_width, unknown = dict[str, float](), set[str](), Counter[str]()
+    for run in runs:
+        agent, preset = run.config.agent.name, run.config.preset
+        each = ended.get((agent, preset)) or measured.get((agent, preset))
+        if not each and (each := measured.get((agent, "default"))):
+            other_width.add(agent)
+        if each:
+            seconds[run.name] = run.config.train.env_steps * each
+        else:
+            unknown[agent] += 1
+    remarks = f"; by default widths for {', '.join(sorted(other_width))}" if other_width else ""
+    remarks += "".join(f"; without {count} runs of {agent}, never timed" for agent, count in unknown.items())
+    return Estimate(seconds, remarks)
+
+
+def _of_benchmark(path: Path) -> Speeds:
+    """Seconds per env step and seed, at the pack that was fastest; of several machines the one measured last counts.
+
+    Reads the columns `agent`, `decisions_per_second` (of all seeds at once) and, if there, `preset` and `machine`.
+    """
+    best: Speeds = {}
     try:
         with open(path, newline="") as file:
             rows = list(csv.DictReader(file))
@@ -31,29 +71,23 @@ def speeds(path: Path) -> dict[tuple[str, str], float]:
                 last = row.get("machine") == rows[-1].get("machine")
                 if last and row["decisions_per_second"]:  # blank where environments were not part of it
                     key = row["agent"], row.get("preset") or "default"
-                    best[key] = max(best.get(key, 0.0), float(row["decisions_per_second"]))
-    except (OSError, KeyError, TypeError, ValueError, csv.Error) as error:
+                    seconds = 1 / float(row["decisions_per_second"]) / ACTION_REPEAT
+                    best[key] = min(best.get(key, seconds), seconds)
+    except (OSError, KeyError, TypeError, ValueError, ZeroDivisionError, csv.Error) as error:
         raise InputError(f"{path}: {error!r}; expected the table that `make bench` writes") from error
     return best
 
 
-def estimate(runs: Sequence[PlannedRun], path: Path = BENCHMARK) -> str:
-    """Hours that the runs take one after the other, in words."""
-    if not path.is_file():
-        return "no benchmark yet: make bench"
-    measured = speeds(path)
-    seconds, wider, unknown = 0.0, set[str](), Counter[str]()
-    for run in runs:
-        agent, preset = run.config.agent.name, run.config.preset
-        speed = measured.get((agent, preset)) or measured.get((agent, "default"))
-        if not speed:
-            unknown[agent] += 1
+def _of_ended_runs(folder: Path, device: str) -> Speeds:
+    """Seconds per env step and seed, evaluations included: medians."""
+    found: dict[tuple[str, str], list[float]] = defaultdict(list)
+    for marker in sorted(folder.glob("*/DONE"))[:MOST_READ]:
+        try:
+            run, state = reader.Run(marker.parent), reader.look(marker.parent, now=0.0)
+            session, config = run.last_session(), run.config()
+            if state.state == "done" and str(session["device"]).startswith(device):
+                seconds = state.wall_seconds / state.env_step / (session.get("pack") or 1)
+                found[config["agent"]["name"], config["preset"]].append(seconds)
+        except (OSError, Damaged, KeyError, ZeroDivisionError, TypeError):
             continue
-        if (agent, preset) not in measured:
-            wider.add(agent)
-        seconds += run.config.train.env_steps / ACTION_REPEAT / speed
-    words = [f"about {seconds / 3600:,.1f} hours here, evaluations not counted, by the last `make bench`"]
-    if wider:
-        words.append(f"at default widths, so less for {', '.join(sorted(wider))}")
-    words += [f"without {count} runs of {agent}, which it does not know" for agent, count in unknown.items()]
-    return "; ".join(words)
+    return {key: statistics.median(values) for key, values in found.items()}

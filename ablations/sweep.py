@@ -1,61 +1,20 @@
-"""From a sweep's file to its runs.
-
-A sweep is a YAML file of this folder (or anywhere):
-
-    title: Horizon
-    question: How far should the latent dynamics be unrolled?
-    finding: What the source found, and its place there.
-    figure: arms                       # the figure that answers the question (FIGURES below)
-    base: {agent: iqrl}                # agent, preset, agent.*, eval.*, train.*; default: iqrl as it is
-    arms:                              # what each arm changes, as on the command line
-      default: {label: "H = 5"}
-      short: {label: "H = 1", agent.horizon: 1}
-      td3: {label: TD3, agent: td3}    # another agent: without the base's agent.* keys
-    tasks: [walker-walk, acrobot-swingup]
-    seeds: 0..4
-    env_steps: 1000000                 # or by task group or task: {easy: 500000, hard: 3000000}
-    scale: full                        # what is run unless SCALE says otherwise; default: full
-    lite:                              # what differs with scale=lite, and the note that figures then bear
-      note: preset=small (narrow networks, batches of 128)
-      preset: small
-      tasks: [walker-walk]
-      seeds: 0..2
-      env_steps: 100000
-      arms: {short: null}              # leave an arm out, or change it: {short: {agent.horizon: 2}}
-
-An arm may have `tasks`, some of the sweep's; and `start_from: {arm: A, task: T}`: its runs begin with the
-representation that arm A's run of the same seed has learned on task T, so that run comes first.
-"""
+"""From a sweep's file to its runs."""
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import functools
-import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-from iqrl import config, plain_yaml
+from ablations.sweep_file import SCALES, at_scale, find, one_of, read, shown, within
+from iqrl import config
 from iqrl.config import RunConfig
 from iqrl.environments import tasks
-from iqrl.errors import InputError, did_you_mean
+from iqrl.errors import InputError
 
-FOLDER = Path(__file__).parent
-SCALES = ("full", "lite")
-# Figures that answer a question about arms; modules of analysis/figures.
-FIGURES = ("arms", "iqm_return", "tasks", "latent_rank", "active_codebook", "rank_return", "aggregates")
-GROUPS = ("easy", "medium", "hard")
-
-_REQUIRED = ("title", "question", "finding", "arms", "tasks", "seeds", "env_steps")
-_KEYS = (*_REQUIRED, "figure", "base", "scale", "note", "lite")
-_BASE_KEYS = ("agent", "preset")
-_ARM_KEYS = (*_BASE_KEYS, "label", "tasks", "start_from")
-_LITE_KEYS = ("note", "preset", "tasks", "seeds", "env_steps", "arms")
-_SECTIONS = ("agent", "eval", "train")  # of dotted keys
-_INSTEAD = {"train.env_steps": "env_steps", "agent.init_from": "start_from", "agent.name": "agent"}
+GROUPS = ("easy", "medium", "hard")  # of tasks
 
 
 @dataclass(frozen=True)
@@ -127,56 +86,17 @@ class Sweep:
 
     def manifest(self) -> dict[str, Any]:
         """What `runs/sweeps/<name>.json` holds: which run belongs to which arm."""
+        texts = ("name", "title", "question", "finding", "figure", "scale", "note")
+        content: dict[str, Any] = {key: getattr(self, key) for key in texts}
+        content["arms"] = [{"name": arm.name, "label": arm.label, "agent": arm.agent} for arm in self.arms]
         agents = {arm.name: arm.agent for arm in self.arms}
-        return {
-            "name": self.name,
-            "title": self.title,
-            "question": self.question,
-            "finding": self.finding,
-            "figure": self.figure,
-            "scale": self.scale,
-            "note": self.note,
-            "arms": [{"name": arm.name, "label": arm.label, "agent": arm.agent} for arm in self.arms],
-            "runs": [
-                {
-                    "run": run.name,
-                    "arm": run.arm,
-                    "agent": agents[run.arm],
-                    "task": run.config.task,
-                    "seed": run.config.seed,
-                    "env_steps": run.config.train.env_steps,
-                }
-                for run in self.runs
-            ],
-        }
-
-
-def names() -> list[str]:
-    """The sweeps of this folder."""
-    return sorted(path.stem for path in FOLDER.glob("*.yaml"))
-
-
-def path_of(name: str) -> Path:
-    """The file that a sweep's name, or path, stands for, whether it is there or not."""
-    return Path(name) if is_path(name) else FOLDER / f"{name}.yaml"
-
-
-def is_path(name: str) -> bool:
-    """Whether that is the path of a file of one's own, and not the name of a sweep of this folder."""
-    return name.endswith((".yaml", ".yml"))
-
-
-def find(name: str) -> Path:
-    """The file of a sweep, by its name or path.
-
-    Raises:
-        InputError: if there is none.
-    """
-    path = path_of(name)
-    if not os.path.isfile(path):  # without an error for a name that is too long to be a file's
-        known = f"{did_you_mean(name, names())}; expected one of {', '.join(names())}, or a .yaml file"
-        raise InputError(f"sweep={name}: no such sweep{known}")
-    return path
+        content["runs"] = [
+            {"run": run.name, "arm": run.arm, "agent": agents[run.arm], "task": c.task, "seed": c.seed}
+            | {"env_steps": c.train.env_steps}
+            for run in self.runs
+            for c in [run.config]
+        ]
+        return content
 
 
 def load(name: str, scale: str | None = None) -> Sweep:
@@ -188,45 +108,10 @@ def load(name: str, scale: str | None = None) -> Sweep:
     path = find(name)
     content = read(path)
     with within(shown(path)):
-        return plan(path.stem, content, scale)
+        return resolve(path.stem, content, scale)
 
 
-def read(path: Path) -> dict[str, Any]:
-    """A sweep file's content, its keys and their types checked.
-
-    Raises:
-        InputError: naming the file and the key.
-    """
-    content = plain_yaml.load(path, shown(path))
-    with within(shown(path)):
-        _mapping("a sweep", content, _KEYS)
-        for key in _REQUIRED:
-            if content.get(key) in (None, "", [], {}):
-                raise InputError(f"{key}: missing")
-        for key in ("title", "question", "finding", "note"):
-            if not isinstance(content.get(key, ""), str):
-                raise InputError(f"{key}={content[key]}: expected text")
-        _one_of("figure", content.get("figure", "arms"), FIGURES)
-        _one_of("scale", content.get("scale", "full"), SCALES)
-        _delta("base", content.get("base"), *_BASE_KEYS)
-        for name, arm in _mapping("arms", content["arms"]).items():
-            _delta(f"arm {name}", arm, *_ARM_KEYS)
-        if "lite" in content:
-            lite = content["lite"] or {}
-            _delta("lite", lite, *_LITE_KEYS)
-            if not isinstance(lite.get("note"), str) or not lite["note"].strip():
-                raise InputError("lite.note: missing; expected what figures say: `preset=small (narrow networks)`")
-            for name, arm in _mapping("lite.arms", lite.get("arms", {})).items():
-                if name not in content["arms"]:
-                    raise InputError(f"lite.arms.{name}: no such arm{did_you_mean(name, content['arms'])}")
-                _delta(f"lite.arms.{name}", arm, *_ARM_KEYS)
-            gone = [name for name, arm in lite.get("arms", {}).items() if arm is None]
-            if len(gone) == len(content["arms"]):
-                raise InputError("lite.arms: no arm is left")
-    return content
-
-
-def plan(stem: str, content: Mapping[str, Any], scale: str | None = None) -> Sweep:
+def resolve(stem: str, content: Mapping[str, Any], scale: str | None = None) -> Sweep:
     """The runs of a sweep file's content, as `read` gives it.
 
     Raises:
@@ -235,15 +120,15 @@ def plan(stem: str, content: Mapping[str, Any], scale: str | None = None) -> Swe
     if stem == "runs" or "%" in stem:
         raise InputError(f"{stem!r} is no name for a sweep: runs of no sweep go by `runs`, and Slurm replaces %")
     own = content.get("scale", "full")
-    scale = own if scale is None else _one_of("scale", scale, SCALES)
-    base, arms_said = at_scale(content, scale)
+    scale = own if scale is None else one_of("scale", scale, SCALES)
+    base, arms_written = at_scale(content, scale)
     chosen = content if scale == "full" else {**content, **content["lite"]}
     all_tasks, seeds = _tasks(chosen["tasks"]), config.parse_seeds(chosen["seeds"])
     budgets = _budgets(chosen["env_steps"], all_tasks)
     with within("base"):
         config.resolve([("base", _nested(base))])
     arms, runs = [], dict[str, dict[tuple[str, int], PlannedRun]]()
-    for name, said in arms_said.items():
+    for name, said in arms_written.items():
         with within(f"arm {name}"):
             arms.append(_arm(name, said, base, all_tasks))
             runs[name] = _runs(arms[-1], base, seeds, budgets)
@@ -255,7 +140,7 @@ def plan(stem: str, content: Mapping[str, Any], scale: str | None = None) -> Swe
     for arm in arms:
         if arm.start_from:
             with within(f"arm {arm.name}"):
-                runs[arm.name] = _started(arm, {a.name: a for a in arms}, runs)
+                runs[arm.name] = _starting_from_others(arm, {a.name: a for a in arms}, runs)
     return Sweep(
         name=stem if scale == own else f"{stem}-{scale}",
         scale=scale,
@@ -267,27 +152,6 @@ def plan(stem: str, content: Mapping[str, Any], scale: str | None = None) -> Swe
         arms=arms,
         runs=[run for of_arm in runs.values() for run in of_arm.values()],
     )
-
-
-def at_scale(content: Mapping[str, Any], scale: str) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:
-    """The base and the arms, as the file says them for a scale.
-
-    Raises:
-        InputError: if the file has no such scale.
-    """
-    base = dict(content.get("base") or {})
-    arms = {name: dict(arm or {}) for name, arm in content["arms"].items()}
-    if scale == "full":
-        return base, arms
-    if "lite" not in content:
-        raise InputError("scale=lite: this sweep has no `lite` section")
-    base |= {k: v for k, v in content["lite"].items() if k == "preset" or "." in k}
-    for name, change in content["lite"].get("arms", {}).items():
-        if change is None:
-            del arms[name]
-        else:  # a key that is null is taken back
-            arms[name] = {k: v for k, v in {**arms[name], **change}.items() if v is not None}
-    return base, arms
 
 
 def _arm(name: str, said: Mapping[str, Any], base: Mapping[str, Any], all_tasks: Sequence[str]) -> Arm:
@@ -329,7 +193,7 @@ def arm_layers(arm: Arm, base: Mapping[str, Any]) -> list[tuple[str, dict[str, A
     return [("base", _nested(kept)), (f"arm {arm.name}", _nested(arm.delta))]
 
 
-def _started(
+def _starting_from_others(
     arm: Arm, arms: Mapping[str, Arm], runs: Mapping[str, Mapping[tuple[str, int], PlannedRun]]
 ) -> dict[tuple[str, int], PlannedRun]:
     """The arm's runs, each beginning with what a run of another arm has learned; their identities say so."""
@@ -382,26 +246,6 @@ def _budgets(value: Any, all_tasks: Sequence[str]) -> dict[str, int]:
     return {task: int(said.get(task, said.get(group))) for task, group in groups.items()}
 
 
-def _mapping(key: str, value: Any, known: Sequence[str] | None = None, sections: bool = False) -> dict[str, Any]:
-    """`value`, if it is a mapping of known keys; with `sections`, of dotted keys too."""
-    if not isinstance(value, dict):
-        raise InputError(f"{key}={value}: expected a mapping of keys to values")
-    for name in value:
-        section, dot, _ = name.partition(".")
-        if known is None or name in known or (sections and dot and section in _SECTIONS):
-            continue
-        expected = f"{', '.join(known)}{', agent.*, eval.* or train.*' if sections else ''}"
-        raise InputError(f"{key}: {name}: no such key{did_you_mean(name, known)}; expected {expected}")
-    return value
-
-
-def _delta(key: str, value: Any, *known: str) -> None:
-    """Checks that a base, an arm or a lite section sets known keys and dotted ones; it may be empty."""
-    for name in () if value is None else _mapping(key, value, known, sections=True):
-        if name in _INSTEAD:
-            raise InputError(f"{key}: {name}: expected the key `{_INSTEAD[name]}` instead")
-
-
 def _nested(delta: Mapping[str, Any]) -> dict[str, Any]:
     """Dotted keys as the nested layer that `config.resolve` takes."""
     layer: dict[str, Any] = {}
@@ -414,23 +258,3 @@ def _nested(delta: Mapping[str, Any]) -> dict[str, Any]:
         else:
             layer[key] = value
     return layer
-
-
-def _one_of(key: str, value: Any, choices: Sequence[str]) -> Any:
-    if value not in choices:
-        raise InputError(f"{key}={value}: expected one of {', '.join(choices)}")
-    return value
-
-
-def shown(path: Path) -> str:
-    """A sweep's file as messages name it."""
-    return f"ablations/{path.name}" if path.parent == FOLDER else str(path)
-
-
-@contextlib.contextmanager
-def within(where: str) -> Iterator[None]:
-    """Says in an input error where it is."""
-    try:
-        yield
-    except InputError as error:
-        raise InputError(f"{where}: {error}") from None

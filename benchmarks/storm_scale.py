@@ -12,7 +12,7 @@ from pathlib import Path
 
 import ablations
 from iqrl.errors import InputError
-from slurm.plan import pack
+from slurm.remaining import make_packs
 from slurm.submissions import write_manifest
 
 SWEEP = """
@@ -42,7 +42,7 @@ def main(words: Sequence[str]) -> int:
         start = time.perf_counter()
         sweep = ablations.load(str(file))
         planned = sweep.unique_runs()
-        packs = pack(planned, 16, {}, folder)
+        packs = make_packs(planned, 16, {}, folder)
         write_manifest(sweep, folder)
         print(f"plan: {len(planned)} runs, {len(packs)} packs: {time.perf_counter() - start:.2f} s")
         for i, run in enumerate(planned):
@@ -50,9 +50,7 @@ def main(words: Sequence[str]) -> int:
         for attempt in ("first", "second"):
             start = time.perf_counter()
             subprocess.run(
-                [sys.executable, "-m", "slurm", "status", f"runs={folder}"],
-                check=True,
-                stdout=subprocess.DEVNULL,
+                [sys.executable, "-m", "slurm", "status", f"runs={folder}"], check=True, stdout=subprocess.DEVNULL
             )
             print(f"status, {attempt} call: {time.perf_counter() - start:.2f} s")
     return 0

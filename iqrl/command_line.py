@@ -1,4 +1,4 @@
-"""What the command lines of all rooms have in common."""
+"""What all command lines have in common."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ class Parser(argparse.ArgumentParser):
 
     def parse_mixed(self, words: Sequence[str] | None) -> argparse.Namespace:
         """As `parse_args`, with words after options too, `submit main --profile gpu runs=here`: argparse takes none."""
-        arguments, later = self.parse_known_args(words)
-        if strange := [w for w in later if w.startswith("-") or not hasattr(arguments, "words")]:
+        arguments, after_options = self.parse_known_args(words)
+        if strange := [w for w in after_options if w.startswith("-") or not hasattr(arguments, "words")]:
             self.error(f"unrecognized arguments: {' '.join(strange)}")
-        if later:
-            arguments.words += later
+        if after_options:
+            arguments.words += after_options
         return arguments

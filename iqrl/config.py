@@ -1,6 +1,6 @@
 """Configuration: from words on a command line, a file or a sweep to complete, checked runs.
 
-A value's origin is the last of these layers that sets it: the algorithm's default, the profile, the task,
+A value's origin is the last of these layers that sets it: the algorithm's default, the agent's profile, the task,
 the preset, a file, the command line. What determines a run's result is its identity; where and how it is
 executed (`Execution`) is not part of it.
 """

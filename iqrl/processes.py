@@ -1,5 +1,5 @@
-"""Processes: cores that this one may use, the Slurm job that it is in, signals that ask it to stop, ending with its
-parent; and whether the process that a file names still lives, known by its number and the time at which it started.
+"""Processes: cores and GPUs that this one may use, the Slurm job that it is in, signals that ask it to stop, ending
+with its parent; and whether the process that a file names still lives, known by its number and starting time.
 """
 
 from __future__ import annotations
@@ -7,13 +7,26 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import os
+import shutil
 import signal
+import subprocess
 from collections.abc import Callable, Collection
 
 
 def cores() -> int:
     """CPU cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def gpus() -> list[str]:
+    """GPUs of this machine that may be used, as CUDA_VISIBLE_DEVICES names them."""
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if visible is not None:
+        return [v.strip() for v in visible.split(",") if v.strip() and v.strip() != "-1"]
+    if not shutil.which("nvidia-smi"):
+        return []
+    listed = subprocess.run(["nvidia-smi", "--list-gpus"], capture_output=True, text=True)
+    return [str(i) for i in range(sum(line.startswith("GPU ") for line in listed.stdout.splitlines()))]
 
 
 def job_id() -> str:

@@ -1,1 +1,1 @@
-"""Running sweeps: plan them, run them here or through Slurm, and say what became of every run."""
+"""Running sweeps: choose what is left to do, run it here or through Slurm, and say what became of every run."""

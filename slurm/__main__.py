@@ -64,11 +64,7 @@ def main(words: Sequence[str] | None = None) -> int:
 
     def add(name: str, doc: str) -> argparse.ArgumentParser:
         return commands.add_parser(
-            name,
-            help=doc,
-            description=doc,
-            epilog=EXAMPLES[name],
-            formatter_class=argparse.RawDescriptionHelpFormatter,
+            name, help=doc, description=doc, epilog=EXAMPLES[name], formatter_class=argparse.RawDescriptionHelpFormatter
         )
 
     for name, doc in (
@@ -101,7 +97,7 @@ def main(words: Sequence[str] | None = None) -> int:
     command.add_argument(
         "--unknown", action="store_true", help="runs only whose Slurm is gone, or cannot be asked here"
     )
-    command.add_argument("--profile", help="submit with this profile, whatever was used before")
+    command.add_argument("--profile", help="submit with this cluster profile, whatever was used before")
     _consent(command)
     _dry_run(command)
     command = add("cancel", "Take a sweep's jobs out of the queue; running ones save first.")
@@ -114,8 +110,8 @@ def main(words: Sequence[str] | None = None) -> int:
     command = add("clean", "Remove all runs.")
     command.add_argument("words", nargs="*", default=[], metavar="runs=FOLDER")
     _consent(command)
-    command = add("profile", "Write a first profile from what Slurm says about this cluster.")
-    command.add_argument("name", nargs="?", default="default", help="of the profile (default: default)")
+    command = add("profile", "Write a first cluster profile from what Slurm says about this cluster.")
+    command.add_argument("name", nargs="?", default="default", help="of the cluster profile (default: default)")
 
     asked = None
     try:
@@ -143,7 +139,7 @@ def _consent(command: argparse.ArgumentParser) -> None:
 
 
 def _dry_run(command: argparse.ArgumentParser) -> None:
-    command.add_argument("--dry-run", action="store_true", help="show the plan and stop")
+    command.add_argument("--dry-run", action="store_true", help="say what would be run, and stop")
 
 
 def _dispatch(a: argparse.Namespace) -> int:
@@ -217,12 +213,12 @@ def _start(a: argparse.Namespace, options: dict[str, str], words: list[str]) -> 
                 "--profile: missing; python -m slurm profile writes a first one from what this cluster says"
             )
     import ablations
-    from ablations.sweep import is_path
+    from ablations.sweep_file import is_path
     from iqrl import config
-    from slurm import plan
+    from slurm.remaining import execution_words
 
     sweep = ablations.load(a.sweep, options.get("scale"))
-    how, execution = plan.execution_words(words)
+    how, execution = execution_words(words)
     runs = Path(options.get("runs", "runs"))
     config.runs_folder_writable(runs)
     _only_file_of_its_name(runs, sweep.name, a.sweep)
@@ -243,7 +239,7 @@ def _only_file_of_its_name(runs: Path, name: str, given: str) -> None:
     Raises:
         InputError: if the sweep called `name` in this folder came from another file, which is still there.
     """
-    from ablations.sweep import find, path_of
+    from ablations.sweep_file import find, path_of
     from slurm.submissions import submissions
 
     handed_out = submissions(runs, name)
@@ -274,14 +270,15 @@ def _retry(
     runs: Path, sweeps: Sequence[str], chosen: Sequence[str], profile: str | None, yes: bool, dry_run: bool
 ) -> int:
     import ablations
-    from slurm import plan, queue, reports
+    from slurm import queue, reports
+    from slurm.remaining import execution_words
     from slurm.states import require_silence
 
     report = reports.Report(runs, sweeps)
-    take = "unknown" in chosen
+    reclaim_unknown = "unknown" in chosen
     states = chosen or ("failed", "lost", "cancelled", "stopped")
     wanted = {s.run for s in report.states if s.state in states}
-    if take:
+    if reclaim_unknown:
         if report.queue.error and queue.available():
             raise InputError(f"retry --unknown: Slurm cannot be asked what is queued: {report.queue.error}")
         require_silence("retry --unknown", [s for s in report.states if s.state == "unknown"])
@@ -303,9 +300,9 @@ def _retry(
             )
             outcome = outcome or 1
             continue
-        how, execution = plan.execution_words(content.get("words", []))
-        same: dict[str, Any] = {"dry_run": dry_run, "only": names, "source": source, "take": take}
-        gone_with_slurm = take and not queue.available()  # the folder was moved to a machine without
+        how, execution = execution_words(content.get("words", []))
+        same: dict[str, Any] = {"dry_run": dry_run, "only": names, "source": source, "reclaim_unknown": reclaim_unknown}
+        gone_with_slurm = reclaim_unknown and not queue.available()  # the folder was moved to a machine without
         if profile or (last and last.kind == "slurm" and not gone_with_slurm):
             from slurm import submit
 
@@ -314,7 +311,8 @@ def _retry(
         else:
             from slurm import local
 
-            status = local.run(sweep, runs, content.get("places", "auto"), how, execution, **same)
+            jobs = content.get("processes", content.get("places", "auto"))  # places: its former name
+            status = local.run(sweep, runs, jobs, how, execution, **same)
             if status == INTERRUPTED:
                 return status
         outcome = outcome or status

@@ -36,9 +36,11 @@ class Member:
     """A pack and the process that trains it.
 
     Attributes:
-        state: waiting, training, ended (all its runs are DONE or FAILED), stopped (asked to), left (no use in
-            trying again; `reason` says why).
+        state: waiting, training, ended (all its runs are DONE or FAILED), stopped (asked to), given_up (no use
+            in trying again; `reason` says why).
         attempts: starts since it last got further.
+        progress: checkpoints and ends of its runs when it started; what differs later is new.
+        tokens: of each run, the newest lease before it started.
     """
 
     pack: Pack
@@ -48,7 +50,7 @@ class Member:
     not_before: float = 0.0
     process: subprocess.Popen[bytes] | None = None
     slot: int = -1
-    marks: tuple[object, ...] = ()
+    progress: tuple[object, ...] = ()
     tokens: dict[str, int] = field(default_factory=dict)
 
 
@@ -59,7 +61,7 @@ class Crew:
         packs: in the order in which they start; their configurations lie in `configs`.
         slots: environment variables of each place where a process can run, such as its GPU.
         runs, configs, logs: folders: of run directories, of the packs' configuration files, of their logs.
-        told: gets a line at events worth a line.
+        announce: gets a line at events worth a line.
     """
 
     def __init__(
@@ -69,11 +71,12 @@ class Crew:
         runs: Path,
         configs: Path,
         logs: Path,
-        told: Callable[[str], None],
+        announce: Callable[[str], None],
         working_folder: Path | None = None,
     ) -> None:
         self.members = [Member(pack) for pack in packs]
-        self.slots, self.runs, self.configs, self.logs, self.told = slots, runs, configs, logs, told
+        self.slots, self.runs, self.configs, self.logs = slots, runs, configs, logs
+        self.announce = announce
         self.working_folder = working_folder
         self.stopping = False
 
@@ -119,14 +122,14 @@ class Crew:
                 self._start(member, free.pop(0))
 
     def _ready(self, member: Member) -> bool:
-        """Whether the runs that this pack builds on are complete. If they never will be, it is left."""
+        """Whether the runs that this pack builds on are complete. If they never will be, it is given up."""
         now = time.time()
         for name in member.pack.after:
             if reader.look(self.runs / name, now).state == "done":
                 continue
             coming = any(name in m.pack.runs and m.state in ("waiting", "training") for m in self.members)
             if not coming:
-                self._leave(member, f"needs {name}, which is not complete")
+                self._give_up(member, f"needs {name}, which is not complete")
             return False
         return True
 
@@ -136,7 +139,7 @@ class Crew:
         if not seeds:  # they failed, or were handed to another job, before the job of this crew was requeued
             member.state = "ended"
             return
-        member.marks = self._marks(pack)
+        member.progress = self._progress(pack)
         member.tokens = {name: newest_token(self.runs / name) for name in pack.runs}
         member.attempts += 1
         command = train_command(sys.executable, pack, self.configs, self.runs, seeds)
@@ -158,7 +161,7 @@ class Crew:
             return
         member.state, member.slot = "training", slot
         if member.attempts == 1:
-            self.told(f"{pack.name}  started")
+            self.announce(f"{pack.name}  started")
 
     def _seeds(self, pack: Pack) -> list[int]:
         """Seeds of a pack, without runs that failed since it was handed out: they would fail again."""
@@ -185,49 +188,49 @@ class Crew:
         own = self._own(pack)
         states = {name: files for name, files in zip(pack.runs, self.files(pack), strict=True) if name in own}
         if not states:
-            self._leave(member, "another process has taken these runs over")
+            self._give_up(member, "another process has taken these runs over")
             return
         open_runs = [name for name, files in states.items() if files.state not in ("done", "failed")]
         if not open_runs:
             member.state = "ended"
             failed = {name: files for name, files in states.items() if files.state == "failed"}
             for name, files in failed.items():
-                self.told(f"{name}  FAILED: {files.reason}")
+                self.announce(f"{name}  FAILED: {files.reason}")
             if len(failed) < len(states):
-                self.told(f"{pack.name}  done")
+                self.announce(f"{pack.name}  done")
             return
         said = last_line(self.logs / f"{pack.name}.log")
         if status == BAD_INPUT:
-            self._leave(member, said.removeprefix("error: ") or "bad input")
+            self._give_up(member, said.removeprefix("error: ") or "bad input")
         elif not all(self._ours(name, member.tokens[name], pid) for name in open_runs):
-            self._leave(member, "another process has taken these runs over")
+            self._give_up(member, "another process has taken these runs over")
         elif self.stopping:
             member.state = "stopped"
         elif status == INTERRUPTED:
             member.state, member.attempts = "waiting", 0
         else:
             how = f"killed by signal {-status}" if status < 0 else said or f"exit status {status}"
-            if self._marks(pack) != member.marks:
+            if self._progress(pack) != member.progress:
                 member.attempts = 0
             self._again(member, how, ATTEMPTS if status < 0 or said.startswith("error: ") else CRASHES)
 
     def _again(self, member: Member, how: str, most: int) -> None:
         """Start again after a pause, unless it has been tried often enough."""
         if member.attempts >= most:
-            self._leave(member, f"{how} ({most} attempts)")
+            self._give_up(member, f"{how} ({most} attempts)")
             return
         pause = min(LONGEST_PAUSE, 2.0 ** max(0, member.attempts - 1))
         member.state, member.not_before = "waiting", time.monotonic() + pause
-        self.told(f"{member.pack.name}  {how}; starting again in {pause:.0f} s")
+        self.announce(f"{member.pack.name}  {how}; starting again in {pause:.0f} s")
 
     def _ours(self, name: str, token: int, pid: int) -> bool:
         """Whether nobody but the process that just ended has claimed a run since that process began."""
         newest, writer = newest_writer(self.runs / name)
         return newest == token or (writer.get("pid") == pid and newest == token + 1)
 
-    def _leave(self, member: Member, reason: str) -> None:
-        member.state, member.reason = "left", reason
-        self.told(f"{member.pack.name}  given up: {reason}")
+    def _give_up(self, member: Member, reason: str) -> None:
+        member.state, member.reason = "given_up", reason
+        self.announce(f"{member.pack.name}  given up: {reason}")
 
-    def _marks(self, pack: Pack) -> tuple[object, ...]:
-        return tuple(reader.marks(self.runs / name) for name in pack.runs)
+    def _progress(self, pack: Pack) -> tuple[object, ...]:
+        return tuple(reader.progress(self.runs / name) for name in pack.runs)

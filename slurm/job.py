@@ -45,16 +45,16 @@ def work(task: dict[str, Any]) -> str:
     signal.signal(signal.SIGCONT, signal.SIG_IGN)
     folder = Path(task["folder"])
     packs = [Pack(content={}, **pack) for pack in task["packs"]]
-    crew = Crew(packs, _slots(task["slots"]), Path(task["runs"]), folder / "packs", folder / "logs", told=_say)
+    crew = Crew(packs, _slots(task["slots"]), Path(task["runs"]), folder / "packs", folder / "logs", announce=_say)
     with _caches():
         crew.run(signals)
     if any(member.state == "stopped" for member in crew.members):
         if _goes_on(signal.SIGUSR2 in signals.caught):
             _requeue()
         raise JobFailed("asked to stop; the runs are saved")
-    left = [f"{member.pack.name}: {member.reason}" for member in crew.members if member.state == "left"]
-    if left:
-        raise JobFailed("; ".join(left))
+    given_up = [f"{member.pack.name}: {member.reason}" for member in crew.members if member.state == "given_up"]
+    if given_up:
+        raise JobFailed("; ".join(given_up))
     return "ended"
 
 

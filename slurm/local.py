@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import shutil
-import subprocess
 import sys
 import time
 from collections.abc import Mapping
@@ -12,17 +9,18 @@ from pathlib import Path
 from typing import TextIO
 
 from ablations import Sweep
+from ablations.hours import estimate
 from iqrl import processes
 from iqrl.config import Execution
 from iqrl.errors import FAILED, INTERRUPTED, InputError
 from iqrl.processes import StopFlag
 from iqrl.runs import lease
 from iqrl.training import execution
-from slurm import states, tables
+from slurm import tables
 from slurm.crew import Crew
 from slurm.packs import Pack
-from slurm.plan import AUTOMATIC_PACK, pack
-from slurm.submissions import Job, Submission, submissions, write_manifest
+from slurm.remaining import AUTOMATIC_PACK, make_packs, remaining
+from slurm.submissions import Job, Submission, write_manifest
 
 PROCESS_BYTES = 1.2 * 2**30  # that a small run takes with its libraries, about
 _ONE_THREAD = {k: "1" for k in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS")}
@@ -37,7 +35,7 @@ def run(
     *,
     source: str,
     only: set[str] | None = None,
-    take: bool = False,
+    reclaim_unknown: bool = False,
     dry_run: bool = False,
     out: TextIO = sys.stdout,
 ) -> int:
@@ -48,48 +46,42 @@ def run(
         words: how to execute every run, from the user.
         source: the sweep's name or file, as `ablations.load` takes it.
         only: names of the runs to look at; all if None.
-        take: runs of a Slurm that cannot be asked here, too, as if it had lost them.
+        reclaim_unknown: runs of a Slurm that cannot be asked here, too, as if it had lost them.
         dry_run: say what would be run, and stop.
     Returns:
-        0 all runs are complete (or the plan was shown), 1 some are not, 75 interrupted: the same command goes on.
+        0 all runs are complete (or it was a dry run), 1 some are not, 75 interrupted: the same command goes on.
     """
-    slots, defaults, size = places(jobs, asked)
-    wanted = [run for run in sweep.unique_runs() if only is None or run.name in only]
-    handed_out = submissions(runs)
-    in_queue = states.ask(handed_out)
-    found = states.look(runs, [run.name for run in wanted], handed_out, in_queue)
-    by_name = {state.run: state.state for state in found}
-    left = states.others(take)
-    elsewhere = [run for run in wanted if by_name[run.name] in left]
-    unknown = [run for run in elsewhere if by_name[run.name] == "unknown"]
-    todo = [run for run in wanted if by_name[run.name] not in ("done", *left)]
-    packs = pack(todo, size, defaults, runs, words)
-    done = len(wanted) - len(todo) - len(elsewhere)
+    slots, defaults, size = slots_and_words(jobs, asked)
+    todo = remaining(sweep, runs, only, reclaim_unknown)
+    packs = make_packs(todo.missing, size, defaults, runs, words)
     note = f" ({sweep.note})" if sweep.note else ""
-    plan = f"{sweep.name}{note}: {len(wanted)} runs, {done} already done"
-    if elsewhere:
-        plan += f", {len(elsewhere)} running or queued elsewhere"
-    if unknown:
-        reason = in_queue.error or "they are another cluster's"
-        plan += f" (perhaps: {len(unknown)} are unknown, since Slurm cannot be asked: {reason})"
-    print(f"{plan}; {len(packs)} packs, {len(slots)} at once", file=out, flush=True)
+    summary = f"{sweep.name}{note}: {len(todo.states)} runs, {todo.count('done')} already done"
+    if elsewhere := len(todo.states) - len(todo.missing) - todo.count("done"):
+        summary += f", {elsewhere} running or queued elsewhere"
+        if not reclaim_unknown and (unknown := todo.count("unknown")):
+            reason = todo.queue.error or "they are another cluster's"
+            summary += f" (perhaps: {unknown} are unknown, since Slurm cannot be asked: {reason})"
+    print(f"{summary}; {len(packs)} packs, {len(slots)} at once", file=out, flush=True)
+    if packs:
+        device = "cuda" if any("CUDA_VISIBLE_DEVICES" in slot for slot in slots) else "cpu"
+        print(f"time: {estimate(todo.missing, runs, device).words()}", file=out, flush=True)
     if dry_run:
         return 0
     write_manifest(sweep, runs)
     if not packs:
         return 1 if elsewhere else 0
     submission = Submission.create(runs, sweep.name, "local")
-    submission.content |= {"source": source, "words": [f"{k}={v}" for k, v in words.items()], "places": jobs}
+    submission.content |= {"source": source, "words": [f"{k}={v}" for k, v in words.items()], "processes": jobs}
     return _work(submission, packs, slots, runs, out)
 
 
-def places(jobs: str, asked: Execution) -> tuple[list[dict[str, str]], dict[str, str], int]:
-    """Environment of each place where a process may run, words for all of them, and seeds a pack.
+def slots_and_words(jobs: str, asked: Execution) -> tuple[list[dict[str, str]], dict[str, str], int]:
+    """Environment of each process that may run at once, words for all of them, and seeds a pack.
 
     On CPUs, one process a core with one thread each beats one process with more threads, and packing seeds
     gains nothing. On GPUs, a pack of seeds costs little more than one seed, and the cores are divided.
     """
-    gpus = [] if asked.device == "cpu" else _gpus()
+    gpus = [] if asked.device == "cpu" else processes.gpus()
     count = len(gpus) or _by_memory(processes.cores())
     if jobs != "auto":
         if not jobs.isdigit() or not 1 <= int(jobs) <= 1024:
@@ -104,17 +96,6 @@ def places(jobs: str, asked: Execution) -> tuple[list[dict[str, str]], dict[str,
     threads = str(asked.threads or 1)
     environment = {k: threads for k in _ONE_THREAD}
     return [dict(environment) for _ in range(count)], {"train.threads": threads, "train.workers": "0"}, size
-
-
-def _gpus() -> list[str]:
-    """GPUs of this machine that may be used, as CUDA_VISIBLE_DEVICES names them."""
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    if visible is not None:
-        return [v.strip() for v in visible.split(",") if v.strip() and v.strip() != "-1"]
-    if not shutil.which("nvidia-smi"):
-        return []
-    listed = subprocess.run(["nvidia-smi", "--list-gpus"], capture_output=True, text=True)
-    return [str(i) for i in range(sum(line.startswith("GPU ") for line in listed.stdout.splitlines()))]
 
 
 def _by_memory(count: int) -> int:
@@ -136,12 +117,12 @@ def _work(submission: Submission, packs: list[Pack], slots: list[dict[str, str]]
         runs.resolve(),
         submission.folder.resolve() / "packs",
         submission.folder.resolve() / "logs",
-        told=view.told,
+        announce=view.announce,
     )
     stop = _stop_flag()
     crew.run(stop, lambda: view.show(crew))
     view.finish(crew)
-    submission.content["left"] = [member.pack.name for member in crew.members if member.state == "left"]
+    submission.content["given_up"] = [member.pack.name for member in crew.members if member.state == "given_up"]
     submission.content["ended"] = time.strftime("%Y-%m-%dT%H:%M:%S%z")
     submission.save()
     return _summary(crew, submission, stop(), out)
@@ -156,7 +137,7 @@ def _summary(crew: Crew, submission: Submission, interrupted: bool, out: TextIO)
                 complete += 1
             elif files.state == "failed":
                 bad.append((name, files.reason, member))
-            elif member.state == "left":
+            elif member.state == "given_up":
                 bad.append((name, member.reason, member))
     total = sum(len(member.pack.runs) for member in crew.members)
     print(f"{complete} of {total} runs complete" + (f", {len(bad)} failed" if bad else ""), file=out)

@@ -1,4 +1,4 @@
-"""Profiles: what to ask a cluster for. One YAML file each, in slurm/profiles or anywhere."""
+"""Cluster profiles: what to ask a cluster for. One YAML file each, in slurm/profiles or anywhere."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def _texts(doc: str) -> Any:
 
 
 @dataclass(frozen=True)
-class Profile:
+class ClusterProfile:
     """Resources of one job, and how packs map to it."""
 
     partition: str = setting("", "partition; empty: the cluster's default")
@@ -51,7 +51,7 @@ class Profile:
     @property
     def seeds(self) -> int:
         """Seeds a pack: on CPUs one, on GPUs as many as there are, within reason."""
-        from slurm.plan import AUTOMATIC_PACK
+        from slurm.remaining import AUTOMATIC_PACK
 
         return self.pack or (AUTOMATIC_PACK if self.gpus else 1)
 
@@ -64,7 +64,7 @@ class Profile:
         return found
 
 
-def gpu_options(profile: Profile) -> bool:
+def gpu_options(profile: ClusterProfile) -> bool:
     """Whether its options say which GPUs; that comes instead of their number."""
     said = {k: v for k, v in profile.sbatch_options().items() if k == "gres" or k.startswith("gpus")}
     return any("gpu" in f"{key}={value}" for key, value in said.items())
@@ -75,8 +75,8 @@ def is_path(name: str) -> bool:
     return name.endswith((".yaml", ".yml"))
 
 
-def load(name: str) -> Profile:
-    """The profile called `name`, or the file of that path.
+def load(name: str) -> ClusterProfile:
+    """The cluster profile called `name`, or the file of that path.
 
     Raises:
         InputError: naming the file and the key.
@@ -85,8 +85,8 @@ def load(name: str) -> Profile:
     if not isfile(path):  # without an error for a name that is too long to be a file's
         known = ", ".join(sorted(p.stem for p in FOLDER.glob("*.yaml")))
         first = "" if is_path(name) else f"; python -m slurm profile {name} writes one from what this cluster says"
-        raise InputError(f"profile={name}: no such profile; expected one of {known}, or a .yaml file{first}")
-    texts = [f.name for f in dataclasses.fields(Profile) if f.type in ("str", "list[str]")]
+        raise InputError(f"profile={name}: no such cluster profile; expected one of {known}, or a .yaml file{first}")
+    texts = [f.name for f in dataclasses.fields(ClusterProfile) if f.type in ("str", "list[str]")]
     given = plain_yaml.load(path, str(path), as_written=texts)
     for key in ("setup", "options"):
         if given.get(key, "") in ("", []):
@@ -94,7 +94,7 @@ def load(name: str) -> Profile:
         elif not isinstance(given[key], list) or not all(isinstance(line, str) for line in given[key]):
             raise InputError(f"{path}: {key}={given[key]}: expected a list of text")
     try:
-        profile, _ = build(Profile, "profile", [(str(path), given)])
+        profile, _ = build(ClusterProfile, "profile", [(str(path), given)])
         limit = parse_time(profile.time)
     except InputError as error:
         raise InputError(f"{path}: {error}") from None
@@ -183,15 +183,13 @@ def describe(sinfo: str) -> str:
     limited = best["limit"][:1].isdigit()  # else infinite, UNLIMITED, n/a
     longest = min(24 * 3600, parse_time(best["limit"])) if limited else 24 * 3600
     hours, rest = divmod(longest, 3600)
-    seen = [
-        f"#   {r['name']}: {r['nodes']} nodes of {r['cpus']} CPUs, {r['memory']} MB, gres {r['gres']}, "
-        f"limit {r['limit']}"
-        for r in rows
+    partitions = [
+        "#   {name}: {nodes} nodes of {cpus} CPUs, {memory} MB, gres {gres}, limit {limit}".format(**r) for r in rows
     ]
     return "\n".join(
         [
             "# What sinfo says of this cluster:",
-            *seen,
+            *partitions,
             "# See slurm/profiles/gpu.yaml for every key.",
             f"partition: {best['name']}",
             'account: ""             # where the cluster wants one: sacctmgr show associations user=$USER',

@@ -22,7 +22,7 @@ class Report:
     """States of the runs of some sweeps, or of every run of the folder.
 
     Raises:
-        InputError: for a sweep that was never planned here.
+        InputError: for a sweep that was never started here.
     """
 
     def __init__(self, runs: Path, sweeps: Sequence[str] = ()) -> None:

@@ -39,7 +39,7 @@ class State:
     Attributes:
         job: id in Slurm's queue, or "".
         log: of the process that trained it last, or None.
-        left: seconds until its steps are done, while it runs and its speed is known.
+        seconds_left: until its steps are done, while it runs and its speed is known.
     """
 
     run: str
@@ -50,7 +50,7 @@ class State:
     reason: str = ""
 
     @property
-    def left(self) -> float | None:
+    def seconds_left(self) -> float | None:
         ahead = self.files.env_steps - self.files.env_step
         if self.state != "running" or not self.files.speed or ahead <= 0:  # the last updates take no steps
             return None
@@ -101,7 +101,7 @@ def look(runs: Path, names: Iterable[str], handed_out: Iterable[Submission], in_
             files = reader.look(runs / name, now, submission.handed_out(pack_name))
         if submission.kind == "local":
             state = _local(files, living[id(submission)], submission)
-            if state == "planned" and pack_name in submission.content.get("left", ()):
+            if state == "planned" and pack_name in submission.given_up:
                 state = "lost"  # given up before it had a directory
         else:
             there = queue.Queue(error="of another cluster") if submission.elsewhere(in_queue.cluster) else in_queue
@@ -167,11 +167,6 @@ def _slurm(files: RunState, job: str, in_queue: queue.Queue, cancelled: bool) ->
     if in_queue.error:
         return "unknown"
     return "cancelled" if cancelled else "lost"
-
-
-def others(take: bool) -> tuple[str, ...]:
-    """States of runs that somebody else trains, or may: `take` leaves out those of a Slurm that cannot be asked."""
-    return ("running", "queued") if take else ("running", "queued", "unknown")
 
 
 def require_silence(command: str, states: Iterable[State]) -> None:

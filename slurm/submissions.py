@@ -2,7 +2,7 @@
 
 runs/sweeps/<sweep>.json              the sweep's manifest: which runs belong to which arm
 runs/sweeps/<sweep>/<stamp>/           by UTC
-    submission.json                   kind, user, profile, jobs: their packs, runs and logs
+    submission.json                   kind, user, cluster profile, jobs: their packs, runs and logs
     packs/*.yaml                      the packs' configurations
     logs/*.log                        what the training processes said
     cancelled                         ids of jobs that `cancel` took out of the queue, one a line
@@ -97,6 +97,11 @@ class Submission:
             return 0.0
 
     @property
+    def given_up(self) -> list[str]:
+        """Names of packs that its local queue gave up."""
+        return self.content.get("given_up", self.content.get("left", []))  # left: its former name
+
+    @property
     def user(self) -> int:
         """Number of the user whose jobs these are."""
         user = self.content.get("user")
@@ -140,7 +145,7 @@ def submissions(runs: Path, sweep: str | None = None) -> list[Submission]:
 
 
 def manifests(runs: Path) -> dict[str, dict[str, Any]]:
-    """The sweeps that were planned in this folder, by name; a damaged one is named on stderr and left out."""
+    """The sweeps that were started in this folder, by name; a damaged one is named on stderr and left out."""
     found = {}
     for path in sorted((runs / "sweeps").glob("*.json")):
         try:

@@ -32,9 +32,8 @@ class Live:
         self.terminal = out.isatty()
         self.drawn = 0  # lines of the table on the screen
         self.shown_at = time.monotonic() if not self.terminal else 0.0
-        self.seen: dict[str, str] = {}
 
-    def told(self, line: str) -> None:
+    def announce(self, line: str) -> None:
         """A line that stays."""
         with self._heard():
             self._erase()
@@ -108,8 +107,8 @@ def progress_row(name: str, files: RunState, budget: int) -> tuple[str, ...]:
         return (name, step, "starting", "", "")
     last = "" if files.last_return is None else f"return {files.last_return:.1f}"
     ahead = budget - files.env_step
-    left = f"{duration(ahead / files.speed)} left" if ahead > 0 else "last updates"
-    return (name, step, f"{files.speed:,.0f} steps/s", last, left)
+    remaining = f"{duration(ahead / files.speed)} left" if ahead > 0 else "last updates"
+    return (name, step, f"{files.speed:,.0f} steps/s", last, remaining)
 
 
 def duration(seconds: float) -> str:
@@ -173,7 +172,7 @@ def as_json(states: Sequence[State]) -> list[dict[str, Any]]:
             "env_steps": s.files.env_steps,
             "env_steps_per_second": s.files.speed,
             "last_return": s.files.last_return,
-            "seconds_left": s.left,
+            "seconds_left": s.seconds_left,
             "job": s.job or None,
             "log": str(s.log) if s.log else None,
             "reason": s.reason or None,

@@ -31,7 +31,7 @@ AGENT_KIT = LAYERS.index(())
 READER = {"iqrl.runs.group", "iqrl.runs.reader", "iqrl.runs.tables"}
 BELOW_READER = {"iqrl.errors", "iqrl.processes", "iqrl.runs.files", "iqrl.runs.lease"}
 LONGEST = 420  # lines
-LONG = {"ablations.sweep", "analysis.study"}  # still to be split
+LONG = {"analysis.study"}  # still to be split
 
 
 def sources() -> dict[str, Path]:

@@ -170,7 +170,7 @@ def checkpoints(run: Path | str) -> list[tuple[tuple[int, int], Path]]:
     return sorted(found, reverse=True)
 
 
-def marks(run: Path | str) -> tuple[object, ...]:
+def progress(run: Path | str) -> tuple[object, ...]:
     """Changes whenever a run gets further: its checkpoints and how it ended."""
     return (*checkpoints(run), *(name for name in ("DONE", "FAILED") if written(f"{run}/{name}")))
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Hashable, Sequence, Set
 
 
-def together(checkpoints: Sequence[Set[Hashable]], size: int) -> list[list[int]]:
+def groups_of_one_point(checkpoints: Sequence[Set[Hashable]], size: int) -> list[list[int]]:
     """Numbers of runs of equal configuration, in groups of at most `size` that can go on from one point.
 
     Args:

@@ -15,7 +15,7 @@ from iqrl.runs.files import warn
 from iqrl.runs.lease import LeaseLost
 from iqrl.runs.replay_log import ReplayLog
 from iqrl.training.pack import Pack, Run
-from iqrl.training.packing import together
+from iqrl.training.packing import groups_of_one_point
 from iqrl.training.transfer import inherited
 
 Checkpoints = dict[tuple[int, int], dict[str, Any]]  # by decisions and updates
@@ -42,7 +42,7 @@ def save(pack: Pack, run: Run) -> None:
 def resume(pack: Pack) -> None:
     """Put every run where its newest usable checkpoint left it; runs that have one in common go on in step."""
     found = [_usable(pack, run) for run in pack.runs]
-    for group in together([set(usable) for usable in found], len(found)):
+    for group in groups_of_one_point([set(usable) for usable in found], len(found)):
         newest = max(set.intersection(*(set(found[i]) for i in group)), default=None)
         for run in (pack.runs[i] for i in group):
             try:

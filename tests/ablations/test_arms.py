@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import ablations
-from ablations import sweep as loader
+from ablations import sweep, sweep_file
 from iqrl import config
 from iqrl.agent import Batch, Progress
 from iqrl.diagnostics import diagnose
@@ -24,14 +24,14 @@ def arms():
     """One run of each different configuration that a sweep's arms have once their networks are tiny."""
     found = {}
     for name in ablations.names():
-        content = loader.read(loader.find(name))
+        content = sweep_file.read(sweep_file.find(name))
         usual = ablations.load(name, "lite").runs[0].config.task
-        for scale in loader.SCALES:
-            base, _ = loader.at_scale(content, scale)
+        for scale in sweep_file.SCALES:
+            base, _ = sweep_file.at_scale(content, scale)
             for arm in ablations.load(name, scale).arms:
                 task = usual if usual in arm.tasks else arm.tasks[0]
                 rest = {"preset": "tiny", "task": task, "seeds": list(SEEDS), "agent": {"buffer_size": 1000}}
-                runs = config.resolve([*loader.arm_layers(arm, base), ("test", rest)])[0]
+                runs = config.resolve([*sweep.arm_layers(arm, base), ("test", rest)])[0]
                 settings = {k: v for k, v in runs[0].resolved()["agent"].items() if k != "profile"}
                 key = runs[0].task, runs[0].agent.name, str(settings)
                 found.setdefault(key, pytest.param(runs, id=f"{name}-{arm.name}-{scale}"))

@@ -5,7 +5,7 @@ import dataclasses
 import pytest
 
 import ablations
-from ablations import sweep as loader
+from ablations import sweep_file
 from iqrl import config
 from iqrl.errors import InputError
 
@@ -60,12 +60,7 @@ def test_an_arm_is_the_base_and_its_delta(file):
     sweep = ablations.load(str(file))
     a, b, c = (by_arm(sweep, name)[0].config for name in "abc")
     assert (a.settings.horizon, a.settings.fsq_levels, a.settings.latent_dim) == (3, [8, 8], 512)
-    assert (b.settings.horizon, b.settings.fsq_levels, b.preset, b.settings.latent_dim) == (
-        3,
-        [5, 3],
-        "tiny",
-        8,
-    )
+    assert (b.settings.horizon, b.settings.fsq_levels, b.preset, b.settings.latent_dim) == (3, [5, 3], "tiny", 8)
     assert c.agent.name == "td3" and c.settings.lr == 1e-4  # and the base's agent.horizon is not TD3's
     assert all(run.words == ("train.precision=float32",) for run in sweep.runs)
     assert [run.config.settings.latent_dim for run in by_arm(sweep, "a")] == [512] * 3 + [1024] * 3  # dog's own
@@ -210,7 +205,7 @@ def test_every_sweep_loads_at_both_scales(name):
 
 def test_the_figures_that_sweeps_may_name_are_there():
     analysis = pytest.importorskip("analysis.figures")
-    assert set(loader.FIGURES) <= set(analysis.FIGURES)
+    assert set(sweep_file.FIGURES) <= set(analysis.FIGURES)
 
 
 def test_a_sweep_that_is_not_there_is_named():

@@ -36,10 +36,7 @@ def file(tmp_path: Path, text: str) -> Path:
 def test_the_last_layer_wins_and_is_named(tmp_path: Path) -> None:
     study = file(tmp_path, "agent: {name: iqrl, latent_dim: 32, batch_size: 8}\npreset: small\ntask: dog-run\n")
     (run,), _, _ = config.resolve(
-        [
-            ("study", config.load_file(study)),
-            ("command line", config.parse_words(["agent.batch_size=4"])),
-        ]
+        [("study", config.load_file(study)), ("command line", config.parse_words(["agent.batch_size=4"]))]
     )
     s, origins = run.settings, run.origins
     assert (s.batch_size, origins["agent.batch_size"]) == (4, "command line")

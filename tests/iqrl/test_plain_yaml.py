@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from ablations import sweep
+from ablations import sweep_file
 from iqrl import config, plain_yaml
 from iqrl.errors import InputError
 from slurm import profile
@@ -43,7 +43,7 @@ def in_a_sweep(text: str, folder: Path) -> Any:
         "title: T\nquestion: Q\nfinding: F\ntasks: [walker-walk]\nseeds: 0\nenv_steps: 1\n"
         f"arms:\n  a:\n    agent.value: {text}\n"
     )
-    return sweep.read(path)["arms"]["a"]["agent.value"]
+    return sweep_file.read(path)["arms"]["a"]["agent.value"]
 
 
 def in_a_profile(text: str, folder: Path) -> Any:
@@ -98,6 +98,17 @@ def test_a_profiles_numbers_are_those_of_the_other_files(tmp_path: Path) -> None
     path.write_text("memory_gb: 010")
     with pytest.raises(InputError, match=r"p.yaml: 010: .*quote it"):
         profile.load(str(path))
+
+
+@pytest.mark.parametrize(
+    "text", ["account: 1\naccount: 2", "account: x\n'account': y", "cpus: ${N}", "setup: [1, '${N}']", "time: !x 1"]
+)
+def test_what_a_profile_has_as_text_is_checked_too(text: str, tmp_path: Path) -> None:
+    path = tmp_path / "p.yaml"
+    path.write_text(text)
+    with pytest.raises(InputError, match="p.yaml: ") as error:
+        profile.load(str(path))
+    assert "\n" not in str(error.value)
 
 
 def test_comments_may_hold_anything(tmp_path: Path) -> None:

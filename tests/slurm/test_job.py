@@ -94,9 +94,9 @@ def test_a_cancel_during_the_save_is_not_undone(signalled, said, asked):
 def test_the_local_queue_gives_each_process_a_gpu_of_its_own(monkeypatch):
     """submitit's LocalExecutor starts everything at once, all on device 0."""
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1")
-    slots, _, size = local.places("auto", Execution())
+    slots, _, size = local.slots_and_words("auto", Execution())
     assert [slot["CUDA_VISIBLE_DEVICES"] for slot in slots] == ["0", "1"] and size > 1
-    assert len(local.places("5", Execution())[0]) == 5
+    assert len(local.slots_and_words("5", Execution())[0]) == 5
 
 
 def test_a_full_disk_under_the_logs_is_waited_for(tmp_path, monkeypatch):
@@ -107,7 +107,7 @@ def test_a_full_disk_under_the_logs_is_waited_for(tmp_path, monkeypatch):
     pack = Pack("p", {}, ("r",), (0,), (), (), 1)
     made = crew.Crew([pack], [{}], tmp_path, tmp_path, tmp_path / "logs", said.append)
     made.run(lambda: False)
-    assert made.members[0].state == "left" and "10 attempts" in made.members[0].reason and len(said) == 10
+    assert made.members[0].state == "given_up" and "10 attempts" in made.members[0].reason and len(said) == 10
 
 
 @pytest.mark.parametrize("state", ["RUNNING PreemptTime=2026-01-01T00:00:00", "CANCELLED PreemptTime=None"])
@@ -200,4 +200,4 @@ def test_a_sweep_goes_on_when_nobody_reads_what_it_says(tmp_path):
         view = tables.Live([], out)
         os.close(reading)
         for line in ("first", "second"):
-            view.told(line)
+            view.announce(line)

@@ -21,11 +21,7 @@ from slurm.packs import Pack
 def start(*words):
     """`python -m slurm WORDS` in the background."""
     return subprocess.Popen(
-        [sys.executable, "-m", "slurm", *words],
-        cwd=ROOT,
-        stdout=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
+        [sys.executable, "-m", "slurm", *words], cwd=ROOT, stdout=subprocess.PIPE, text=True, start_new_session=True
     )
 
 
@@ -113,9 +109,9 @@ DONE = """printf x > $RUN/t.csv; printf '{"env_step": 100, "files": {"t.csv": 1}
     ("script", "state", "reason", "starts"),
     [
         (DONE, "ended", "", 1),
-        ("echo 'error: train.device=cuda: no CUDA'; exit 2", "left", "train.device=cuda: no CUDA", 1),
-        ("echo 'Boom: bang'; exit 1", "left", "Boom: bang (3 attempts)", 3),
-        ("echo 'error: the disk is full'; exit 1", "left", "error: the disk is full (10 attempts)", 10),
+        ("echo 'error: train.device=cuda: no CUDA'; exit 2", "given_up", "train.device=cuda: no CUDA", 1),
+        ("echo 'Boom: bang'; exit 1", "given_up", "Boom: bang (3 attempts)", 3),
+        ("echo 'error: the disk is full'; exit 1", "given_up", "error: the disk is full (10 attempts)", 10),
         (f"test -e $RUN/once && {{ {DONE}; exit; }}; touch $RUN/once; kill -9 $$", "ended", "", 2),
         (f"test -e $RUN/once && {{ {DONE}; exit; }}; touch $RUN/once; exit 75", "ended", "", 2),
         ('printf \'{"host": "else", "pid": 1}\' > $RUN/lease/00000007; exit 1', "left", "another process", 1),
@@ -165,7 +161,7 @@ def test_a_process_that_gets_further_is_started_for_ever(make_crew, tmp_path):
 def test_a_pack_waits_for_the_run_that_it_starts_from(make_crew):
     made, said = make_crew(DONE, after=["source"])
     made.run(lambda: False)
-    assert made.members[0].state == "left" and "needs source" in said[0]
+    assert made.members[0].state == "given_up" and "needs source" in said[0]
 
 
 def test_a_stopped_crew_starts_nothing(make_crew, tmp_path):
@@ -178,7 +174,7 @@ def test_a_stopped_crew_starts_nothing(make_crew, tmp_path):
 def test_only_gpus_that_were_given_are_used(monkeypatch, visible):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
     monkeypatch.setattr(processes, "cores", lambda: 7)
-    slots, words, size = local.places("3", Execution())
+    slots, words, size = local.slots_and_words("3", Execution())
     assert words == {"train.threads": "2"}  # the cores are shared out, too
     first, second = visible.split(",")
     assert [slot["CUDA_VISIBLE_DEVICES"] for slot in slots] == [first, second, first] and size > 1

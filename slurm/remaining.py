@@ -1,25 +1,64 @@
-"""From a sweep's runs to packs."""
+"""What is left to do of a sweep, here and on a cluster: runs that are neither done nor anybody's, as packs."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ablations import PlannedRun
+from ablations import PlannedRun, Sweep
 from iqrl import config
 from iqrl.config import Execution
 from iqrl.errors import InputError
 from iqrl.runs import reader
-from iqrl.training.packing import together
+from iqrl.training.packing import groups_of_one_point
+from slurm import queue, states
 from slurm.packs import Pack
+from slurm.submissions import Submission, submissions
 
 AUTOMATIC_PACK = 16  # seeds; the trainer itself splits a pack that does not fit its device's memory
 
 
-def pack(
-    planned: Iterable[PlannedRun],
+@dataclass(frozen=True)
+class Remaining:
+    """What is left to do, and who has the rest.
+
+    Attributes:
+        missing: runs to be trained, those that others start from first.
+        states: of every run that was looked at, by name (slurm.states.STATES).
+        handed_out: all submissions of the folder, oldest first.
+        queue: what Slurm said of their jobs.
+    """
+
+    missing: list[PlannedRun]
+    states: dict[str, str]
+    handed_out: list[Submission]
+    queue: queue.Queue
+
+    def count(self, state: str) -> int:
+        return list(self.states.values()).count(state)
+
+
+def remaining(sweep: Sweep, runs: Path, only: set[str] | None = None, reclaim_unknown: bool = False) -> Remaining:
+    """What of a sweep is neither done, nor running or queued.
+
+    Args:
+        runs: folder of the run directories.
+        only: names of the runs to look at; all if None.
+        reclaim_unknown: count runs of a Slurm that cannot be asked here as missing, as if it had lost them.
+    """
+    wanted = [run for run in sweep.unique_runs() if only is None or run.name in only]
+    handed_out = submissions(runs)
+    in_queue = states.ask(handed_out)
+    found = {s.run: s.state for s in states.look(runs, [run.name for run in wanted], handed_out, in_queue)}
+    taken = {"done", "running", "queued"} | (set() if reclaim_unknown else {"unknown"})
+    return Remaining([run for run in wanted if found[run.name] not in taken], found, handed_out, in_queue)
+
+
+def make_packs(
+    missing: Iterable[PlannedRun],
     size: int,
     words: Mapping[str, str],
     runs: Path,
@@ -31,13 +70,13 @@ def pack(
 
     Args:
         runs: folder of the run directories.
-        planned: runs, each once, in the order in which they should start.
+        missing: runs, each once, in the order in which they should start.
         words: how to execute them (`train.threads` -> "1"); a sweep's own words win over these.
         asked: the same from the user, who wins over both.
     """
     # A sweep resolves each arm and task once, so runs that share their settings object are alike.
     alike: dict[Any, list[PlannedRun]] = {}
-    for run in planned:
+    for run in missing:
         c = run.config
         key = (id(c.settings), c.task, c.preset, c.train, c.evaluate, run.words)
         alike.setdefault(key, []).append(run)
@@ -50,7 +89,7 @@ def pack(
         how = {**words, **own, **(asked or {}), "train.pack": str(size)}
         label = re.sub(r"[^A-Za-z0-9+=._-]", "_", f"{first.agent.name}-{first.task}-{config.pack_key(first)[:8]}")
         points = [{key for key, _ in reader.checkpoints(runs / run.name)} for run in same]
-        for group in together(points, size):
+        for group in groups_of_one_point(points, size):
             part = [same[i] for i in group]
             packs.append(
                 Pack(
