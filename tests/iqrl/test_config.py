@@ -192,7 +192,8 @@ def test_config_yaml_is_complete(tmp_path: Path) -> None:
         again = config.load_run(folder)
         assert again == run and again.identity == run.identity
         content = yaml.safe_load((folder / "config.yaml").read_text())
-        assert content["agent"].keys() == {"name", *(f.name for f in dataclasses.fields(run.settings))}
+        settings = [f for f in dataclasses.fields(run.settings) if not f.metadata["omit_default_from_identity"]]
+        assert content["agent"].keys() == {"name", *(f.name for f in settings)}
         assert content["train"].keys() == {"env_steps"} and not set(content["train"]) & {
             f.name for f in dataclasses.fields(Execution)
         }
