@@ -61,8 +61,10 @@ def table(study: Study, published: Published, frame: pd.DataFrame) -> Table:
     ]  # fmt: skip
     caption = (
         f"Own {score_name(frame.task)} (seeds) beside published ones: mean [lowest, highest seed] (seeds), and where "
-        "the own mean lies. An asterisk marks the arm's own algorithm. Each value is the latest at or before the mark, at most 6% "
-        "of it older (a published one also up to 1k environment steps after it). " + "; ".join(published.remarks) + "."
+        "the own mean lies. An asterisk marks the arm's own algorithm. Each value is the latest at or before the mark, at "
+        "most 6% of it older (a published one also up to 1k environment steps after it). "
+        + "; ".join(published.remarks)
+        + "."
     )
     columns = ["Task", "Env steps", "Arm", "Own", "Algorithm", "Published", "Own is"]
     return Table("compare", caption, columns, rows, ordered, study=study.name)

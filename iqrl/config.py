@@ -27,7 +27,7 @@ from iqrl.environments import tasks
 from iqrl.environments.environment import task_spec
 from iqrl.environments.suites import suite_of
 from iqrl.errors import InputError, did_you_mean
-from iqrl.settings import build, is_file, short
+from iqrl.settings import build, is_file, short, stated
 
 
 @dataclass(frozen=True)
@@ -98,11 +98,11 @@ class RunConfig:
         if self.source:
             agent["source"] = self.source
         return {
-            "agent": {**agent, **_said(self.settings)},
+            "agent": {**agent, **stated(self.settings)},
             "task": self.task,
             "seed": self.seed,
             "preset": self.preset,
-            "train": _said(self.train),
+            "train": stated(self.train),
             "eval": dataclasses.asdict(self.evaluate),
         }
 
@@ -131,16 +131,6 @@ class RunConfig:
         """Name of the run's directory: readable, and ending in its identity."""
         task = re.sub(r"[^A-Za-z0-9+=._-]", "_", self.task)
         return f"{self.agent.name}-{task}-s{self.seed}-{self.identity[:8]}"
-
-
-def _said(settings: Any) -> dict[str, Any]:
-    """A dataclass of settings as plain data, without those that are omitted at their default."""
-    unset = {
-        f.name
-        for f in dataclasses.fields(settings)
-        if f.metadata.get("omit_default_from_identity") and getattr(settings, f.name) == f.default
-    }
-    return {k: v for k, v in dataclasses.asdict(settings).items() if k not in unset}
 
 
 # --- from words to layers
