@@ -61,8 +61,8 @@ def table(study: Study, published: Published, frame: pd.DataFrame) -> Table:
     ]  # fmt: skip
     caption = (
         f"Own {score_name(frame.task)} (seeds) beside published ones: mean [lowest, highest seed] (seeds), and where "
-        "the own mean lies. An asterisk marks the arm's own algorithm. Each value is the latest at or before the mark, at "
-        "most 6% of it older (a published one also up to 1k environment steps after it). "
+        "the own mean lies. An asterisk marks the arm's own algorithm. Each value is the latest at or before the mark, "
+        "at most 6% of it older (a published one also up to 1k environment steps after it). "
         + "; ".join(published.remarks)
         + "."
     )
