@@ -41,7 +41,7 @@ def read_run(run: Run | KeptRun) -> tuple[dict[str, Any], np.ndarray, np.ndarray
     try:
         _describe(run.config(), row)
         _tell_provenance(run, row, remarks)
-        episodes = _numbers(run, "evaluations.csv", (*EVALUATION_COLUMNS, "success"), remarks)
+        episodes = _numbers(run, "evaluations.csv", [*EVALUATION_COLUMNS, "success"], remarks)
         timing = _numbers(run, "timing.csv", TIMING_COLUMNS, remarks)
         evaluations = _evaluations(
             _without_repeats(episodes, row["episodes"], remarks), timing, row["episodes"], remarks
