@@ -8,6 +8,7 @@ import pandas as pd
 from analysis import style
 from analysis.published import Published, agent_of, at
 from analysis.runs import records
+from analysis.scales import quantity, score_name
 from analysis.statistics import is_recent, student_t
 from analysis.study import Study
 from analysis.tables import Table
@@ -29,7 +30,7 @@ def compare(study: Study, published: Published, marks: tuple[int, ...] = MARKS) 
             count, steps = len(study.of(arm.name, task)), study.grid(arm.name, task)
             reached = [mark for mark in marks if mark <= steps[-1]]
             for mark in (mark for mark in reached if is_recent(steps[steps <= mark].max(initial=-1), mark)):
-                own = student_t(study.runs(arm.name, task, "mean_return", np.array([mark])))
+                own = student_t(study.runs(arm.name, task, quantity(task), np.array([mark])))
                 here = theirs[(theirs["task"] == task) & (theirs["mark"] == mark)]
                 for algorithm, seeds in here.groupby("algorithm")["episode_return"]:
                     low, high, value = seeds.min(), seeds.max(), own.point[0]
@@ -59,9 +60,11 @@ def table(study: Study, published: Published, frame: pd.DataFrame) -> Table:
         for row in records(ordered)
     ]  # fmt: skip
     caption = (
-        "Own mean return (seeds) beside published ones: mean [lowest, highest seed] (seeds), and where the own mean "
-        "lies. An asterisk marks the arm's own algorithm. Each value is the latest at or before the mark, at most 6% "
-        "of it older (a published one also up to 1k environment steps after it). " + "; ".join(published.remarks) + "."
+        f"Own {score_name(frame.task)} (seeds) beside published ones: mean [lowest, highest seed] (seeds), and where "
+        "the own mean lies. An asterisk marks the arm's own algorithm. Each value is the latest at or before the mark, "
+        "at most 6% of it older (a published one also up to 1k environment steps after it). "
+        + "; ".join(published.remarks)
+        + "."
     )
     columns = ["Task", "Env steps", "Arm", "Own", "Algorithm", "Published", "Own is"]
     return Table("compare", caption, columns, rows, ordered, study=study.name)

@@ -25,13 +25,14 @@ import numpy as np
 import pandas as pd
 
 from analysis.errors import InputError
+from analysis.scales import published_task, quantity, scale
 from analysis.statistics import is_recent
 
 COLUMNS = ("source", "algorithm", "task", "seed", "env_step", "episode_return")
 LATE = 1000  # env steps that TCRL's points lie behind the mark that they are for
 REMARKS = {
     "tdmpc2": "tdmpc2 files count env steps",
-    "MR.Q": "MR.Q files count decisions, doubled here",
+    "MR.Q": "MR.Q files count decisions, doubled here but for Gymnasium",
     "TCRL": "TCRL evaluates 1k env steps after each mark",
     "DC-MPC": "DC-MPC files count env steps",
     "SimBa": "SimBa files as labelled; TD7's labels in them run late, by up to a factor of two",
@@ -84,6 +85,10 @@ def load(path: Path) -> Published:
     frame["algorithm"] = [_algorithm(str(name)) for name in frame["algorithm"]]
     frame = _named_by_source(frame)
     frame["task"] = frame["task"].str.replace("_", "-").str.replace("ball-in-cup", "cup", regex=False)
+    frame["task"] = [published_task(task) for task in frame["task"]]
+    if "success" in frame:  # the score of some suites takes the return's place, in percent
+        judged = frame["task"].map(quantity) == "success_percent"
+        frame["episode_return"] = frame["episode_return"].where(~judged, 100.0 * frame["success"])
     frame = frame.dropna(subset=["episode_return"]).astype({"seed": int, "env_step": int, "episode_return": float})
     frame = _split_repeated_seeds(frame)
     return _remarked(frame[[*COLUMNS, "format"]])
@@ -120,7 +125,7 @@ def agent_of(algorithm: str) -> str:
 
 
 def common_scores(frame: pd.DataFrame, tasks: list[str], last: int) -> tuple[np.ndarray, list[np.ndarray]]:
-    """One algorithm's normalised returns where all its seeds on all `tasks` have a value.
+    """One algorithm's normalised scores where all its seeds on all `tasks` have a value.
 
     Returns:
         env steps up to `last`, or LATE behind it, and one (seeds, steps) array a task; both empty where a task is
@@ -130,7 +135,12 @@ def common_scores(frame: pd.DataFrame, tasks: list[str], last: int) -> tuple[np.
     table = frame.pivot_table(index=["task", "seed"], columns="env_step", values="episode_return").dropna(axis=1)
     if set(table.index.get_level_values("task")) != set(tasks):
         return np.empty(0), []
-    return table.columns.to_numpy(), [table.loc[task].to_numpy() / 1000.0 for task in tasks]
+    return table.columns.to_numpy(), [_normalised(task, table.loc[task].to_numpy()) for task in tasks]
+
+
+def _normalised(task: str, values: np.ndarray) -> np.ndarray:
+    own = scale(task)
+    return np.full_like(values, np.nan) if own is None else (values - own.low) / (own.high - own.low)
 
 
 def _algorithm(name: str) -> str:
@@ -182,24 +192,25 @@ def _read_tidy(file: Path) -> tuple[str, pd.DataFrame] | None:
     if "variant" in frame:
         frame = frame[frame["variant"] == ""]
     if "suite" in frame:
-        frame = frame[frame["suite"] == "dmc"]
+        frame = frame[frame["suite"].isin(["dmc", "metaworld", "gym"])]
     source = frame["source"] if "source" in frame else file.stem
     return "tidy", frame.assign(source=source)
 
 
 def _read_mrq(file: Path) -> tuple[str, pd.DataFrame] | None:
-    """Blocks of `Env: Dmc-<task>`, a header `Timestep Seed 0 ...`, and a row a time step."""
+    """Blocks of `Env: Dmc-<task>` or `Env: Gym-<task>`, a header `Timestep Seed 0 ...`, and a row a time step."""
     text = file.read_text(encoding="utf-8", errors="replace")
     rows: list[tuple[str, str, str, int, int, float]] = []
     for block in re.split(r"^Env:\s*", text, flags=re.MULTILINE)[1:]:
         name, *lines = block.splitlines()
         suite, _, task = name.strip().partition("-")
-        if suite.lower() != "dmc" or task.startswith("visual"):  # other scales; another input
+        repeat = {"dmc": 2, "gym": 1}.get(suite.lower())
+        if repeat is None or task.startswith("visual"):  # other suites; another input
             continue
         for line in lines:
             fields = line.split()
             if fields and fields[0].isdigit():
-                step = 2 * int(fields[0])
+                step = repeat * int(fields[0])
                 rows += [("mrq", "MR.Q", task, seed, step, float(value)) for seed, value in enumerate(fields[1:])]
     return ("MR.Q", pd.DataFrame(rows, columns=list(COLUMNS))) if rows else None
 

@@ -7,13 +7,14 @@ from typing import Any
 
 import numpy as np
 
+from analysis.scales import SUITE, scale
 from iqrl.runs.group import KeptRun
 from iqrl.runs.reader import Run
 from iqrl.runs.tables import EVALUATION_COLUMNS, LATENT_COLUMNS, TIMING_COLUMNS, Damaged
 
 EVALUATION_TABLE = (
     "env_step", "episodes", "mean_return", "std_return", "min_return", "max_return", "length",
-    "wall_seconds", "updates",
+    "wall_seconds", "updates", "success_percent",
 )  # fmt: skip
 
 
@@ -32,7 +33,7 @@ def empty_row(run: str) -> dict[str, Any]:
 
 
 def read_run(run: Run | KeptRun) -> tuple[dict[str, Any], np.ndarray, np.ndarray]:
-    """A run -> (row of `runs`, evaluations (rows, 9), latents (rows, 12)). Never raises."""
+    """A run -> (row of `runs`, evaluations (rows, 10), latents (rows, 12)). Never raises."""
     row = empty_row(run.name)
     remarks: list[str] = []
     evaluations = np.empty((0, len(EVALUATION_TABLE)))
@@ -40,7 +41,7 @@ def read_run(run: Run | KeptRun) -> tuple[dict[str, Any], np.ndarray, np.ndarray
     try:
         _describe(run.config(), row)
         _tell_provenance(run, row, remarks)
-        episodes = _numbers(run, "evaluations.csv", EVALUATION_COLUMNS, remarks)
+        episodes = _numbers(run, "evaluations.csv", [*EVALUATION_COLUMNS, "success"], remarks)
         timing = _numbers(run, "timing.csv", TIMING_COLUMNS, remarks)
         evaluations = _evaluations(
             _without_repeats(episodes, row["episodes"], remarks), timing, row["episodes"], remarks
@@ -119,8 +120,9 @@ def _numbers(run: Run | KeptRun, name: str, columns: list[str], remarks: list[st
         remarks.append(f"{name}: torn last line ({rows.torn} bytes) left out")
     header = rows.columns
     missing = [column for column in columns if column not in header] if header else []
-    if missing and (columns[0] in missing or name == "evaluations.csv"):
-        raise Damaged(f"{name}: no column {missing[0]!r} in its header")
+    needed = EVALUATION_COLUMNS if name == "evaluations.csv" else columns[:1]  # success is some suites' alone
+    if lacking := [column for column in missing if column in needed]:
+        raise Damaged(f"{name}: no column {lacking[0]!r} in its header")
     if not rows.lines:
         return np.empty((0, len(columns)))
     try:
@@ -141,7 +143,7 @@ def _numbers(run: Run | KeptRun, name: str, columns: list[str], remarks: list[st
 
 
 def _without_repeats(episodes: np.ndarray, expected: int, remarks: list[str]) -> np.ndarray:
-    """Episodes (rows, 4), each of an evaluation once (its first row), and none beyond the `expected` ones."""
+    """Episodes (rows, 5), each of an evaluation once (its first row), and none beyond the `expected` ones."""
     steps, counts = np.unique(episodes[:, 0], return_counts=True)
     more = steps[counts > expected]
     if expected < 1 or not len(more):
@@ -157,7 +159,7 @@ def _without_repeats(episodes: np.ndarray, expected: int, remarks: list[str]) ->
 
 def _remark_returns(evaluations: np.ndarray, task: str, remarks: list[str]) -> None:
     """DeepMind Control's rewards lie in [0, 1] and its episodes have 1000 env steps."""
-    if task.startswith("gym:"):
+    if scale(task) != SUITE:
         return
     lowest, highest = EVALUATION_TABLE.index("min_return"), EVALUATION_TABLE.index("max_return")
     beyond = (evaluations[:, lowest] < -1e-6) | (evaluations[:, highest] > 1000 + 1e-3)
@@ -166,7 +168,7 @@ def _remark_returns(evaluations: np.ndarray, task: str, remarks: list[str]) -> N
 
 
 def _evaluations(episodes: np.ndarray, timing: np.ndarray, expected: int, remarks: list[str]) -> np.ndarray:
-    """Episodes (rows, 4) -> one row an evaluation, as EVALUATION_TABLE."""
+    """Episodes (rows, 5) -> one row an evaluation, as EVALUATION_TABLE."""
     if not len(episodes):
         return np.empty((0, len(EVALUATION_TABLE)))
     steps = episodes[:, 0]
@@ -183,7 +185,8 @@ def _evaluations(episodes: np.ndarray, timing: np.ndarray, expected: int, remark
     table[:, 7:] = np.nan
     if len(timing):
         place = np.minimum(np.searchsorted(timing[:, 0], table[:, 0]), len(timing) - 1)
-        table[:, 7:] = np.where((timing[place, 0] == table[:, 0])[:, None], timing[place, 1:], np.nan)
+        table[:, 7:9] = np.where((timing[place, 0] == table[:, 0])[:, None], timing[place, 1:], np.nan)
+    table[:, 9] = 100.0 * np.add.reduceat(episodes[:, 4], starts) / counts
     short = np.flatnonzero(counts < expected)
     if len(short):
         at = ", ".join(f"{table[i, 0]:.0f} ({counts[i]} of {expected} episodes)" for i in short[:3])

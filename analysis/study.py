@@ -29,10 +29,10 @@ import pandas as pd
 
 from analysis.errors import InputError
 from analysis.runs import RunTables, records
+from analysis.scales import quantity, scale
 from analysis.statistics import is_recent
 
 UNLISTED = "runs"  # the study of all runs that no sweep lists
-RETURN_SCALE = 1000.0  # a DeepMind Control episode returns 0 to 1000
 
 
 def _telling(config: str) -> dict[str, Any]:
@@ -101,8 +101,8 @@ class Study:
 
     @property
     def normalised_tasks(self) -> list[str]:
-        """Tasks whose return has a known scale: all of DeepMind Control, no Gymnasium task."""
-        return [task for task in self.tasks if not task.startswith("gym:")]
+        """Tasks whose score has a known scale: all but Gymnasium's, of which five have one."""
+        return [task for task in self.tasks if scale(task)]
 
     @property
     def seeds(self) -> tuple[int, int]:
@@ -137,9 +137,19 @@ class Study:
         evaluations, latents = self.tables.evaluations, self.tables.latents
         evaluations = evaluations[evaluations["key"].isin(keys)]
         return {
-            "evaluations": evaluations.assign(score=evaluations["mean_return"] / RETURN_SCALE),
+            "evaluations": evaluations.assign(score=self._normalised(evaluations)),
             "latents": latents[latents["key"].isin(keys)],
         }
+
+    def _normalised(self, evaluations: pd.DataFrame) -> pd.Series:
+        """The normalised score of each evaluation; NaN where a task has no scale."""
+        tasks = evaluations["key"].map(self.members.drop_duplicates("key").set_index("key")["task"])
+        score = pd.Series(np.nan, evaluations.index)
+        for task in tasks.unique():
+            if own := scale(task):
+                rows = tasks == task
+                score[rows] = own.normalised(evaluations.loc[rows, own.quantity])
+        return score
 
     def _columns(self, quantity: str) -> dict[str, tuple[np.ndarray, np.ndarray]]:
         """key -> (env steps, values) of one quantity, evaluations first, then latents."""
@@ -183,11 +193,14 @@ class Study:
         return values
 
     def returns(self, task: str) -> Iterator[tuple[Arm, np.ndarray, np.ndarray]]:
-        """Each arm with runs on a task, the env steps (steps,) of its curve there, and mean returns (runs, steps)."""
+        """Each arm with runs on a task, the env steps (steps,) of its curve there, and scores (runs, steps).
+
+        Scores are in the task's own unit: mean returns, or percent of episodes that succeed.
+        """
         for arm in self.arms:
             if len(self.of(arm.name, task)):
                 steps = self.grid(arm.name, task)
-                yield arm, steps, self.runs(arm.name, task, "mean_return", steps)
+                yield arm, steps, self.runs(arm.name, task, quantity(task), steps)
 
     @cached_property
     def _keys(self) -> dict[tuple[str, str], list[str]]:
@@ -196,7 +209,7 @@ class Study:
         return {(str(arm), str(task)): list(keys) for (arm, task), keys in groups}
 
     def scores(self, arm: str, steps: np.ndarray, tasks: list[str] | None = None) -> list[np.ndarray]:
-        """Normalised returns, one (runs, steps) array a task, of the tasks with a known scale."""
+        """Normalised scores, one (runs, steps) array a task, of the tasks with a known scale."""
         return [self.runs(arm, task, "score", steps) for task in tasks or self.normalised_tasks]
 
     def common_tasks(self, arms: list[Arm] | None = None) -> list[str]:

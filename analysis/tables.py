@@ -13,6 +13,7 @@ import pandas as pd
 
 from analysis import statistics, style
 from analysis.figures.drawing import by_arm, describe, intervals_text, not_in, problem_line
+from analysis.scales import quantity, said, score_name
 from analysis.statistics import REPLICATES, Estimate
 from analysis.study import Arm, Study
 
@@ -45,7 +46,11 @@ def tables(study: Study, replicates: int = REPLICATES) -> list[Table]:
 
 def _final(study: Study, arm: Arm, task: str) -> np.ndarray:
     """Mean return of each run of an arm on a task at the compared env step: (runs,)."""
-    return study.runs(arm.name, task, "mean_return", np.array([study.mark]))[:, 0]
+    return study.runs(arm.name, task, quantity(task), np.array([study.mark]))[:, 0]
+
+
+def _score_name(study: Study) -> str:
+    return score_name(study.tasks).capitalize()
 
 
 def scores(study: Study, replicates: int = REPLICATES) -> Table:
@@ -70,11 +75,11 @@ def scores(study: Study, replicates: int = REPLICATES) -> Table:
             rows.append([f"{name} (normalised)", *(_bounds(estimate, 3) for estimate in estimates)])
             numbers += [_number(name, arm, estimate) for arm, estimate in zip(study.arms, estimates, strict=True)]
     below = (
-        f"; below, aggregates of return / 1000 over {style.counted(len(shared), 'shared task')} with "
+        f"; below, aggregates of {said(shared)} over {style.counted(len(shared), 'shared task')} with "
         f"{intervals_text(study, replicates)}"
     )
     caption = (
-        f"Mean return at {style.steps(study.mark)} environment steps, with Student's t 95% intervals over "
+        f"{_score_name(study)} at {style.steps(study.mark)} environment steps, with Student's t 95% intervals over "
         f"seeds{_few(study)}{below if shared else ''}.{not_in(study, shared)} {_what(study)} Bold: "
         f"the best mean, and every mean within its interval."
     )
@@ -122,7 +127,7 @@ def differences(study: Study, replicates: int = REPLICATES) -> Table:
         rows.append(row)
     below = f"; for the IQM, {intervals_text(study, replicates)}"
     caption = (
-        f"Mean return minus that of {style.label(reference)} at {style.steps(study.mark)} environment "
+        f"{_score_name(study)} minus that of {style.label(reference)} at {style.steps(study.mark)} environment "
         f"steps, with Welch's t 95% intervals over seeds{_few(study)}"
         f"{below if shared else ''}.{not_in(study, shared)} {_what(study)} Bold: intervals without zero, "
         "of three seeds or more (each taken alone: not corrected for the number of comparisons)."
@@ -148,7 +153,7 @@ def efficiency(study: Study, replicates: int = REPLICATES) -> Table:
         cells, medians = [], []
         for arm in study.arms:
             steps = _until_mark(study, arm, task)
-            reached = statistics.first_reaching(study.runs(arm.name, task, "mean_return", steps), steps, threshold)
+            reached = statistics.first_reaching(study.runs(arm.name, task, quantity(task), steps), steps, threshold)
             middle = float(np.quantile(reached, 0.5, method="higher")) if len(reached) else np.inf
             count = int(np.isfinite(reached).sum())
             shown = style.steps(middle) if np.isfinite(middle) else "not"

@@ -31,7 +31,6 @@ from benchmarks import speed
 from benchmarks.worker import update_period
 from iqrl import config, counter_random
 from iqrl.agent import Agent, Batch, Noise
-from iqrl.environments.environment import task_spec
 from iqrl.errors import BAD_INPUT, InputError
 from iqrl.runs.code import code_version
 
@@ -160,7 +159,7 @@ def compare(name: str, checkout: str, options: dict[str, str]) -> list[dict[str,
     """
     words = [f"agent={name}", "task=walker-walk", f"agent.batch_size={options['size']}", *WORDS[name]]
     run = config.resolve([("fidelity", config.parse_words(words))])[0][0]
-    agent = run.agent(run.settings, task_spec(run.task), torch.float64)
+    agent = run.agent(run.settings, run.spec, torch.float64)
     if not int(options["updates"]):
         period = update_period(agent)
         options = {**options, "updates": str(max(20, 2 * period + 1))}

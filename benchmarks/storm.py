@@ -28,7 +28,6 @@ import torch
 
 from benchmarks.storm_cluster import Cluster, missing
 from iqrl import config
-from iqrl.environments.environment import task_spec
 from iqrl.errors import InputError
 from iqrl.runs import checkpoints, reader
 from iqrl.runs.replay_log import ReplayLog
@@ -275,7 +274,7 @@ def differences(disturbed: Path, undisturbed: Path) -> list[str]:
 def newest(path: Path) -> dict[str, Any]:
     """The newest checkpoint, with the replay itself in place of where it lies, and without clocks."""
     run = config.load_run(path)
-    spec = task_spec(run.task)
+    spec = run.spec
     width = spec.observation_dim + spec.action_dim + 2
     saved = checkpoints.load(reader.checkpoints(path)[0][1], width)
     saved["replay"] = torch.from_numpy(ReplayLog.read(path / "replay", saved["replay"], width))

@@ -18,7 +18,6 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from iqrl import config
 from iqrl.agent import Progress
-from iqrl.environments.environment import task_spec
 from iqrl.environments.environment_pool import EnvironmentPool
 from iqrl.training.engine import Engine
 from iqrl.training.execution import decide
@@ -32,7 +31,7 @@ def main() -> None:
     execution = [f"train.precision={precision}", f"train.compile={compiled}", f"train.threads={threads}"]
     runs, how, _ = config.resolve([("bench", config.parse_words([*words, *execution, f"seeds=0..{int(pack) - 1}"]))])
     plan, run = decide(how, runs[0]), runs[0]
-    spec = task_spec(run.task)
+    spec = run.spec
     agent = run.agent(run.settings, spec, plan.dtype)
     replay = Replay(spec, len(runs), agent.slices, EPISODES * spec.episode_decisions, plan.device)
     numbers = np.random.default_rng(0)

@@ -44,7 +44,7 @@ def main(words: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit status."""
     parser = Parser(
         prog="python -m iqrl",
-        description="Train and look at agents on DeepMind Control.",
+        description="Train and look at agents on continuous control.",
         formatter_class=argparse.RawDescriptionHelpFormatter,
         epilog="python -m iqrl COMMAND --help shows examples.",
     )
@@ -131,7 +131,8 @@ def resume_runs(words: Sequence[str]) -> int:
     if not runs:
         raise InputError("resume: expected at least one run directory")
     settings = [w for w in words if Path(w) not in paths]
-    strange = [w for w in settings if not w.startswith("train.") or w.startswith("train.env_steps")]
+    fixed = tuple(f"train.{f.name}" for f in dataclasses.fields(config.Train))
+    strange = [w for w in settings if not w.startswith("train.") or w.startswith(fixed)]
     if strange:
         raise InputError(
             f"{strange[0]}: a run's configuration is fixed; expected how to execute it, such as train.device=cpu"
@@ -306,11 +307,15 @@ def evaluate_run(path: Path, words: Sequence[str], episodes: int, video: Path | 
     run = config.load_run(path, changes)
     execution = config.resolve([("command line", {k: v for k, v in given.items() if k not in changes})])[1]
     returns: list[float] = []
-    for value in evaluate_checkpoint(run, path, execution, episodes, video):
-        print(f"episode {len(returns):3d}  return {value:8.2f}", flush=True)
+    successes: list[bool] = []
+    for value, success in evaluate_checkpoint(run, path, execution, episodes, video):
+        said = "" if success is None else "  success" if success else "  no success"
+        print(f"episode {len(returns):3d}  return {value:8.2f}{said}", flush=True)
         returns.append(value)
+        successes += [] if success is None else [success]
+    rate = f"  success {fmean(successes):.0%}" if successes else ""
     changed = "".join(f"  {word}" for word in words if word.startswith("agent."))
-    print(f"mean {fmean(returns):.2f}  standard deviation {pstdev(returns):.2f}  episodes {episodes}{changed}")
+    print(f"mean {fmean(returns):.2f}  standard deviation {pstdev(returns):.2f}{rate}  episodes {episodes}{changed}")
     return 0
 
 
@@ -327,11 +332,15 @@ def show_agents() -> int:
 
 def show_tasks() -> int:
     from iqrl.environments import tasks
+    from iqrl.environments.suites import SUITES, suite_of
 
-    for name in tasks.names():
-        print(f"{name:28s} {tasks.parse(name).group}")
-    print("\nAdd +action_noise=S, +obs_noise=S or +sticky=P to make a task stochastic.")
-    print("gym:ID is a Gymnasium task, gym:MODULE:ID one that a module of your own registers (docs/tasks.md).")
+    for suite in SUITES.values():
+        listed = [name for name in tasks.names() if suite_of(name) is suite]
+        print(f"{suite.title}: {suite.missing() or 'installed'}")
+        for name in listed:
+            print(f"  {name:28s} {tasks.parse(name).group}")
+    print("  gym:ID, such as gym:HalfCheetah-v4; gym:MODULE:ID of one that a module of your own registers\n")
+    print("Add +action_noise=S, +obs_noise=S or +sticky=P to make a task stochastic (docs/tasks.md).")
     return 0
 
 

@@ -24,8 +24,10 @@ from iqrl import plain_yaml
 from iqrl.agent import Agent, setting
 from iqrl.agents import agent_class
 from iqrl.environments import tasks
+from iqrl.environments.environment import task_spec
+from iqrl.environments.suites import suite_of
 from iqrl.errors import InputError, did_you_mean
-from iqrl.settings import build, is_file, short
+from iqrl.settings import build, is_file, short, stated
 
 
 @dataclass(frozen=True)
@@ -33,6 +35,9 @@ class Train:
     """The part of `train.*` that determines a run's result."""
 
     env_steps: int = setting(1_000_000, "budget, environment steps (decisions times action repeat)", low=1, high=10**9)
+    action_repeat: int = setting(
+        2, "environment steps a decision; 1 on Gymnasium", low=1, high=100, omit_default_from_identity=True
+    )
 
 
 @dataclass(frozen=True)
@@ -92,20 +97,19 @@ class RunConfig:
         agent: dict[str, Any] = {"name": self.agent.name}
         if self.source:
             agent["source"] = self.source
-        unset = {
-            f.name
-            for f in dataclasses.fields(self.settings)
-            if f.metadata.get("omit_default_from_identity") and getattr(self.settings, f.name) == f.default
-        }
-        settings = {k: v for k, v in dataclasses.asdict(self.settings).items() if k not in unset}
         return {
-            "agent": {**agent, **settings},
+            "agent": {**agent, **stated(self.settings)},
             "task": self.task,
             "seed": self.seed,
             "preset": self.preset,
-            "train": dataclasses.asdict(self.train),
+            "train": stated(self.train),
             "eval": dataclasses.asdict(self.evaluate),
         }
+
+    @property
+    def spec(self) -> tasks.TaskSpec:
+        """Sizes of the run's task at its action repeat. Loads the simulator."""
+        return task_spec(self.task, self.train.action_repeat)
 
     @property
     def source_hash(self) -> str:
@@ -283,8 +287,10 @@ def resolve(layers: Sequence[tuple[str, Mapping[str, Any]]]) -> tuple[list[RunCo
         for key, value in layer.items():
             if key not in both:
                 raise InputError(f"train.{key}={short(value)}: no such key{did_you_mean(key, both, 'train.')}")
+    suite = suite_of(task.name)
+    usual = (f"suite {suite.name}", {"action_repeat": suite.action_repeat})
     train, more = build(
-        Train, "train", [(o, {k: v for k, v in t.items() if k not in executing}) for o, t in train_layers]
+        Train, "train", [usual, *((o, {k: v for k, v in t.items() if k not in executing}) for o, t in train_layers)]
     )
     execution, rest = build(
         Execution, "train", [(o, {k: v for k, v in t.items() if k in executing}) for o, t in train_layers]
@@ -310,6 +316,8 @@ def load_run(directory: Path, changes: Mapping[str, Any] | None = None) -> RunCo
         layer = load_file(path)
     except InputError as error:
         raise InputError(f"{error}; the command in its provenance.json, given again, writes it anew") from None
+    if isinstance(layer.get("train"), dict):  # where it is not said it is 2, whatever the suite
+        layer["train"] = {"action_repeat": 2, **layer["train"]}
     runs, _, _ = resolve([(str(path), layer)])
     if len(runs) != 1:
         raise InputError(f"{path}: expected one seed")

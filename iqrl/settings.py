@@ -33,6 +33,16 @@ def build(cls: type, prefix: str, layers: Sequence[tuple[str, Mapping[str, Any]]
     return cls(**values), origins
 
 
+def stated(settings: Any) -> dict[str, Any]:
+    """A dataclass of settings as plain data, without those that are omitted at their default."""
+    unset = {
+        f.name
+        for f in dataclasses.fields(settings)
+        if f.metadata.get("omit_default_from_identity") and getattr(settings, f.name) == f.default
+    }
+    return {k: v for k, v in dataclasses.asdict(settings).items() if k not in unset}
+
+
 def coerce(key: str, value: Any, kind: Any, limits: Mapping[str, Any]) -> Any:
     """`value` as the type `kind`, within its field's limits.
 

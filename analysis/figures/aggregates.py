@@ -7,6 +7,7 @@ import pandas as pd
 
 from analysis import style
 from analysis.figures.drawing import Context, Drawing, Skip, bootstrap_text, canvas, describe, finish, not_in
+from analysis.scales import said
 from analysis.statistics import AGGREGATES, interval, several
 
 TITLE = "Aggregate scores"
@@ -50,7 +51,7 @@ def draw(context: Context) -> Drawing:
         ax.locator_params(axis="x", nbins=4)
         ax.tick_params(axis="y", length=0)
     caption = (
-        f"{TITLE} at {style.steps(study.mark)} environment steps (return / 1000), "
+        f"{TITLE} at {style.steps(study.mark)} environment steps ({said(study.shared_tasks())}), "
         f"{describe(study, study.shared_tasks())}. Bars: {bootstrap_text(context)}. "
         f"A higher IQM, median and mean and a lower optimality gap are better.{not_in(study, study.shared_tasks())}"
     )

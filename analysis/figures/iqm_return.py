@@ -21,6 +21,7 @@ from analysis.figures.drawing import (
     step_axis,
 )
 from analysis.published import common_scores
+from analysis.scales import said
 from analysis.statistics import interval, iqm
 
 TITLE = "Interquartile mean of normalised return"
@@ -63,7 +64,7 @@ def draw(context: Context) -> Drawing:
     ax.set_ylim(bottom=min(0.0, float(frame["low"].min()) if frame["low"].notna().any() else 0.0))
     legend_above(context, figure, dashed)
     tasks = context.study.shared_tasks()
-    caption = f"{TITLE} (return / 1000), {describe(context.study, tasks)}. Bands: {bootstrap_text(context)}."
+    caption = f"{TITLE} ({said(tasks)}), {describe(context.study, tasks)}. Bands: {bootstrap_text(context)}."
     caption += not_in(context.study, tasks)
     if context.published and dashed:
         caption += " Dashed: published results on the same tasks, never pooled with own runs; "

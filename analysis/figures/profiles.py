@@ -18,6 +18,7 @@ from analysis.figures.drawing import (
     legend_above,
     not_in,
 )  # fmt: skip
+from analysis.scales import said
 
 TITLE = "Performance profiles"
 THRESHOLDS = np.linspace(0.0, 1.0, 101)
@@ -57,7 +58,7 @@ def draw(context: Context) -> Drawing:
     ax.set_ylabel(r"Share of runs with score > $\tau$")
     legend_above(context, figure)
     caption = (
-        f"{TITLE} at {style.steps(study.mark)} environment steps (return / 1000), "
+        f"{TITLE} at {style.steps(study.mark)} environment steps ({said(study.shared_tasks())}), "
         f"{describe(study, study.shared_tasks())}. Bands: pointwise {bootstrap_text(context)}."
         f"{not_in(study, study.shared_tasks())}"
     )

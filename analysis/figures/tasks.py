@@ -25,6 +25,7 @@ from analysis.figures.drawing import (
     step_axis,
 )  # fmt: skip
 from analysis.published import LATE
+from analysis.scales import score_name
 from analysis.statistics import FEWEST_RUNS, student_half_width, student_t
 
 TITLE = "Return by task"
@@ -90,7 +91,7 @@ def draw(context: Context) -> Drawing:
     for column in range(columns):  # with a last row not full, the lowest panel of each column carries the numbers
         lowest = max(i for i in range(column, len(study.tasks), columns))
         axes.flat[lowest].tick_params(labelbottom=True)
-    figure.supylabel("Mean return", fontsize=context.style.font_size)
+    figure.supylabel(score_name(study.tasks).capitalize(), fontsize=context.style.font_size)
     seeds = published.groupby("arm")["seeds"].max()
     legend_above(context, figure, [
         published_handle(context, str(name), f"{name}, published ({style.counted(count, 'seed')})")
@@ -119,7 +120,7 @@ def _draw_runs(context: Context, axes: Axes, task: str) -> list[float]:
 
 
 def _limits(frame: pd.DataFrame, published: pd.DataFrame, single: list[float]) -> tuple[float, float]:
-    """A return is within 0 and 1000, whatever Student's t makes of few seeds; Gymnasium tasks have other scales."""
+    """Returns and percentages have bounds, whatever Student's t makes of few seeds; Gymnasium's returns have none."""
     points = np.array([*frame["point"], *published["point"], *single], dtype=float)
     lowest, highest = float(np.nanmin(points)), float(np.nanmax(points))
     widest = float(np.nanmax([*frame["high"], highest]))

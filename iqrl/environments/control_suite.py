@@ -11,7 +11,6 @@ import os
 # Training from states must not ask for a renderer. Read when dm_control is imported.
 os.environ.setdefault("MUJOCO_GL", "disable")
 
-import warnings
 from typing import Any
 
 import absl.logging
@@ -24,8 +23,8 @@ from dm_control.suite import base
 from dm_control.utils import rewards
 
 from iqrl.environments import custom_tasks
+from iqrl.environments.rendering import renderer
 from iqrl.environments.tasks import TaskRef
-from iqrl.errors import InputError
 
 # Only lqr has no time limit of its own; it gets the suite's usual one.
 _DEFAULT_EPISODE_STEPS = 1000
@@ -40,9 +39,11 @@ class ControlSuiteTask:
         discrete: False.
         episode_steps: env steps of an episode.
         step_seconds: simulated time of an env step.
+        reports_success: False: no task of the suite says whether it is solved.
     """
 
     discrete = False
+    reports_success = False
 
     def __init__(self, ref: TaskRef):
         # lqr draws its springs when it is built: always the same, for episodes depend on keys alone.
@@ -153,7 +154,7 @@ class ControlSuiteTask:
         """
         if self._renderer is None or (self._renderer.height, self._renderer.width) != (height, width):
             self._close_renderer()
-            self._renderer = _renderer(self._model, height, width)
+            self._renderer = renderer(self._model, height, width)
         camera = 0 if self._model.ncam else -1
         self._renderer.update_scene(self._data, camera=camera)
         return self._renderer.render().copy()
@@ -278,27 +279,3 @@ def _tolerance_of_one(
 
 # The suite's tasks look it up in its module at each call.
 rewards.tolerance = tolerance
-
-
-def _renderer(model: Any, height: int, width: int) -> Any:
-    """An off-screen renderer, also in a process where MUJOCO_GL=disable kept rendering from being loaded."""
-    try:
-        from mujoco.rendering.classic import gl_context
-
-        if not hasattr(gl_context, "GLContext"):
-            from mujoco.egl import GLContext
-
-            gl_context.GLContext = GLContext
-        from mujoco.rendering.classic.renderer import Renderer
-
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            return Renderer(model, height, width)
-    except ValueError as error:
-        first_line = str(error).strip().splitlines()[0]
-        raise InputError(f"picture of {height}x{width}: {first_line}") from None
-    except Exception as error:  # each backend and each missing library fails in its own way
-        raise InputError(
-            f"rendering: no working renderer ({type(error).__name__}: {error}); install libegl1 and "
-            "libgl1-mesa-dri, or set MUJOCO_GL to egl, osmesa or glfw"
-        ) from None

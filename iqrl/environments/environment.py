@@ -4,7 +4,7 @@ A decision holds an action for `action_repeat` env steps and sums their rewards 
 """
 
 import functools
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -15,6 +15,9 @@ from iqrl.errors import InputError
 if TYPE_CHECKING:
     from iqrl.environments.control_suite import ControlSuiteTask
     from iqrl.environments.gymnasium_suite import GymnasiumTask
+    from iqrl.environments.metaworld_suite import MetaWorldTask
+
+    Task = ControlSuiteTask | GymnasiumTask | MetaWorldTask
 
 # Second entry of an episode's key: in training, in an evaluation during training, in one of a checkpoint afterwards.
 TRAINING, EVALUATION, CHECKPOINT_EVALUATION = 0, 1, 2
@@ -30,12 +33,16 @@ def check_key(key: tuple[int, ...]) -> None:
         raise ValueError(f"episode key {key}: expected entries from 0 to {2**32 - 1}")
 
 
-def _load(ref: TaskRef) -> "ControlSuiteTask | GymnasiumTask":
+def _load(ref: TaskRef) -> "Task":
     """The task itself. Simulators are imported here: much is asked of tasks where none is needed."""
     if ref.domain == "gym":
         from iqrl.environments.gymnasium_suite import GymnasiumTask
 
         return GymnasiumTask(ref)
+    if ref.domain == "mw":
+        from iqrl.environments.metaworld_suite import MetaWorldTask
+
+        return MetaWorldTask(ref)
     from iqrl.environments.control_suite import ControlSuiteTask
 
     return ControlSuiteTask(ref)
@@ -50,6 +57,8 @@ class Environment:
     Attributes:
         spec: what an agent needs to know of the task.
         decision_seconds: simulated time of a decision.
+        success: whether the task was solved at any env step of the episode, and at its last; False, False where the
+            task does not say.
     Raises:
         InputError: the task, a modifier or the action repeat cannot be.
     """
@@ -58,7 +67,7 @@ class Environment:
         ref = tasks.parse(task_name)
         if not isinstance(action_repeat, int) or not 1 <= action_repeat <= _LARGEST_REPEAT:
             raise InputError(f"action_repeat={action_repeat}: expected a whole number from 1 to {_LARGEST_REPEAT}")
-        self._task = _load(ref)
+        self._task: Any = _load(ref)
         self._modifiers = ref.modifiers
         if self._task.discrete and ref.modifiers.action_noise:
             raise InputError(f"task={ref.name}: action_noise needs continuous actions; sticky takes both")
@@ -71,6 +80,7 @@ class Environment:
             discrete=self._task.discrete,
             group=ref.group,
             terminates=ref.domain in ("gym", "lqr"),
+            reports_success=self._task.reports_success,
         )
         self.decision_seconds = action_repeat * self._task.step_seconds
         self._action_shape = (self.spec.action_dim,)
@@ -78,6 +88,7 @@ class Environment:
         self._centre = (self._task.action_high + self._task.action_low) / 2
         self._half_range = (self._task.action_high - self._task.action_low) / 2
         self._running = False
+        self.success = (False, False)
 
     def reset(self, seed_sequence_key: tuple[int, ...]) -> np.ndarray:
         """Start the episode of a key.
@@ -88,7 +99,7 @@ class Environment:
         Returns: the first observation, (O,) float32.
         """
         check_key(seed_sequence_key)
-        self._running = False
+        self._running, self.success = False, (False, False)
         observation = self._task.reset(np.random.SeedSequence(seed_sequence_key))
         self._running = True
         # A stream for each modifier: switching one on leaves the others' draws as they were.
@@ -117,6 +128,9 @@ class Environment:
         native = self._centre + self._half_range * command  # float64
         observation, reward, terminated, truncated = self._task.step(native, self.spec.action_repeat)
         self._running = not (terminated or truncated)
+        if self.spec.reports_success:
+            at_any, at_last = self._task.solved
+            self.success = self.success[0] or at_any, at_last
         return self._observed(observation), reward, terminated, truncated
 
     def render(self, height: int = 240, width: int = 320) -> np.ndarray:

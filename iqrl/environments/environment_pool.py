@@ -162,6 +162,11 @@ class EnvironmentPool:
         rewards[list(self.errors)] = np.nan
         return observations, rewards, slots.terminated.copy(), slots.truncated.copy()
 
+    @property
+    def success(self) -> np.ndarray:
+        """(N, 2) bool: `Environment.success` of each environment's newest episode."""
+        return self._slots.success.copy()
+
     def close(self) -> None:
         """Stop the workers. The pool cannot be used afterwards."""
         for worker in self._crew:

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from iqrl.environments.suites import SUITES
 from iqrl.environments.tasks import TaskRef
 from iqrl.errors import InputError
 
@@ -22,12 +23,14 @@ class GymnasiumTask:
             structured actions; no time limit.
     """
 
+    reports_success = False
+
     def __init__(self, ref: TaskRef):
         try:
             import gymnasium
         except ImportError:
             raise InputError(
-                f"task={ref.name}: needs gymnasium, which is not installed (pip install gymnasium)"
+                f"task={ref.name}: needs gymnasium, which is not installed ({SUITES['gym'].install})"
             ) from None
         module, _, name = ref.task.rpartition(":")
         try:

@@ -37,6 +37,7 @@ class Slots:
             ("rewards", np.float64, (count,)),
             ("terminated", np.bool_, (count,)),
             ("truncated", np.bool_, (count,)),
+            ("success", np.bool_, (count, 2)),  # of `Environment.success`
         ]
 
     actions: np.ndarray
@@ -46,6 +47,7 @@ class Slots:
     rewards: np.ndarray
     terminated: np.ndarray
     truncated: np.ndarray
+    success: np.ndarray
 
 
 def _padded(size: int) -> int:

@@ -1,7 +1,8 @@
 """Tasks by name: the table, task modifiers, and what an agent needs to know of a task.
 
-A name is ``walker-walk``, or ``gym:CartPole-v1`` for a Gymnasium task (``gym:module:id`` for one that a module
-registers), followed by modifiers that make the task stochastic: ``walker-walk+action_noise=0.2+sticky=0.25``.
+A name is ``walker-walk``, ``mw-reach`` for a MetaWorld task, or ``gym:CartPole-v1`` for a Gymnasium task
+(``gym:module:id`` for one that a module registers), followed by modifiers that make the task stochastic:
+``walker-walk+action_noise=0.2+sticky=0.25``.
 Modifiers act once a decision, in this order:
 
 * ``sticky=p``: with probability p the agent's action is ignored and the command of the decision before is
@@ -67,14 +68,25 @@ _CUSTOM = {
     "walker": "walk_backwards run_backwards",
 }
 
+# Every task of MetaWorld. DC-MPC explores longer in three, which are "hard".
+_METAWORLD = """
+assembly basketball bin-picking box-close button-press button-press-topdown button-press-topdown-wall button-press-wall
+coffee-button coffee-pull coffee-push dial-turn disassemble door-close door-lock door-open door-unlock drawer-close
+drawer-open faucet-close faucet-open hammer hand-insert handle-press handle-press-side handle-pull handle-pull-side
+lever-pull peg-insert-side peg-unplug-side pick-out-of-hole pick-place pick-place-wall plate-slide plate-slide-back
+plate-slide-back-side plate-slide-side push push-back push-wall reach reach-wall shelf-place soccer stick-pull
+stick-push sweep sweep-into window-close window-open
+"""
+_METAWORLD_HARD = ("assembly", "pick-place", "stick-pull")
+
 
 @dataclass(frozen=True)
 class TaskRow:
     """One task of the table."""
 
     name: str  # as users type it
-    domain: str  # module of dm_control's suite
-    task: str  # function of that module, or of custom_tasks.py
+    domain: str  # module of dm_control's suite, or "mw"
+    task: str  # function of that module, or of custom_tasks.py; MetaWorld's name
     group: str  # "easy" | "medium" | "hard"
     custom: bool  # not one of the suite's own
 
@@ -88,6 +100,9 @@ def _table() -> dict[str, TaskRow]:
                 name = f"{_SHORT_DOMAINS.get(domain, domain)}-{task}".replace("_", "-")
                 group = "easy" if name in easy else "hard" if name in hard else "medium"
                 rows[name] = TaskRow(name, domain, task, group, custom)
+    for task in _METAWORLD.split():
+        group = "hard" if task in _METAWORLD_HARD else "medium"
+        rows[f"mw-{task}"] = TaskRow(f"mw-{task}", "mw", task, group, custom=False)
     return dict(sorted(rows.items()))
 
 
@@ -112,7 +127,7 @@ class TaskRef:
     """A checked task name."""
 
     name: str  # canonical: modifiers in alphabetical order, numbers in shortest form
-    domain: str  # "gym" for Gymnasium
+    domain: str  # "gym" for Gymnasium, "mw" for MetaWorld
     task: str
     group: str  # "easy" | "medium" | "hard"
     modifiers: Modifiers
@@ -131,6 +146,7 @@ class TaskSpec:
     discrete: bool
     group: str
     terminates: bool = False  # episodes may be of any length
+    reports_success: bool = False  # the task says when it is solved
 
 
 def names() -> list[str]:

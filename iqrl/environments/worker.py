@@ -31,11 +31,13 @@ def obey(message: bytes, environments: dict[int, Environment], slots: Slots) -> 
                     errors[i] = described(error)
                 else:
                     slots.observations[i], slots.rewards[i], slots.terminated[i], slots.truncated[i] = result
+                    slots.success[i] = environment.success
         return errors
     for i, key in json.loads(message):
         if i in environments:
             try:
                 slots.observations[i] = environments[i].reset(tuple(key))
+                slots.success[i] = False
             except Exception as error:
                 errors[i] = described(error)
     return errors

@@ -9,7 +9,7 @@ import numpy as np
 
 from iqrl.agent import Progress
 from iqrl.config import Execution, RunConfig
-from iqrl.environments.environment import CHECKPOINT_EVALUATION, Environment, task_spec
+from iqrl.environments.environment import CHECKPOINT_EVALUATION, Environment
 from iqrl.errors import InputError
 from iqrl.runs import checkpoints
 from iqrl.training.engine import Engine
@@ -21,13 +21,15 @@ FRAME_SIZE = (480, 480)
 
 def evaluate_checkpoint(
     run: RunConfig, path: Path, execution: Execution, episodes: int, video: Path | None = None
-) -> Iterator[float]:
-    """Returns of greedy episodes, as they end, seeded by the run's seed and apart from every episode of training.
+) -> Iterator[tuple[float, bool | None]]:
+    """Return of each greedy episode, as it ends, and whether it succeeded (None: the task does not say).
+
+    Episodes are seeded by the run's seed and apart from every episode of training.
 
     Raises:
         InputError: without a usable checkpoint, if an episode cannot be played, or a film not be made here.
     """
-    spec, plan = task_spec(run.task), decide(execution, run)
+    spec, plan = run.spec, decide(execution, run)
     agent = run.agent(run.settings, spec, plan.dtype)
     replay = Replay(spec, 1, agent.slices, 1000, plan.device)
     engine = Engine(agent, [run.seed], replay, device=plan.device, compiled=plan.compiled)
@@ -57,7 +59,7 @@ def evaluate_checkpoint(
             total, step, ended = total + reward, step + 1, terminated or truncated
         if video is not None and episode == 0:
             write_video(video, frames, 1.0 / environment.decision_seconds)
-        yield total
+        yield total, environment.success[0] if spec.reports_success else None
 
 
 def write_video(path: Path, frames: list[np.ndarray], rate: float) -> None:

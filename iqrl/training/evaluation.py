@@ -42,10 +42,12 @@ class Evaluator:
             results = self._play(runs)
             if results is None:
                 return False
-            for run, returns, lengths, diagnostics in zip(runs, *results, self.diagnose_all(runs), strict=True):
+            for run, returns, lengths, success, diagnostics in zip(
+                runs, *results, self.diagnose_all(runs), strict=True
+            ):
                 if run.alive:
                     with run.isolated():
-                        self._record(run, returns, lengths, diagnostics())
+                        self._record(run, returns, lengths, success, diagnostics())
         return True
 
     def close(self) -> None:
@@ -58,8 +60,10 @@ class Evaluator:
         at_evaluation = p.decisions % self.every == 0 or p.decisions >= self.pack.budget
         return at_evaluation and p.evaluated < p.decisions
 
-    def _play(self, runs: Sequence[Run]) -> tuple[np.ndarray, np.ndarray] | None:
-        """Returns and lengths (env steps) of the evaluation episodes of these runs: (n, episodes) each.
+    def _play(self, runs: Sequence[Run]) -> tuple[np.ndarray, np.ndarray, np.ndarray] | None:
+        """Returns and lengths (env steps) of the evaluation episodes of these runs: (n, episodes) each; their success.
+
+        Success is (n, episodes, 2), as `Environment.success` gives it.
 
         None if asked to stop before they end: with a planner that may be minutes, longer than a job's grace, and since
         they are a function of the checkpoint the next session repeats them.
@@ -100,7 +104,8 @@ class Evaluator:
             self.tick()
         shape = (n, count)
         lengths = length[: len(keys)].reshape(shape) * self.pack.spec.action_repeat
-        return total[: len(keys)].reshape(shape), lengths
+        success = pool.success[: len(keys)].reshape(*shape, 2)
+        return total[: len(keys)].reshape(shape), lengths, success
 
     def _environments(self, count: int) -> EnvironmentPool:
         """At least `count` of them; made at the first evaluation and kept."""
@@ -110,11 +115,15 @@ class Evaluator:
             self.environments = self.pack.new_environments(count)
         return self.environments
 
-    def _record(self, run: Run, returns: np.ndarray, lengths: np.ndarray, diagnostics: dict[str, Any]) -> None:
+    def _record(
+        self, run: Run, returns: np.ndarray, lengths: np.ndarray, success: np.ndarray, diagnostics: dict[str, Any]
+    ) -> None:
         """Write one evaluation."""
-        step = run.env_step
+        step, succeeds = run.env_step, self.pack.spec.reports_success
         for episode, (episode_return, length) in enumerate(zip(returns, lengths, strict=True)):
             row = {"env_step": step, "episode": episode, "episode_return": float(episode_return), "length": int(length)}
+            if succeeds:
+                row |= {"success": int(success[episode, 0]), "success_at_end": int(success[episode, 1])}
             run.directory.append("evaluations.csv", row)
         if diagnostics:
             run.directory.append("latents.csv", {"env_step": step, **diagnostics})
@@ -124,7 +133,8 @@ class Evaluator:
         run.progress.evaluated = run.progress.decisions
         rank = f"  rank {diagnostics['rank_0.01']}/{diagnostics['width']}" if "rank_0.01" in diagnostics else ""
         mean = returns.mean()
-        self.pack.announce(f"{run.name}  step {step:>9,}  return {mean:7.1f}{rank}  {seconds / 60:.1f} min")
+        rate = f"  success {success[:, 0].mean():4.0%}" if succeeds else ""
+        self.pack.announce(f"{run.name}  step {step:>9,}  return {mean:7.1f}{rate}{rank}  {seconds / 60:.1f} min")
 
     def diagnose_all(self, runs: Sequence[Run]) -> list[Callable[[], dict[str, Any]]]:
         """For each run, what gives its `diagnose` or raises what that raised.

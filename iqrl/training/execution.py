@@ -20,7 +20,6 @@ from iqrl import processes
 from iqrl.agent import Agent, Slices
 from iqrl.config import Execution, RunConfig
 from iqrl.environments import tasks
-from iqrl.environments.environment import task_spec
 from iqrl.errors import InputError
 from iqrl.runs.code import ROOT, code_version
 from iqrl.training.replay import Replay
@@ -161,7 +160,7 @@ def pack_size(execution: Execution, run: RunConfig, plan: Plan, seeds: int) -> i
 
 def check(run: RunConfig) -> None:
     """Raises InputError if the agent cannot learn from episodes of this task."""
-    spec = task_spec(run.task)
+    spec = run.spec
     slices = built(run, spec).slices
     if slices.horizon > spec.episode_decisions and not slices.cross_episodes:
         raise InputError(
@@ -187,7 +186,7 @@ def built(run: RunConfig, spec: tasks.TaskSpec) -> Agent[Any]:
 
 def memory_estimate(run: RunConfig) -> int:
     """Bytes that one seed takes on its device, about: replay, parameters with their optimiser, and work space."""
-    spec = task_spec(run.task)
+    spec = run.spec
     agent = built(run, spec)
     # Counted, not made: absurd sizes are to be refused, not tried.
     groups = agent.groups().values()

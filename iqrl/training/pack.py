@@ -12,7 +12,6 @@ import numpy as np
 
 from iqrl.agent import Progress
 from iqrl.config import RunConfig
-from iqrl.environments.environment import task_spec
 from iqrl.environments.environment_pool import EnvironmentPool, WorkerError
 from iqrl.runs.directory import RunDirectory
 from iqrl.runs.files import warn
@@ -30,6 +29,7 @@ class Run:
         place: its index in the pack: in the engine's state, the replay and the environments.
         alive: it has neither ended nor failed, and is still this process's.
         observation: (O,), of the running episode.
+        last_return, last_success: of the last training episode; no success where the task does not say.
         reported: training episodes written to training.csv.
         earlier_seconds: wall seconds of earlier sessions.
     """
@@ -44,6 +44,7 @@ class Run:
     alive: bool = True
     observation: np.ndarray | None = None
     last_return: float | None = None
+    last_success: bool | None = None
     reported: int = 0
     earlier_seconds: float = 0.0
 
@@ -112,7 +113,7 @@ class Pack:
         announce: Callable[[str], None],
     ) -> None:
         self.plan, self.announce, first = plan, announce, configs[0]
-        self.spec = task_spec(first.task)
+        self.spec = first.spec
         self.budget = -(-first.train.env_steps // self.spec.action_repeat)
         self.agent = first.agent(first.settings, self.spec, plan.dtype)
         seeds = [c.seed for c in configs]

@@ -42,6 +42,8 @@ class Reporter:
             "updates": run.progress.updates,
             "episode_return": run.last_return,
         }
+        if run.last_success is not None:
+            row["success"] = int(run.last_success)
         if taken := [name for name in metrics if name in row or set(name) & set(",\n")]:
             raise ValueError(f"a metric is called {taken[0]!r}, which is no name for a column of its own")
         run.directory.append("training.csv", {**row, **metrics})

@@ -33,6 +33,7 @@ def save(pack: Pack, run: Run) -> None:
         "replay_extra": pack.replay.save(run.place),
         "carry": {k: v[run.place].cpu().clone() for k, v in pack.carry.items()},
         "last_return": run.last_return,
+        "last_success": run.last_success,
         "reported": run.reported,
         "wall_seconds": pack.wall_seconds(run),
     }
@@ -98,6 +99,7 @@ def _restore(pack: Pack, run: Run, saved: Mapping[str, Any]) -> None:
     for k, v in pack.carry.items():
         v[run.place] = saved["carry"][k].to(v.device)
     run.last_return, run.reported = saved["last_return"], saved["reported"]
+    run.last_success = saved.get("last_success")  # older checkpoints are of tasks without
     run.earlier_seconds = saved["wall_seconds"]
     pack.announce(f"{run.name}  resumed at step {run.env_step:,}")
 

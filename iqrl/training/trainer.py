@@ -165,6 +165,8 @@ class Trainer:
             more, stages = self.pack.agent.after_episode(p, run.counters)
             due += more
             run.last_return = p.episode_return
+            if self.pack.spec.reports_success:
+                run.last_success = bool(self.pack.environments.success[run.place, 0])
             p.episode_decisions, p.episode_return = 0, 0.0
             run.observation = None
         for stage in stages:

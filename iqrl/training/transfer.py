@@ -12,7 +12,6 @@ import torch
 from torch import Tensor
 
 from iqrl.config import RunConfig, load_run
-from iqrl.environments.environment import task_spec
 from iqrl.errors import InputError
 from iqrl.runs import checkpoints, reader
 
@@ -42,7 +41,7 @@ def inherited(run: RunConfig, runs: Path) -> dict[str, Tensor]:
         raise InputError(f"{key}: is a run of {source.agent.name}; expected one of {run.agent.name}")
     if not reader.completeness(runs / name)[0]:
         raise InputError(f"{key}: that run is not complete; expected a finished one, so train it first")
-    agent = run.agent(run.settings, task_spec(run.task))
+    agent = run.agent(run.settings, run.spec)
     fresh = agent.initialise(torch.Generator().manual_seed(0))  # for its shapes
     _, newest = next(checkpoints.usable(runs / name, 0, needs_replay=False), (None, None))
     if newest is None:

@@ -36,11 +36,12 @@ def test_tdmpc2(tmp_path: Path) -> None:
 def test_mrq_counts_decisions(tmp_path: Path) -> None:
     text = "-----\nEnv: Dmc-cup-catch\nTimestep\tSeed 0\t\tSeed 1\n0\t\t1.5\t\t2.5\n5000\t\t10.0\t20.0\n"
     text += "-----\nEnv: Dmc-visual-cup-catch\nTimestep\tSeed 0\n0\t\t9.0\n"
-    text += "-----\nEnv: Gym-Ant-v4\nTimestep\tSeed 0\n0\t5.0\n"
+    text += "-----\nEnv: Gym-Ant-v4\nTimestep\tSeed 0\n5000\t5.0\n"
     write(tmp_path / "results" / "dmc_results.txt", text)
     assert rows(tmp_path) == [
         ("MR.Q", "cup-catch", 0, 0, 1.5), ("MR.Q", "cup-catch", 1, 0, 2.5),
         ("MR.Q", "cup-catch", 0, 10_000, 10.0), ("MR.Q", "cup-catch", 1, 10_000, 20.0),
+        ("MR.Q", "gym:Ant-v4", 0, 5000, 5.0),  # where a decision is an env step
     ]  # fmt: skip
 
 

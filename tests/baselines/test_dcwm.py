@@ -660,7 +660,8 @@ def test_schedules() -> None:
     ("walker-walk", (512, 1, 50, True)), ("cheetah-run", (512, 1, 150, True)), ("dog-run", (1024, 3, 500, True)),
     ("humanoid-walk", (1024, 1, 500, True)), ("cartpole-swingup-sparse", (512, 3, 250, True)),
     ("cup-spin", (512, 3, 50, True)), ("finger-turn-hard", (512, 2, 150, True)), ("reacher-easy", (512, 3, 150, True)),
-    ("gym:Pendulum-v1", (512, 1, 150, False)),
+    ("gym:Pendulum-v1", (512, 1, 150, False)), ("mw-reach", (512, 3, 250, False)),
+    ("mw-assembly+sticky=0.1", (512, 3, 500, False)),
 ])  # fmt: skip
 def test_task_groups(task: str, expected: tuple[Any, ...]) -> None:
     settings = resolve([("test", parse_words(["agent=dcwm", f"task={task}"]))])[0][0].settings

@@ -23,7 +23,8 @@ COMMON = [
     "train.device=cpu",
 ]  # fmt: skip
 BALANCE = ["task=cartpole-balance", "train.env_steps=2200", "eval.every=2200", "eval.episodes=1", *COMMON]
-CARTPOLE = ["task=gym:CartPole-v1", "train.env_steps=800", "eval.every=400", "eval.episodes=3", *COMMON]
+CARTPOLE = ["task=gym:CartPole-v1", "train.action_repeat=2", "train.env_steps=800", "eval.every=400",
+            "eval.episodes=3", *COMMON]  # fmt: skip
 CASES = {  # configuration with a short warm-up, and after how many decisions and updates to stop, in three sessions
     "td7": ([*BALANCE, "agent.warmup_decisions=500", "agent.target_every=70", "agent.checkpoint_late=300",
              "agent.checkpoint_episodes=2"], (100, 1200, 500)),
