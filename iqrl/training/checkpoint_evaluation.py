@@ -9,6 +9,7 @@ import numpy as np
 
 from iqrl.agent import Progress
 from iqrl.config import Execution, RunConfig
+from iqrl.doctor.verdicts import known
 from iqrl.environments.environment import CHECKPOINT_EVALUATION, Environment, task_spec
 from iqrl.errors import InputError
 from iqrl.runs.directory import RunDirectory
@@ -27,10 +28,10 @@ def evaluate_checkpoint(
     Raises:
         InputError: without a usable checkpoint, if an episode cannot be played, or a film not be made here.
     """
-    spec, plan = task_spec(run.task), decide(execution, run)
+    spec, plan = task_spec(run.task), known(decide(execution, run), run)
     agent = run.agent(run.settings, spec, plan.dtype)
     replay = Replay(spec, 1, agent.slices, 1000, plan.device)
-    engine = Engine(agent, [run.seed], replay, device=plan.device, compiled=plan.compiled)
+    engine = Engine(agent, [run.seed], replay, device=plan.device, compiled=plan.compiled, recorded=plan.recorded)
     _, saved = next(RunDirectory(path).usable(0, needs_replay=False), (None, None))
     if saved is None:
         raise InputError(f"{path}: has no usable checkpoint to evaluate")
