@@ -151,8 +151,8 @@ def order(plan: Plan, run: RunConfig, seeds: int) -> Order:
     capacity = min(run.settings.buffer_size, budget + spec.episode_decisions)  # as `Pack` makes it
     fits = (2 * seeds + 1) * memory_estimate(run) <= free_memory(plan.device)
     layer = run.resolved()
-    source = layer["agent"].pop("source", None)
-    layer = {**layer, "agent": {**layer["agent"], **({"name": source} if source else {})}, "seeds": layer.pop("seed")}
+    layer["agent"]["name"] = layer["agent"].pop("source", run.agent.name)  # of a file of one's own, its path
+    layer["seeds"] = layer.pop("seed")
     small = 2 * spec.episode_decisions
     return Order(layer, str(plan.device), plan.threads, capacity if fits else small, 0.0, False)
 

@@ -29,9 +29,9 @@ class Bounds:
 # With a unit roundoff u of 2^-24, 2^-11 (TF32) and 2^-9, a gradient summed over a batch and carried through ten layers
 # is wrong by tens of u; Adam divides by the gradient's size, so entries that are all rounding take whole steps.
 # FSQ's codes jump: of 30 million in 20 full-size updates of iQRL, rounding in float32 may tip some tens.
-# Measured on a CPU over every agent, sizes tiny and small: float32, each weight changed by its roundoff at the start, up
-# to 2e-3; weights rounded as TF32 rounds them up to 0.13 (target networks aside); bfloat16 0.02 to 0.19, actions up to
-# 0.11. Updates with other random numbers give 0.55 to 1.5, actions with other weights about 1.
+# Measured on a CPU over every agent, sizes tiny and small: float32, each weight changed by its roundoff at the start,
+# up to 2e-3; weights rounded as TF32 rounds them up to 0.13 (target networks aside); bfloat16 0.02 to 0.19, actions
+# up to 0.11. Updates with other random numbers give 0.55 to 1.5, actions with other weights about 1.
 BOUNDS = {"float32": Bounds(0.02, 0.02), "tf32": Bounds(0.2, 0.1), "bfloat16": Bounds(0.35, 0.25)}
 
 
