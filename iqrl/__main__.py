@@ -1,4 +1,4 @@
-"""Command line: python -m iqrl train | resume | evaluate | agents | tasks | config."""
+"""Command line: python -m iqrl train | resume | evaluate | agents | tasks | config | doctor."""
 
 from __future__ import annotations
 
@@ -89,6 +89,16 @@ def main(words: Sequence[str] | None = None) -> int:
         "  python -m iqrl config agent=td3 agent.profile=official",
     )
     config.add_argument("words", nargs="*", default=[], metavar="key=value")
+    doctor = add(
+        "doctor",
+        "Check what this machine computes, and how fast: agents compiled, packed, as CUDA graphs, in low precision.",
+        "examples:\n  python -m iqrl doctor\n  python -m iqrl doctor agents=iqrl,td3 device=cuda compile=all\n"
+        "exit status: 0 all is well, 1 something is wrong, 2 bad input",
+    )
+    doctor.add_argument(
+        "words", nargs="*", default=[],
+        metavar="agents=A,B | device=auto|cpu|cuda[:N] | compile=auto|all|none|A,B | preset=P | seconds=S | out=FOLDER",
+    )  # fmt: skip
 
     try:
         arguments = parser.parse_mixed(words)
@@ -99,6 +109,7 @@ def main(words: Sequence[str] | None = None) -> int:
             "agents": show_agents,
             "tasks": show_tasks,
             "config": lambda: show_config(arguments.words),
+            "doctor": lambda: run_doctor(arguments.words),
         }[arguments.command]()
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
@@ -227,11 +238,13 @@ def _train_alike(todo: Pack, how, size: int, stop: StopFlag) -> int:  # type: ig
     """Train runs of equal configuration and precision in packs of up to `size`."""
     import torch
 
+    from iqrl.doctor.verdicts import trusted
     from iqrl.environments.environment_pool import WorkerError
     from iqrl.training import execution as executing
     from iqrl.training.trainer import Trainer
 
-    plan, size = executing.decide(how, todo[0][0]), min(size, len(todo))
+    size = min(size, len(todo))
+    plan = trusted(executing.decide(how, todo[0][0]), todo[0][0], size, _say, stop, how.doctor == "auto")
     watched = _say if sys.stdout.isatty() else lambda line: None  # in a log evaluations do
     failed = 0
     print(f"{todo[0][0].agent.name} {todo[0][0].task}: {len(todo)} runs in packs of {size}, on {plan}", flush=True)
@@ -342,6 +355,12 @@ def show_tasks() -> int:
     print("  gym:ID, such as gym:HalfCheetah-v4; gym:MODULE:ID of one that a module of your own registers\n")
     print("Add +action_noise=S, +obs_noise=S or +sticky=P to make a task stochastic (docs/tasks.md).")
     return 0
+
+
+def run_doctor(words: Sequence[str]) -> int:
+    from iqrl.doctor.command import run
+
+    return run(words)
 
 
 def show_config(words: Sequence[str]) -> int:

@@ -64,6 +64,11 @@ class Execution:
         0, "CPU threads for tensors, and the most workers of auto; 0: every core at hand", low=0, high=1024
     )
     workers: str = setting("auto", "environment worker processes: auto, or a number (0: in this process)")
+    doctor: str = setting(
+        "auto",
+        "check what a device never used with this agent computes (on CUDA); off: rely on it unseen",
+        choices=("auto", "off"),
+    )
     checkpoint_seconds: float = setting(300.0, "between checkpoints, wall seconds", low=0.0, high=1e7)
 
 

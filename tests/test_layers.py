@@ -20,7 +20,7 @@ LAYERS = (
     ("iqrl.iqrl", "baselines"),
     ("iqrl.settings", "iqrl.agents", "iqrl.config"),
     ("iqrl.runs",),
-    ("iqrl.training",),
+    ("iqrl.training", "iqrl.doctor"),
     ("iqrl.__main__",),
     ("ablations",),
     ("slurm",),

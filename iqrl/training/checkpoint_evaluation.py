@@ -9,6 +9,7 @@ import numpy as np
 
 from iqrl.agent import Progress
 from iqrl.config import Execution, RunConfig
+from iqrl.doctor.verdicts import known
 from iqrl.environments.environment import CHECKPOINT_EVALUATION, Environment
 from iqrl.errors import InputError
 from iqrl.runs import checkpoints
@@ -29,10 +30,10 @@ def evaluate_checkpoint(
     Raises:
         InputError: without a usable checkpoint, if an episode cannot be played, or a film not be made here.
     """
-    spec, plan = run.spec, decide(execution, run)
+    spec, plan = run.spec, known(decide(execution, run), run)
     agent = run.agent(run.settings, spec, plan.dtype)
     replay = Replay(spec, 1, agent.slices, 1000, plan.device)
-    engine = Engine(agent, [run.seed], replay, device=plan.device, compiled=plan.compiled)
+    engine = Engine(agent, [run.seed], replay, device=plan.device, compiled=plan.compiled, recorded=plan.recorded)
     _, saved = next(checkpoints.usable(path, 0, needs_replay=False), (None, None))
     if saved is None:
         raise InputError(f"{path}: has no usable checkpoint to evaluate")

@@ -8,9 +8,12 @@ import importlib.metadata
 import math
 import os
 import platform
+import re
 import shlex
+import subprocess
 import sys
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -38,6 +41,9 @@ class Plan:
     threads: int
     workers: int | Literal["auto"]
     checkpoint_seconds: float
+    recorded: bool | None = None  # as CUDA graphs; None: where a CUDA device runs compiled updates
+    packed: bool | None = None  # seeds by one kernel; None: off the CPU
+    switched_off: Mapping[str, str] = field(default_factory=dict)  # by `iqrl.doctor`: what, and why
 
     @property
     def dtype(self) -> torch.dtype:
@@ -49,12 +55,6 @@ class Plan:
 
     def provenance(self) -> dict[str, Any]:
         """What a session's record says of it."""
-        name = platform.processor() or platform.machine()
-        if self.device.type == "cuda":
-            name = torch.cuda.get_device_name(self.device)
-        elif Path("/proc/cpuinfo").exists():
-            models = [x for x in Path("/proc/cpuinfo").read_text().splitlines() if x.startswith("model name")]
-            name = models[0].partition(":")[2].strip() if models else name
         versions = {}
         for package in (*PACKAGES, *(["gymnasium"] if "gymnasium" in sys.modules else [])):  # whose task it is
             try:
@@ -63,15 +63,43 @@ class Plan:
                 versions[package] = "unknown"
         return {
             "device": str(self.device),
-            "device_name": name,
+            "device_name": device_name(self.device),
+            "driver": driver_version(self.device),
             "precision": self.precision,
             "compile": self.compiled,
+            "switched_off": dict(self.switched_off),
             "threads": self.threads,
             **code_version(),
             "code": str(ROOT),
             "command": command(),
             "packages": versions,
         }
+
+
+def device_name(device: torch.device) -> str:
+    """The model of a GPU, or of the processor."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    models = []
+    if Path("/proc/cpuinfo").exists():
+        models = [x for x in Path("/proc/cpuinfo").read_text().splitlines() if x.startswith("model name")]
+    return models[0].partition(":")[2].strip() if models else platform.processor() or platform.machine()
+
+
+def driver_version(device: torch.device) -> str:
+    """A GPU's driver and PyTorch's CUDA, such as "580.159.04, CUDA 13.0"; empty for a CPU."""
+    if device.type != "cuda":
+        return ""
+    version = ""
+    with contextlib.suppress(OSError):
+        found = re.search(r"\d+\.\d+(\.\d+)?", Path("/proc/driver/nvidia/version").read_text())
+        version = found[0] if found else ""
+    if not version:
+        with contextlib.suppress(OSError, subprocess.SubprocessError, IndexError):
+            asked = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
+            said = subprocess.run(asked, capture_output=True, text=True, timeout=30, check=True)
+            version = said.stdout.splitlines()[0].strip()
+    return f"{version or 'unknown'}, CUDA {torch.version.cuda or torch.version.hip}"
 
 
 def command() -> str:

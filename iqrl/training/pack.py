@@ -120,7 +120,10 @@ class Pack:
         # No replay is larger than the budget: a short run does not reserve a million transitions.
         capacity = min(first.settings.buffer_size, self.budget + self.spec.episode_decisions)
         self.replay = Replay(self.spec, len(seeds), self.agent.slices, capacity, plan.device)
-        self.engine = Engine(self.agent, seeds, self.replay, device=plan.device, compiled=plan.compiled)
+        self.engine = Engine(
+            self.agent, seeds, self.replay, device=plan.device, compiled=plan.compiled, packed=plan.packed,
+            recorded=plan.recorded,
+        )  # fmt: skip
         self.runs = [
             Run(place, config, directory, self.spec.action_repeat, announce, self.agent.counters(), Progress())
             for place, (config, directory) in enumerate(zip(configs, directories, strict=True))
