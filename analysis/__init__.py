@@ -1,11 +1,11 @@
 """From run directories to a paper: tables, statistics, figures, a report.
 
-Reads only the files that runs leave behind, so it works on a laptop from a copy of `runs/`; it needs neither
-torch nor a simulator. ``python -m analysis --help`` lists the commands.
+Reads only the files that runs leave behind, by `iqrl.runs.reader`, so it works on a laptop from a copy of `runs/`; it
+needs neither torch nor a simulator. ``python -m analysis --help`` lists the commands.
 
 The modules, in the order in which data passes through them:
 
-    runs         run directories -> tidy tables, with a cache
+    runs         run directories and kept runs -> tidy tables, with a cache
     study        tables + sweep manifest -> arms, aligned scores, and everything that is missing
     statistics   aligned scores -> estimates with intervals
     published    result files of public repositories -> the same tidy rows, never pooled with own runs

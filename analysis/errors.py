@@ -4,6 +4,6 @@
 class InputError(ValueError):
     """A key, value or file that the user gave is wrong; the message is one line that says what was expected.
 
-    The analysis keeps its own so that it can be copied to a laptop without the training code. The command
+    The analysis keeps its own: of the training code it imports the reader of runs alone. The command
     line prints it as ``error: ...`` and exits with status 2.
     """

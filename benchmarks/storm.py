@@ -135,7 +135,7 @@ class Storm:
 
     def complete(self) -> int:
         """How many runs are."""
-        return sum(reader.completeness(path)[0] for path in self.runs.glob("*-s*-*"))
+        return sum(reader.complete(path) for path in self.runs.glob("*-s*-*"))
 
     def rage(self, faults: Sequence[str], pace: tuple[float, float], chance: random.Random) -> list[str]:
         """Inject faults, `pace` seconds from one to the next; one that finds nothing to hit waits for the next turn.

@@ -1,4 +1,4 @@
-"""Planning and looking at ten thousand runs: python -m benchmarks.storm_scale [runs=10000]."""
+"""Planning, looking at and loading ten thousand runs: python -m benchmarks.storm_scale [runs=10000]."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import ablations
+from analysis import runs as analysis
 from iqrl.errors import InputError
 from slurm.remaining import make_packs
 from slurm.submissions import write_manifest
@@ -53,6 +54,10 @@ def main(words: Sequence[str]) -> int:
                 [sys.executable, "-m", "slurm", "status", f"runs={folder}"], check=True, stdout=subprocess.DEVNULL
             )
             print(f"status, {attempt} call: {time.perf_counter() - start:.2f} s")
+        for attempt in ("first", "cached"):
+            start = time.perf_counter()
+            analysis.load([folder])
+            print(f"analysis, {attempt} load: {time.perf_counter() - start:.2f} s")
     return 0
 
 

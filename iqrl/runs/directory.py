@@ -77,7 +77,7 @@ class RunDirectory:
 
     def done(self) -> bool:
         """Whether the run is complete: DONE is there, and every file is as long as it says."""
-        return reader.completeness(self.path)[0]
+        return reader.complete(self.path)
 
     def trained(self) -> bool:
         """Whether it holds what is not to be overwritten: checkpoints, or evaluations of more than the start."""

@@ -14,13 +14,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from iqrl.runs import lease
 from iqrl.runs.files import read_json, read_mapping, size, written
 from iqrl.runs.tables import Damaged, Rows, read_rows
-
-_YamlLoader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # the same safe loader, in C where built so
 
 
 @dataclass(frozen=True)
@@ -56,22 +52,27 @@ class RunState:
     writer: Mapping[str, Any] | None = None
 
 
-def completeness(run: Path | str) -> tuple[bool, str]:
-    """Whether a run is complete; and where it has a DONE that does not show it, what is wrong.
+def complete(run: Path | str) -> bool:
+    """Whether a run is done.
 
     Raises:
         OSError: a file is there and cannot be read.
     """
+    return _completeness(run)[0]
+
+
+def _completeness(run: Path | str) -> tuple[bool, str, Mapping[str, Any]]:
+    """Whether a run is complete; what is wrong with a DONE that does not show it; and what DONE says."""
     marker = read_json(f"{run}/DONE")
-    if marker is None and size(f"{run}/DONE") < 0:
-        return False, ""
-    sizes = marker.get("files") if isinstance(marker, dict) else None
-    if not isinstance(sizes, dict):
-        return False, "DONE is damaged" if not isinstance(marker, dict) else "DONE lists no files"
+    if not isinstance(marker, dict):
+        return False, "" if size(f"{run}/DONE") < 0 else "DONE is damaged", {}
+    sizes = marker.get("files")
+    if not isinstance(sizes, dict) or not sizes:
+        return False, "DONE lists no files", marker
     for name, promised in sizes.items():
         if (found := size(f"{run}/{name}")) != promised:
-            return False, f"{name} has {max(found, 0)} bytes where DONE says {promised}"
-    return bool(sizes), "" if sizes else "DONE lists no files"
+            return False, f"{name} has {max(found, 0)} bytes where DONE says {promised}", marker
+    return True, "", marker
 
 
 def ending(run: Path | str, since: float = 0.0) -> tuple[str, str]:
@@ -80,16 +81,21 @@ def ending(run: Path | str, since: float = 0.0) -> tuple[str, str]:
     Raises:
         OSError: a file is there and cannot be read.
     """
-    complete, wrong = completeness(run)
-    if complete:
-        return "done", ""
+    return _ending(run, since)[:2]
+
+
+def _ending(run: Path | str, since: float) -> tuple[str, str, Mapping[str, Any]]:
+    """The same, and what the DONE or FAILED of a run that is done or failed says."""
+    whole, wrong, marker = _completeness(run)
+    if whole:
+        return "done", "", marker
     failed = failed_since(run, since)
     if not failed and not wrong:
-        return "", ""
+        return "", "", {}
     token, writer = lease.newest_writer(run)
     if lease.alive(writer) and not failed_since(run, lease.claimed(run, token) or 0.0):
-        return "", ""  # a living process has claimed it since
-    return ("failed", failure(run)) if failed else ("torn", wrong)
+        return "", "", {}  # a living process has claimed it since
+    return ("failed", failure(run), read_mapping(f"{run}/FAILED")) if failed else ("torn", wrong, {})
 
 
 def look(run: Path | str, now: float, since: float = 0.0) -> RunState:
@@ -107,7 +113,7 @@ def look(run: Path | str, now: float, since: float = 0.0) -> RunState:
 
 
 def _look(base: str, now: float, since: float) -> RunState:
-    state, reason = ending(base, since)
+    state, reason, marker = _ending(base, since)
     progress = read_mapping(f"{base}/progress.json")
     said: dict[str, Any] = {
         "env_step": progress.get("env_step", 0),
@@ -115,9 +121,7 @@ def _look(base: str, now: float, since: float) -> RunState:
         "last_return": progress.get("last_return"),
         "wall_seconds": progress.get("wall_seconds", 0.0),
     }
-    if state in ("done", "failed"):
-        marker = read_mapping(f"{base}/{state.upper()}")
-        said["env_step"] = marker.get("env_step", said["env_step"])
+    said["env_step"] = marker.get("env_step", said["env_step"])
     if state == "done":
         return RunState("done", **said)
     token, writer = lease.newest_writer(base)
@@ -192,9 +196,12 @@ class Run:
         Raises:
             Damaged: there is none, or it is no YAML mapping.
         """
+        import yaml  # late: `status` reads none
+
+        loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # the same safe loader, in C where built so
         try:
             with open(f"{self.path}/config.yaml", "rb") as file:
-                config = yaml.load(file, Loader=_YamlLoader)
+                config = yaml.load(file, Loader=loader)
         except FileNotFoundError:
             raise Damaged("config.yaml is missing") from None
         except (yaml.YAMLError, UnicodeDecodeError) as error:

@@ -39,7 +39,7 @@ def inherited(run: RunConfig, runs: Path) -> dict[str, Tensor]:
     alike = run.source and source.source_hash == run.source_hash  # jobs have copies of an agent's file
     if source.agent is not run.agent and not alike:
         raise InputError(f"{key}: is a run of {source.agent.name}; expected one of {run.agent.name}")
-    if not reader.completeness(runs / name)[0]:
+    if not reader.complete(runs / name):
         raise InputError(f"{key}: that run is not complete; expected a finished one, so train it first")
     agent = run.agent(run.settings, run.spec)
     fresh = agent.initialise(torch.Generator().manual_seed(0))  # for its shapes

@@ -118,14 +118,6 @@ def test_returns_that_cannot_be_are_remarked(runs: Path, value: float, told: boo
     assert row(load([runs]), other).remarks == ""
 
 
-def test_done_with_shorter_files_is_torn(runs: Path) -> None:
-    run = write_run(runs)
-    lines = (run / "evaluations.csv").read_text().splitlines(keepends=True)
-    (run / "evaluations.csv").write_text("".join(lines[:-10]))
-    found = row(load([runs]), run)
-    assert found.status == "torn" and "evaluations.csv has" in found.reason
-
-
 @pytest.mark.parametrize(
     ("file", "content", "reason"),
     [

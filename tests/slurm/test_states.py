@@ -14,7 +14,6 @@ from sweep_files import TINY, fake_command, slurm
 import ablations
 from iqrl import processes
 from iqrl.errors import INTERRUPTED
-from iqrl.runs import reader
 from slurm import queue, reports, states
 from slurm.submissions import Job, Submission, submissions
 
@@ -76,22 +75,13 @@ def fake_slurm(tmp_path, monkeypatch, squeue, sacct="exit 1"):
     monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}:/usr/bin:/bin")
 
 
-def test_files_alone(tmp_path):
-    make_run(tmp_path, "td3-t-s0-a", done=True, lease=GONE)
-    make_run(tmp_path, "td3-t-s1-a", done=True, lease=GONE)
-    (tmp_path / "td3-t-s1-a" / "training.csv").write_text("env")  # shorter than DONE says: torn
-    make_run(tmp_path, "td3-t-s2-a", failed="loss is nan", lease=GONE)
-    make_run(tmp_path, "td3-t-s3-a", lease=ME)
-    make_run(tmp_path, "td3-t-s4-a", lease=GONE)
-    make_run(tmp_path, "td3-t-s5-a", lease=GONE, released=True)
-    make_run(tmp_path, "td3-t-s6-a")
+def test_a_run_of_another_host_is_running_while_it_speaks(tmp_path):
+    """Every other state that files alone tell is in tests/test_run_folder.py."""
     make_run(tmp_path, "td3-t-s7-a", lease=AWAY)
     make_run(tmp_path, "td3-t-s8-a", lease=AWAY)
     os.utime(tmp_path / "td3-t-s8-a" / "progress.json", (1, 1))
     (tmp_path / "not-a-run").mkdir()
-    assert list(states_of(tmp_path).values()) == [
-        "done", "lost", "failed", "running", "lost", "stopped", "planned", "running", "lost",
-    ]  # fmt: skip
+    assert list(states_of(tmp_path).values()) == ["running", "lost"]
 
 
 def test_a_local_queue(tmp_path):
@@ -566,15 +556,6 @@ def test_submissions_get_folders_of_their_own(tmp_path):
     """submitit keys its result files by job id, which a cluster that was set up anew repeats."""
     folders = {submit_to(tmp_path, "slurm", []).folder for _ in range(3)}
     assert len(folders) == 3
-
-
-def test_a_failed_run_is_failed_while_its_process_trains_others_of_its_pack(tmp_path):
-    folder = make_run(tmp_path, "r0", failed="loss is NaN", lease=ME)
-    lease = folder / "lease" / "00000001"
-    os.utime(lease, (1000, 1000))
-    assert reader.look(folder, time.time()).state == "failed"
-    os.utime(lease, (time.time() + 10, time.time() + 10))  # claimed since: it is tried again
-    assert reader.look(folder, time.time()).state == "training"
 
 
 def test_a_file_in_place_of_the_folder_is_told_in_one_line(tmp_path):
