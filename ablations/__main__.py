@@ -36,19 +36,11 @@ def main(words: Sequence[str] | None = None) -> int:
     )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     commands.add_parser("list", help="every sweep: arms, runs, question")
-    show_parser = commands.add_parser(
-        "show",
-        help="one sweep: arms x tasks x seeds = runs, and how long they take",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        epilog="examples:\n  python -m ablations show horizon\n  python -m ablations show horizon scale=lite",
-    )
+    show_parser = commands.add_parser("show", help="one sweep: arms x tasks x seeds = runs, and how long they take")
     show_parser.add_argument("sweep", metavar="NAME", help="a sweep's name, or a .yaml file")
     show_parser.add_argument("words", nargs="*", metavar="scale=lite|full | runs=FOLDER")
     check_parser = commands.add_parser(
-        "check",
-        help="whether keys and tasks exist, arms differ, and every change changes a value",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        epilog="examples:\n  python -m ablations check\n  python -m ablations check horizon my_sweep.yaml",
+        "check", help="whether keys and tasks exist, arms differ, and every change changes a value"
     )
     check_parser.add_argument("sweeps", nargs="*", metavar="NAME", help="sweeps or .yaml files; default: all")
     try:

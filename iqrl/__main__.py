@@ -132,9 +132,8 @@ def train(words: Sequence[str]) -> int:
 
 def resume_runs(words: Sequence[str]) -> int:
     from iqrl import config
-    from iqrl.settings import is_directory
 
-    paths = [Path(w) for w in words if "=" not in w or is_directory(Path(w))]
+    paths = [Path(w) for w in words if "=" not in w or os.path.isdir(w)]
     twice = [path for path in paths if sum(path.absolute() == other.absolute() for other in paths) > 1]
     if twice:
         raise InputError(f"{twice[0]}: named twice; expected each run once")

@@ -6,6 +6,7 @@ import dataclasses
 import hashlib
 import importlib
 import importlib.util
+import os
 import re
 import sys
 import typing
@@ -14,7 +15,7 @@ from typing import Any
 
 from iqrl.agent import REGISTRY, Agent
 from iqrl.errors import InputError, did_you_mean
-from iqrl.settings import coerce, is_file, one_line, short
+from iqrl.settings import coerce, short
 
 # Every agent in the tree: the name users type, and the module that registers it.
 AGENTS = {
@@ -66,7 +67,7 @@ def _check_settings(agent: type[Agent[Any]], path: Path) -> None:
 
 
 def _agent_from_file(path: Path) -> tuple[type[Agent[Any]], str]:
-    if not is_file(path):
+    if not os.path.isfile(path):
         raise InputError(f"agent={short(path)}: no such file")
     module_name = f"agent_file_{hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:8]}"
     if module_name not in _OWN:
@@ -79,7 +80,7 @@ def _agent_from_file(path: Path) -> tuple[type[Agent[Any]], str]:
             specification.loader.exec_module(module)
         except (Exception, SystemExit) as error:
             del sys.modules[module_name]
-            raise InputError(f"agent={path}: {type(error).__name__}: {one_line(error)}") from error
+            raise InputError(f"agent={path}: {type(error).__name__}: {short(error)}") from error
         # Its name is its own: another sweep may have a file that registers the same one.
         own = {name: cls for name, cls in REGISTRY.items() if cls.__module__ == module_name}
         for name in own:

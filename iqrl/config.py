@@ -27,7 +27,7 @@ from iqrl.environments import tasks
 from iqrl.environments.environment import task_spec
 from iqrl.environments.suites import suite_of
 from iqrl.errors import InputError, did_you_mean
-from iqrl.settings import build, is_file, short, stated
+from iqrl.settings import build, short, stated
 
 
 @dataclass(frozen=True)
@@ -315,7 +315,7 @@ def load_run(directory: Path, changes: Mapping[str, Any] | None = None) -> RunCo
         InputError: if there is none, or it was changed since (its identity no longer fits the directory's name).
     """
     path = directory / "config.yaml"
-    if not is_file(path):
+    if not os.path.isfile(path):
         raise InputError(f"{short(directory)}: not a run directory: it has no config.yaml")
     try:
         layer = load_file(path)

@@ -6,7 +6,6 @@ import dataclasses
 import math
 import typing
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from iqrl.errors import InputError, did_you_mean
@@ -90,24 +89,3 @@ def short(value: Any) -> str:
     """A value in one line of a message."""
     text = " ".join(str(value).split())
     return text if len(text) <= 80 else text[:77] + "..."
-
-
-def one_line(error: BaseException) -> str:
-    """What an error says, in one line."""
-    return short(str(error) or type(error).__name__)
-
-
-def is_file(path: Path) -> bool:
-    """Whether there is such a file; no name is too long to ask."""
-    try:
-        return path.is_file()
-    except OSError:
-        return False
-
-
-def is_directory(path: Path) -> bool:
-    """Whether there is such a directory; no name is too long to ask."""
-    try:
-        return path.is_dir()
-    except OSError:
-        return False

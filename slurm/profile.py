@@ -118,12 +118,9 @@ def parse_time(text: str) -> int:
         raise InputError(f"profile.time={text}: expected [days-]hours:minutes:seconds, such as 24:00:00")
     days, *rest = match.groups()
     numbers = [int(part) for part in rest if part is not None]
-    if days is not None:
-        hours, minutes, seconds = [*numbers, 0, 0][:3]
-    elif len(numbers) == 3:
-        hours, minutes, seconds = numbers
-    else:
-        hours, (minutes, seconds) = 0, [*numbers, 0][:2]
+    if days is None and len(numbers) < 3:  # the first is minutes
+        numbers = [0, *numbers]
+    hours, minutes, seconds = [*numbers, 0, 0][:3]
     total = int(days or 0) * 86400 + hours * 3600 + minutes * 60 + seconds
     if total < 60:
         raise InputError(f"profile.time={text}: expected at least a minute")
@@ -163,19 +160,9 @@ def describe(sinfo: str) -> str:
     for line in sinfo.strip().splitlines():
         partition, up, limit, cpus, memory, gres, nodes = line.split("|")
         found = re.search(r"gpu(?::[\w.-]+)*:(\d+)", gres)
-        rows.append(
-            {
-                "name": partition.rstrip("*"),
-                "default": partition.endswith("*"),
-                "up": up == "up",
-                "limit": limit,
-                "cpus": int(cpus.rstrip("+")),
-                "memory": int(memory.rstrip("+")),
-                "gpus": int(found[1]) if found else 0,
-                "nodes": nodes,
-                "gres": gres,
-            }
-        )
+        row = {"name": partition.rstrip("*"), "default": partition.endswith("*"), "up": up == "up", "limit": limit}
+        row |= {"cpus": int(cpus.rstrip("+")), "memory": int(memory.rstrip("+")), "gpus": int(found[1]) if found else 0}
+        rows.append(row | {"nodes": nodes, "gres": gres})
     best = max(rows, key=lambda r: (r["up"], bool(r["gpus"]), r["default"], r["cpus"]))
     share = best["gpus"] or best["cpus"]
     cores = max(1, best["cpus"] // share) if best["gpus"] else 1
@@ -183,13 +170,11 @@ def describe(sinfo: str) -> str:
     limited = best["limit"][:1].isdigit()  # else infinite, UNLIMITED, n/a
     longest = min(24 * 3600, parse_time(best["limit"])) if limited else 24 * 3600
     hours, rest = divmod(longest, 3600)
-    partitions = [
-        "#   {name}: {nodes} nodes of {cpus} CPUs, {memory} MB, gres {gres}, limit {limit}".format(**r) for r in rows
-    ]
+    line = "#   {name}: {nodes} nodes of {cpus} CPUs, {memory} MB, gres {gres}, limit {limit}"
     return "\n".join(
         [
             "# What sinfo says of this cluster:",
-            *partitions,
+            *(line.format(**row) for row in rows),
             "# See slurm/profiles/gpu.yaml for every key.",
             f"partition: {best['name']}",
             'account: ""             # where the cluster wants one: sacctmgr show associations user=$USER',

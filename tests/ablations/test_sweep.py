@@ -80,14 +80,7 @@ def test_lite_changes_what_it_says_and_no_more(file):
 
 def test_a_run_is_the_one_that_the_command_line_makes(file):
     run = by_arm(ablations.load(str(file)), "b")[4]
-    words = [
-        "task=dog-run",
-        "seeds=1",
-        "agent.horizon=3",
-        "agent.fsq_levels=[5,3]",
-        "preset=tiny",
-        "train.env_steps=5000",
-    ]
+    words = "task=dog-run seeds=1 agent.horizon=3 agent.fsq_levels=[5,3] preset=tiny train.env_steps=5000".split()
     assert config.resolve([("", config.parse_words(words))])[0][0].directory_name == run.name
 
 

@@ -90,16 +90,6 @@ def test_messages_name_the_line(tmp_path: Path) -> None:
             plain_yaml.load(path, str(path))
 
 
-def test_a_profiles_numbers_are_those_of_the_other_files(tmp_path: Path) -> None:
-    path = tmp_path / "p.yaml"
-    for text, gigabytes in {"64.": 64.0, "1e2": 100.0, "1_000": 1000.0, ".5": 0.5}.items():
-        path.write_text(f"memory_gb: {text}")
-        assert profile.load(str(path)).memory_gb == gigabytes
-    path.write_text("memory_gb: 010")
-    with pytest.raises(InputError, match=r"p.yaml: 010: .*quote it"):
-        profile.load(str(path))
-
-
 @pytest.mark.parametrize(
     "text", ["account: 1\naccount: 2", "account: x\n'account': y", "cpus: ${N}", "setup: [1, '${N}']", "time: !x 1"]
 )

@@ -114,7 +114,7 @@ DONE = """printf x > $RUN/t.csv; printf '{"env_step": 100, "files": {"t.csv": 1}
         ("echo 'error: the disk is full'; exit 1", "given_up", "error: the disk is full (10 attempts)", 10),
         (f"test -e $RUN/once && {{ {DONE}; exit; }}; touch $RUN/once; kill -9 $$", "ended", "", 2),
         (f"test -e $RUN/once && {{ {DONE}; exit; }}; touch $RUN/once; exit 75", "ended", "", 2),
-        ('printf \'{"host": "else", "pid": 1}\' > $RUN/lease/00000007; exit 1', "left", "another process", 1),
+        ('printf \'{"host": "else", "pid": 1}\' > $RUN/lease/00000007; exit 1', "given_up", "another process", 1),
     ],
 )
 def test_ends_of_a_process(make_crew, tmp_path, script, state, reason, starts):
