@@ -236,26 +236,11 @@ class TCRL(Agent[Config]):
 
     def stage(self, name: str) -> Stage:
         shape = Noise((self.config.batch_size, self.spec.action_dim))
-        return Stage(noise={"next_action": shape} | ({"action": shape} if name == "update_all" else {}))
+        noise = {"next_action": shape} | ({} if name == "update_critic" else {"action": shape})
+        return Stage(noise=noise, parts=("update_critic", "update_actor") if name == "update_all" else ())
 
     def update_critic(self, state: State, batch: Batch, noise: Tensors, schedule: Tensors) -> Update:
         """Encoder, dynamics and reward; critics; target encoder and target critics."""
-        return self._update(state, batch, noise, schedule)[:2]
-
-    def update_all(self, state: State, batch: Batch, noise: Tensors, schedule: Tensors) -> Update:
-        """As `update_critic`, and the actor."""
-        changed, metrics, z = self._update(state, batch, noise, schedule)
-        gradient, loss = grad_and_value(self.actor_loss)(
-            state["actor"], changed["critic"], z, noise["action"], schedule["sigma"]
-        )
-        stepped, _ = self.optimiser.step("actor", state, gradient)
-        if self.config.next_policy == "target":
-            stepped["target_actor"] = soft_update(state["target_actor"], stepped["actor"], self.config.tau)
-        return {**changed, **stepped}, {**metrics, "actor_loss": loss}
-
-    def _update(
-        self, state: State, batch: Batch, noise: Tensors, schedule: Tensors
-    ) -> tuple[dict[str, Tensor], Metrics, Tensor]:
         c = self.config
         gradient, (loss, parts) = grad_and_value(self.representation_loss, has_aux=True)(
             state["world"], state["target"], batch
@@ -274,7 +259,18 @@ class TCRL(Agent[Config]):
         changed["target"] = soft_update(state["target"], self.world.extract(changed["world"], self.target), c.enc_tau)
         changed["target_critic"] = soft_update(state["target_critic"], changed["critic"], c.tau)
         metrics |= {"critic_loss": loss, **parts, "target_mean": y.mean(), "target_std": y.std()}
-        return changed, metrics, z[0]
+        return changed, metrics
+
+    def update_actor(self, state: State, batch: Batch, noise: Tensors, schedule: Tensors) -> Update:
+        """The actor, by the encoder and the critics that `update_critic` has just changed."""
+        z = self.encode(self.world(state["world"]), batch.observation[0])
+        gradient, loss = grad_and_value(self.actor_loss)(
+            state["actor"], state["critic"], z, noise["action"], schedule["sigma"]
+        )
+        changed, _ = self.optimiser.step("actor", state, gradient)
+        if self.config.next_policy == "target":
+            changed["target_actor"] = soft_update(state["target_actor"], changed["actor"], self.config.tau)
+        return changed, {"actor_loss": loss}
 
     # --- schedule ("Loop")
 

@@ -171,7 +171,8 @@ class TD3(Agent[Config]):
         return ("update_all",) if update % self.config.actor_every == 0 else ("update_critic",)
 
     def stage(self, name: str) -> Stage:
-        return Stage(noise={"smoothing": Noise((self.config.batch_size, self.spec.action_dim))})
+        noise = {"smoothing": Noise((self.config.batch_size, self.spec.action_dim))}
+        return Stage(noise=noise, parts=("update_critic", "update_actor") if name == "update_all" else ())
 
     def update_critic(self, state: State, batch: Batch, noise: Tensors, schedule: Tensors) -> Update:
         """Both critics, and their targets unless those wait for the actor."""
@@ -182,16 +183,14 @@ class TD3(Agent[Config]):
             changed["target_critic"] = soft_update(state["target_critic"], changed["critic"], self.config.tau)
         return changed, {"critic_loss": loss, **parts, "target_mean": y.mean(), "target_std": y.std()}
 
-    def update_all(self, state: State, batch: Batch, noise: Tensors, schedule: Tensors) -> Update:
-        """As `update_critic`, then the actor and every target that waited for it."""
-        changed, metrics = self.update_critic(state, batch, noise, schedule)
-        gradient, loss = grad_and_value(self.actor_loss)(state["actor"], changed["critic"], batch.observation[0])
-        stepped, _ = self.optimiser.step("actor", state, gradient)
-        changed |= stepped
+    def update_actor(self, state: State, batch: Batch, noise: Tensors, schedule: Tensors) -> Update:
+        """The actor, by the critics that `update_critic` has just changed, and every target that waited for it."""
+        gradient, loss = grad_and_value(self.actor_loss)(state["actor"], state["critic"], batch.observation[0])
+        changed, _ = self.optimiser.step("actor", state, gradient)
         changed["target_actor"] = soft_update(state["target_actor"], changed["actor"], self.config.tau)
         if self.config.target_delay == "all":
-            changed["target_critic"] = soft_update(state["target_critic"], changed["critic"], self.config.tau)
-        return changed, {**metrics, "actor_loss": loss}
+            changed["target_critic"] = soft_update(state["target_critic"], state["critic"], self.config.tau)
+        return changed, {"actor_loss": loss}
 
     # --- schedule
 

@@ -230,22 +230,11 @@ class TD7(Agent[Config]):
     def stage(self, name: str) -> Stage:
         if name in ("copy_to_targets", "checkpoint_policy"):
             return Stage(batch=False, reset_priority=name == "copy_to_targets")
-        return Stage(noise={"smoothing": Noise((self.config.batch_size, self.spec.action_dim))})
+        noise = {"smoothing": Noise((self.config.batch_size, self.spec.action_dim))}
+        return Stage(noise=noise, parts=("update_critic", "update_actor") if name == "update_all" else ())
 
     def update_critic(self, state: State, batch: Batch, noise: Tensors, schedule: Tensors) -> Update:
         """Encoder and critic (1 to 4)."""
-        return self._update(state, batch, noise)[:2]
-
-    def update_all(self, state: State, batch: Batch, noise: Tensors, schedule: Tensors) -> Update:
-        """As `update_critic`, then the actor (5)."""
-        changed, metrics, zs = self._update(state, batch, noise)
-        gradient, loss = grad_and_value(self.actor_loss)(
-            state["actor"], changed["critic"], state["fixed_encoder"], batch, zs
-        )
-        stepped, _ = self.actor_optimiser.step("actor", state, gradient)
-        return {**changed, **stepped}, {**metrics, "actor_loss": loss}
-
-    def _update(self, state: State, batch: Batch, noise: Tensors) -> tuple[dict[str, Tensor], Metrics, Tensor]:
         c = self.config
         changed: dict[str, Tensor] = {}
         metrics: Metrics = {}
@@ -268,7 +257,15 @@ class TD7(Agent[Config]):
         metrics |= {"critic_loss": loss, **parts, "target_mean": y.mean(), "target_std": y.std()}
         if c.use_lap:
             metrics["priority"] = lap_priority(error, c.lap_min, c.lap_alpha)
-        return {**changed, **stepped}, metrics, zs
+        return {**changed, **stepped}, metrics
+
+    def update_actor(self, state: State, batch: Batch, noise: Tensors, schedule: Tensors) -> Update:
+        """The actor, by the critic that `update_critic` has just changed (5)."""
+        encoder = state["fixed_encoder"]
+        zs = self.embed_state(encoder, batch.observation[0])
+        gradient, loss = grad_and_value(self.actor_loss)(state["actor"], state["critic"], encoder, batch, zs)
+        changed, _ = self.actor_optimiser.step("actor", state, gradient)
+        return changed, {"actor_loss": loss}
 
     def copy_to_targets(self, state: State, batch: None, noise: Tensors, schedule: Tensors) -> Update:
         """6: hard copies, each encoder one place further; the range seen so far becomes the clip's."""

@@ -124,7 +124,7 @@ def follow(agent: Agent, options: dict[str, str]) -> tuple[dict[str, Any], dict[
             observation, action, reward, ended = batches[place % CYCLE]
             sample = Batch(observation, action, reward, ended, torch.zeros_like(ended))
             given["noise"].append((name, numbers[name][place % CYCLE]))
-            changed, _ = getattr(agent, name)(state, sample, numbers[name][place % CYCLE], schedule)
+            changed, _ = agent.run_stage(name, state, sample, numbers[name][place % CYCLE], schedule)
             state = {**state, **changed}
     given["observation"] = torch.randn(ACTIONS, spec.observation_dim, generator=generator)
     given["act_noise"], actions = [], []

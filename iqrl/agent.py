@@ -105,10 +105,16 @@ class Noise:
 
 @dataclass(frozen=True)
 class Stage:
-    """What one learning stage wants from the engine: a batch or none, and random numbers by name."""
+    """What one learning stage wants from the engine: a batch or none, and random numbers by name.
+
+    With `parts`, it is these methods in turn, on the same batch and random numbers, each on the state that the one
+    before left. Each is compiled once, whichever stages it is a part of, and gets those of the random numbers that
+    `stage` of its own name asks for.
+    """
 
     batch: bool = True
     noise: Mapping[str, Noise] = field(default_factory=dict)
+    parts: tuple[str, ...] = ()
     reset_priority: bool = False  # afterwards, the highest priority is that of the items still kept
     statistics: bool = False  # the schedule holds `Replay.statistics`, of the transitions kept
 
@@ -232,6 +238,21 @@ class Agent(Generic[C]):
     def stage(self, name: str) -> Stage:
         """What the stage `name` wants."""
         return Stage()
+
+    def parts(self, name: str) -> tuple[str, ...]:
+        """Names of the methods that make up the stage `name`."""
+        parts = self.stage(name).parts
+        if parts and hasattr(self, name):
+            raise TypeError(f"{type(self).__name__}.{name}: is never called; expected {' and '.join(parts)}, its parts")
+        return parts or (name,)
+
+    def run_stage(self, name: str, state: State, batch: Batch | None, noise: Tensors, schedule: Tensors) -> Update:
+        """What the whole stage `name` changes and says of one seed."""
+        changed, metrics = dict[str, Tensor](), Metrics()
+        for part in self.parts(name):
+            more, said = getattr(self, part)({**state, **changed}, batch, noise, schedule)
+            changed, metrics = {**changed, **more}, {**metrics, **said}
+        return changed, metrics
 
     def start_from(self, state: State, source: State) -> dict[str, Tensor]:
         """The entries of a first `state` that a run takes over from the final state of another (`init_from`)."""

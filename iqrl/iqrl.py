@@ -141,9 +141,8 @@ class IQRL(Agent[Config]):
         narrow = c.quantizer == "none" and c.nofsq_width == "latent_dim"
         self.width = z = c.latent_dim if narrow else c.latent_dim * len(c.fsq_levels)  # Z
 
-        def network(inputs: int, outputs: int, ensemble: int = 0, precise_output: bool = False) -> MLP:
-            hidden = tuple(c.mlp_dims)
-            return MLP(inputs, hidden, outputs, "mish", "affine", ensemble, c.init, precise_output=precise_output)
+        def network(inputs: int, outputs: int, **more: Any) -> MLP:
+            return MLP(inputs, tuple(c.mlp_dims), outputs, initialisation=c.init, **more)
 
         world = {"encoder": MLP(o, tuple(c.enc_mlp_dims), z, initialisation=c.init, precise_input=True)}
         if c.use_projection:
@@ -156,7 +155,7 @@ class IQRL(Agent[Config]):
             world["decoder"] = network(z, o)
         self.world = ParameterGroup(world, dtype)
         self.actor = ParameterGroup({"actor": network(z, a, precise_output=True)}, dtype)
-        self.critic = ParameterGroup({"critic": network(z + a, 1, c.num_critics, precise_output=True)}, dtype)
+        self.critic = ParameterGroup({"critic": network(z + a, 1, ensemble=c.num_critics, precise_output=True)}, dtype)
         self.world_optimiser = Adam(c.enc_lr, weight_decay=c.enc_weight_decay, clip=c.enc_clip)
         self.optimiser = Adam(c.lr)
 
@@ -301,22 +300,10 @@ class IQRL(Agent[Config]):
         noise = {"smoothing": Noise((c.batch_size, self.spec.action_dim))}
         if 0 < c.q_sample < c.num_critics:
             noise |= dict.fromkeys(("target_critics", "actor_critics"), Noise((c.num_critics,), "uniform"))
-        return Stage(noise=noise)
+        return Stage(noise=noise, parts=("update_critic", "update_actor") if name == "update_all" else ())
 
     def update_critic(self, state: State, batch: Batch, noise: Tensors, schedule: Tensors) -> Update:
         """Representation, target encoder, critics, target critics."""
-        return self._update(state, batch, noise)[:2]
-
-    def update_all(self, state: State, batch: Batch, noise: Tensors, schedule: Tensors) -> Update:
-        """As `update_critic`, then the actor and the target actor."""
-        changed, metrics, z = self._update(state, batch, noise)
-        draw = noise.get("actor_critics")
-        gradient, loss = grad_and_value(self.actor_loss)(state["actor"], changed["critic"], z, draw)
-        stepped, _ = self.optimiser.step("actor", state, gradient)
-        target = soft_update(state["target_actor"], stepped["actor"], self.config.tau)
-        return {**changed, **stepped, "target_actor": target}, {**metrics, "actor_loss": loss}
-
-    def _update(self, state: State, batch: Batch, noise: Tensors) -> tuple[dict[str, Tensor], Metrics, Tensor]:
         c = self.config
         changed, metrics = ({}, {}) if c.freeze_encoder else self._update_representation(state, batch, noise)
         now = {**state, **changed}
@@ -328,7 +315,16 @@ class IQRL(Agent[Config]):
         changed |= stepped
         changed["target_critic"] = soft_update(state["target_critic"], stepped["critic"], c.tau)
         metrics |= {"critic_loss": loss, **parts, "target_mean": y.mean(), "target_std": y.std()}
-        return changed, metrics, z
+        return changed, metrics
+
+    def update_actor(self, state: State, batch: Batch, noise: Tensors, schedule: Tensors) -> Update:
+        """Actor and target actor, by the encoder and the critics that `update_critic` has just changed."""
+        z = self.encode(self._td_world(state), batch.observation[0], state.get("codebook"))
+        draw = noise.get("actor_critics")
+        gradient, loss = grad_and_value(self.actor_loss)(state["actor"], state["critic"], z, draw)
+        changed, _ = self.optimiser.step("actor", state, gradient)
+        changed["target_actor"] = soft_update(state["target_actor"], changed["actor"], self.config.tau)
+        return changed, {"actor_loss": loss}
 
     def _update_representation(self, state: State, batch: Batch, noise: Tensors) -> Update:
         c = self.config

@@ -251,25 +251,12 @@ class DCWM(Agent[Config]):
             noise["propagation"] = Noise((c.horizon, 2), "bits")  # 20 million numbers at the default sizes
         if 0 < c.q_sample < c.num_critics:
             noise["target_critics"] = Noise((c.num_critics,), "uniform")
-            if name == "update_all":
+            if name != "update_critic":
                 noise["actor_critics"] = Noise((c.num_critics,), "uniform")
-        return Stage(noise=noise)
+        return Stage(noise=noise, parts=("update_critic", "update_actor") if name == "update_all" else ())
 
     def update_critic(self, state: State, batch: Batch, noise: Tensors, schedule: Tensors) -> Update:
         """World model, critics, target critics."""
-        return self._update(state, batch, noise)[:2]
-
-    def update_all(self, state: State, batch: Batch, noise: Tensors, schedule: Tensors) -> Update:
-        """As `update_critic`, then the actor and the target actor."""
-        changed, metrics, head_input = self._update(state, batch, noise)
-        gradient, loss = grad_and_value(self.actor_loss)(
-            state["actor"], changed["critic"], head_input, noise.get("actor_critics")
-        )
-        stepped, norm = self.optimiser.step("actor", state, gradient)
-        stepped["target_actor"] = soft_update(state["target_actor"], stepped["actor"], self.config.tau)
-        return {**changed, **stepped}, {**metrics, "actor_loss": loss, "actor_gradient_norm": norm}
-
-    def _update(self, state: State, batch: Batch, noise: Tensors) -> tuple[dict[str, Tensor], Metrics, Tensor]:
         c, codebook = self.config, self.model.codebook(state)
         gradient, (loss, parts) = grad_and_value(self.model.loss, has_aux=True)(
             state["world"], codebook, batch, noise.get("propagation")
@@ -289,7 +276,16 @@ class DCWM(Agent[Config]):
         changed["target_critic"] = soft_update(state["target_critic"], stepped["critic"], c.tau)
         metrics |= {"critic_loss": loss, **parts, "critic_gradient_norm": norm}
         metrics |= {"target_mean": y.mean(), "target_std": y.std()}
-        return changed, metrics, head_input
+        return changed, metrics
+
+    def update_actor(self, state: State, batch: Batch, noise: Tensors, schedule: Tensors) -> Update:
+        """Actor and target actor, by the world model and the critics that `update_critic` has just changed."""
+        world = self.model.bind(state["world"], self.model.codebook(state))
+        head_input, draw = world.head_input(world.encode(batch.observation[0])), noise.get("actor_critics")
+        gradient, loss = grad_and_value(self.actor_loss)(state["actor"], state["critic"], head_input, draw)
+        changed, norm = self.optimiser.step("actor", state, gradient)
+        changed["target_actor"] = soft_update(state["target_actor"], changed["actor"], self.config.tau)
+        return changed, {"actor_loss": loss, "actor_gradient_norm": norm}
 
     # --- schedule (section 4)
 

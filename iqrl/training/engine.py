@@ -110,14 +110,20 @@ class Engine:
         state = {k: v[rows] for k, v in self.state.items()}
         tables = self.replay.tables()  # whether read or not: what waits is written before the stage
         tables = {k: v[rows] for k, v in tables.items()} if wants.batch else {}
-        with torch.no_grad():
-            metrics, sampled = self._function(stage)(state, tables, noise, schedule)
+        for part in self.agent.parts(stage):
+            wanted = {*self.agent.stage(part).noise, "sampled" if "sampled" in noise else "slices"}
+            given = {k: v for k, v in noise.items() if k in wanted}
+            with torch.no_grad():
+                metrics, noise["sampled"] = self._function(part)(state, tables, given, schedule)
+            self._keep(metrics, noise["sampled"], places, rows)  # the next part may write over them
+        if self.replay.priority is not None and wants.reset_priority:
+            self.replay.priority.reset_highest(rows)
+
+    def _keep(self, metrics: dict[str, Tensor], sampled: Tensor, places: list[int], rows: slice) -> None:
+        """Add up metrics (n,), and give the starts `sampled` (n, B) their new priorities."""
         priority = metrics.get("priority")
-        if self.replay.priority is not None:
-            if priority is not None:
-                self.replay.priority.update(rows, sampled, priority)
-            if wants.reset_priority:
-                self.replay.priority.reset_highest(rows)
+        if self.replay.priority is not None and priority is not None:
+            self.replay.priority.update(rows, sampled, priority)
         names = [k for k in metrics if k != "priority"]  # in order: it is that of the columns of training.csv
         if names:
             sums = [self._metric_sum(k, metrics[k].dtype)[rows] for k in names]

@@ -49,7 +49,8 @@ def lift(agent: Agent, stage: str, replay: Replay) -> Lifted:
     """A learning stage as a function of n seeds: updates their state in place, gives metrics and the starts sampled.
 
     Every argument and result has a leading axis of n; n = 1 runs without it, so that products of matrices
-    stay products of matrices.
+    stay products of matrices. `noise` has what the method asks for, and uniform numbers `slices` (n, B) to sample
+    with, or the starts that an earlier part of the stage has `sampled` (n, B).
     """
     method, wants, slices, spec, ring = getattr(agent, stage), agent.stage(stage), agent.slices, agent.spec, replay.ring
     device = replay.rows.device
@@ -61,7 +62,7 @@ def lift(agent: Agent, stage: str, replay: Replay) -> Lifted:
             changed, metrics = checked(stage, method(state, None, noise, schedule), state, 0)
             nowhere = torch.zeros((), dtype=torch.int64, device=device)
             return unaliased(changed, state), metrics, nowhere
-        sampled = sample(tables, slices, ring, noise["slices"])
+        sampled = noise["sampled"] if "sampled" in noise else sample(tables, slices, ring, noise["slices"])
         batch = gather(tables, sampled, spec, slices)
         changed, metrics = checked(stage, method(state, batch, noise, schedule), state, slices.batch_size)
         return unaliased(changed, state), metrics, sampled

@@ -310,7 +310,7 @@ def test_n_step_targets_of_an_update(case: Any) -> None:
     """y of a whole update: the reward of the terminating transition counts, nothing after it."""
     agent, state, batch, noise, _, data = case
     frozen = {**state, "target_critic": torch.zeros_like(state["target_critic"])}
-    _, metrics = agent.update_all(frozen, batch, noise, {})
+    _, metrics = agent.run_stage("update_all", frozen, batch, noise, {})
     y = []
     for b in range(16):
         ends = [k for k in range(3) if data[3][k, b]]
@@ -322,7 +322,7 @@ def test_one_update_is_put_together_rightly(case: Any) -> None:
     """Which network reads which copy: the losses that an update with large steps reports."""
     _, state, batch, noise, arrays, data = case
     agent = make_agent("dcwm", "agent.nstep=3", "agent.enc_lr=0.1", "agent.lr=0.03")
-    changed, metrics = agent.update_all(state, batch, noise, {})
+    changed, metrics = agent.run_stage("update_all", state, batch, noise, {})
     encoder = as_arrays(agent.world.unpack(changed["world"]))["encoder"]  # the one just updated
     critic = as_arrays(agent.critic.unpack(changed["critic"]))
     drawn = {k: np.argsort(noise[k].numpy())[:2].tolist() for k in ("target_critics", "actor_critics")}
@@ -533,8 +533,8 @@ def test_what_each_loss_reaches(case: Any) -> None:
     assert reached("agent.reward_coef=0") == {"encoder", "dynamics"}
     assert reached("agent.consistency_coef=0") == {"encoder", "dynamics", "reward"}  # through the samples
     assert reached("agent.consistency_coef=0", "agent.unc_prop=sample_no_grad") == {"encoder", "reward"}
-    changed, _ = agent.update_all(state, batch, noise, {})
-    other, _ = agent.update_all({**state, "critic": state["critic"] * 2}, batch, noise, {})
+    changed, _ = agent.run_stage("update_all", state, batch, noise, {})
+    other, _ = agent.run_stage("update_all", {**state, "critic": state["critic"] * 2}, batch, noise, {})
     assert torch.equal(changed["world"], other["world"]) and not torch.equal(changed["actor"], other["actor"])
     torch.testing.assert_close(changed["target_critic"], 0.995 * state["target_critic"] + 0.005 * changed["critic"])
     torch.testing.assert_close(changed["target_actor"], 0.995 * state["target_actor"] + 0.005 * changed["actor"])
@@ -543,7 +543,7 @@ def test_what_each_loss_reaches(case: Any) -> None:
 def test_every_gradient_is_clipped(case: Any) -> None:
     _, state, batch, noise, _, _ = case
     agent = make_agent("dcwm", "agent.nstep=3", "agent.clip=0.01")
-    changed, metrics = agent.update_all(state, batch, noise, {})
+    changed, metrics = agent.run_stage("update_all", state, batch, noise, {})
     for name in ("world", "critic", "actor"):
         assert float(metrics[f"{name}_gradient_norm"]) > 0.01
         assert float(changed[f"{name}/mean"].norm()) == pytest.approx(0.1 * 0.01, rel=1e-3)

@@ -204,7 +204,7 @@ def test_one_update_is_put_together_rightly(case: Any) -> None:
     """Which network reads which copy: the losses that an update with large steps reports."""
     _, state, batch, noise, _, arrays, data = case
     agent = make_agent("tcrl", "agent.lr=0.03")
-    changed, metrics = agent.update_all(state, batch, noise, {"sigma": SIGMA})
+    changed, metrics = agent.run_stage("update_all", state, batch, noise, {"sigma": SIGMA})
     encoder = as_arrays(agent.world.unpack(changed["world"]))["encoder"]  # the one just updated
     critic = as_arrays(agent.critic.unpack(changed["critic"]))
     z, last = (np.array([plain_mlp(encoder, o) for o in data[0][t]]) for t in (0, 3))  # N = 3
@@ -283,16 +283,16 @@ def test_what_each_loss_reaches(case: Any) -> None:
     parts = quiet.world.unpack(gradient)
     assert float(parts["encoder"]["0.weight"].norm()) > 0 and float(parts["reward"]["0.weight"].norm()) > 0
     noise = {**noise, "slices": torch.zeros(16)}
-    changed, _ = agent.update_all(state, batch, noise, {"sigma": SIGMA})
+    changed, _ = agent.run_stage("update_all", state, batch, noise, {"sigma": SIGMA})
     other = {**state, "critic": state["critic"] + 1.0, "target_critic": state["target_critic"] - 1.0}
-    again, _ = agent.update_all(other, batch, noise, {"sigma": SIGMA})
+    again, _ = agent.run_stage("update_all", other, batch, noise, {"sigma": SIGMA})
     assert torch.equal(changed["world"], again["world"]) and not torch.equal(changed["actor"], again["actor"])
 
 
 def test_gradient_is_averaged_over_the_horizon_and_decayed_after_the_clip() -> None:
     agent = make_agent("tcrl", "agent.clip=0.5")
     state, batch = initial_state(agent), random_batch(agent)
-    changed, metrics = agent.update_all(state, batch, random_noise(agent, "update_all"), {"sigma": SIGMA})
+    changed, metrics = agent.run_stage("update_all", state, batch, random_noise(agent, "update_all"), {"sigma": SIGMA})
     gradient = grad(agent.representation_loss, has_aux=True)(state["world"], state["target"], batch)[0] / 5
     assert float(metrics["representation_gradient_norm"]) == pytest.approx(float(gradient.norm()), rel=1e-5)
     assert gradient.norm() > 0.5

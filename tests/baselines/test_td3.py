@@ -114,7 +114,7 @@ def test_what_waits_for_the_actor() -> None:
         agent = make(TD3, profile=profile)
         state = first_state(agent)
         assert entries(agent.update_critic(state, batch, noise, {})[0]) == early
-        everything = agent.update_all(state, batch, noise, {})[0]
+        everything = agent.run_stage("update_all", state, batch, noise, {})[0]
         assert entries(everything) == {"critic", "target_critic", "actor", "target_actor"}
         assert torch.equal(state["critic"], first_state(agent)["critic"])  # nothing given is changed
 

@@ -241,7 +241,7 @@ def test_one_update_is_put_together_rightly(switch: str) -> None:
     """Which network reads which copy: the losses and priorities that `update_all` with large steps reports."""
     rates = [f"agent.{network}_lr=0.03" for network in ("enc", "critic", "actor")]
     agent, state, batch, noise, arrays, data = perturbed(*rates, *filter(None, [switch]))
-    changed, metrics = agent.update_all(state, batch, noise, {})
+    changed, metrics = agent.run_stage("update_all", state, batch, noise, {})
     lap = switch != "agent.use_lap=false"
     y = plain_target(arrays, data, noise, clip=switch != "agent.use_value_clip=false")
     after = as_arrays(agent.critic.unpack(changed["critic"]))  # the actor is judged by the critic just updated

@@ -11,7 +11,7 @@ from made_up import SPEC, filled_replay, make
 from torch import Tensor
 
 from baselines.td3 import TD3
-from iqrl.agent import Agent, Noise, Progress
+from iqrl.agent import Agent, Noise, Progress, Slices, Stage
 from iqrl.iqrl import IQRL
 from iqrl.training.engine import Engine
 from iqrl.training.random_numbers import draw, generator
@@ -250,6 +250,55 @@ def test_what_cannot_be_compiled_runs_eager_with_one_warning(
     assert largest_difference(one_seed(fallen, 0), one_seed(plain, 0)) == 0
 
 
+# --- stages of several parts
+
+
+class Halves(TD3):
+    """One stage of two parts, the first of which turns all priorities over."""
+
+    @property
+    def slices(self) -> Slices:
+        return Slices(2, 16, prioritised=True)
+
+    def stages(self, update: int) -> tuple[str, ...]:
+        return ("first",) if update % 2 else ("both",)
+
+    def stage(self, name: str) -> Stage:
+        noise = {"first": ["a"], "second": ["b"]}.get(name, ["a", "b"])
+        return Stage(noise={k: Noise((3,)) for k in noise}, parts=("first", "second") if name == "both" else ())
+
+    def first(self, state: Any, batch: Any, noise: Any, schedule: Any) -> Any:
+        assert set(noise) - {"slices", "sampled"} == {"a"}
+        q = batch.reward.sum().expand(state["critic"].shape)
+        return {"critic": q, "target_critic": state["critic"]}, {"priority": torch.exp(batch.reward[0])}
+
+    def second(self, state: Any, batch: Any, noise: Any, schedule: Any) -> Any:
+        assert set(noise) - {"slices", "sampled"} == {"b"}
+        return {"actor": batch.reward.sum().expand(state["actor"].shape)}, {"b": noise["b"].sum()}
+
+
+@pytest.mark.parametrize("packed", [True, False])
+def test_parts_of_a_stage_share_a_batch_and_see_what_was_changed(packed: bool) -> None:
+    agent = Halves(make(TD3).config, SPEC)
+    learner = Engine(agent, [4, 7], filled_replay(agent.slices, [4, 7]), packed=packed)
+    metrics = train(learner, 6)
+    state = learner.state
+    assert torch.equal(state["actor"][:, 0], state["critic"][:, 0])  # both are of the last batch
+    assert (state["critic"][:, 0] != state["target_critic"][:, 0]).all()  # which is not the one before
+    assert metrics[0]["b"] != metrics[1]["b"]
+    assert [counts == {"first": 3, "both": 3} for counts in learner.stage_counts] == [True, True]
+
+
+def test_a_method_that_its_stage_does_not_call_is_told() -> None:
+    class Old(TD3):
+        def update_all(self, *given: Any) -> Any:
+            return super().update_critic(*given)
+
+    agent = Old(make(TD3).config, SPEC)
+    with pytest.raises(TypeError, match=r"Old.update_all: is never called; expected update_critic and update_actor"):
+        train(Engine(agent, [0], filled_replay(agent.slices, [0])), 2)
+
+
 # --- what an agent of one's own may get wrong
 
 
@@ -262,8 +311,6 @@ class Careless(TD3):
 
     def update_critic(self, *given: Any) -> Any:
         return self.wrong(super().update_critic(*given))
-
-    update_all = update_critic
 
 
 @pytest.mark.parametrize("options", [{}, {"packed": True}, {"compiled": True}])

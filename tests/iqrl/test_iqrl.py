@@ -158,7 +158,7 @@ def test_what_an_update_changes() -> None:
     critic_only, metrics = agent.update_critic(state, batch, noise, {})
     assert entries(critic_only) == {"world", "target", "critic", "target_critic"}
     assert "actor_loss" not in metrics
-    everything, _ = agent.update_all(state, batch, noise, {})
+    everything, _ = agent.run_stage("update_all", state, batch, noise, {})
     assert entries(everything) == {"world", "target", "critic", "target_critic", "actor", "target_actor"}
     for k in critic_only:  # the delayed actor changes nothing else
         assert torch.equal(critic_only[k], everything[k])
@@ -171,7 +171,7 @@ def test_the_representation_does_not_depend_on_actor_and_critics() -> None:
     state, other = first_state(agent, 0), first_state(agent, 1)
     batch, noise = random_batch(5, 16), draw_noise(agent, 0)
     mixed = {**state, **{k: other[k] for k in other if "actor" in k or "critic" in k}}
-    ours, theirs = (agent.update_all(s, batch, noise, {})[0] for s in (state, mixed))
+    ours, theirs = (agent.run_stage("update_all", s, batch, noise, {})[0] for s in (state, mixed))
     assert torch.equal(ours["world"], theirs["world"]) and torch.equal(ours["target"], theirs["target"])
     assert not torch.equal(ours["critic"], theirs["critic"])
 
@@ -188,7 +188,7 @@ def test_actor_loss_reaches_the_actor_and_critic_loss_the_critics_alone() -> Non
     y = torch.randn(16)
     loss, _ = agent.critic_loss(critic, z, batch.action[0], y)
     assert loss.shape == ()
-    changed, _ = agent.update_all(state, batch, draw_noise(agent, 0), {})
+    changed, _ = agent.run_stage("update_all", state, batch, draw_noise(agent, 0), {})
     assert torch.equal(state["critic"], before)  # an update is pure: it changes nothing that it is given
     assert not torch.equal(changed["critic"], before)
 
@@ -203,7 +203,7 @@ def test_targets_start_as_exact_copies() -> None:
 def test_padding_stays_zero() -> None:
     agent = make(IQRL)
     state = first_state(agent)
-    state = {**state, **agent.update_all(state, random_batch(5, 16), draw_noise(agent, 0), {})[0]}
+    state = {**state, **agent.run_stage("update_all", state, random_batch(5, 16), draw_noise(agent, 0), {})[0]}
     for key, group in (("world", agent.world), ("actor", agent.actor), ("critic", agent.critic)):
         used = torch.zeros(group.size)
         for parameters in group.unpack(used).values():

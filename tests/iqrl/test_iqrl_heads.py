@@ -167,7 +167,7 @@ def test_td_alone_leaves_dynamics_to_weight_decay():
 def test_the_actors_loss_changes_the_actor_alone():
     agent = make()
     state, data, random = state_of(agent), batch(), noise(agent)
-    critic, every = (getattr(agent, stage)(state, data, random, {})[0] for stage in ("update_critic", "update_all"))
+    critic, every = (agent.run_stage(stage, state, data, random, {})[0] for stage in ("update_critic", "update_all"))
     assert {k.split("/")[0] for k in every.keys() - critic.keys()} == {"actor", "target_actor"}
     assert all(torch.equal(every[k], critic[k]) for k in critic)
 
@@ -175,7 +175,7 @@ def test_the_actors_loss_changes_the_actor_alone():
 def test_a_frozen_representation_does_not_change():
     for more in ({}, {"enc_grad_from": "both"}, {"td_encoder": "ema"}, {"quantizer": "vq"}):
         agent = make(freeze_encoder=True, **more)
-        changed, metrics = agent.update_all(state_of(agent), batch(), noise(agent), {})
+        changed, metrics = agent.run_stage("update_all", state_of(agent), batch(), noise(agent), {})
         assert {k.split("/")[0] for k in changed} == {"actor", "critic", "target_actor", "target_critic"}
         assert "representation_loss" not in metrics and torch.isfinite(metrics["critic_loss"])
 
@@ -233,7 +233,7 @@ def test_every_quantiser_trains_at_the_same_width(kind):
     assert agent.width == 8 * 2 == make().width
     state = state_of(agent)
     assert reached(agent.world, representation_gradient(agent, state)) == PLAIN
-    changed, metrics = agent.update_all(state, batch(), noise(agent), {})
+    changed, metrics = agent.run_stage("update_all", state, batch(), noise(agent), {})
     assert all(torch.isfinite(v).all() for v in (*changed.values(), *metrics.values()))
     z = agent.latent({**state, **changed}, batch().observation[0])
     assert z.shape == (16, 16)
