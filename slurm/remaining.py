@@ -112,7 +112,7 @@ def execution_words(words: Sequence[str]) -> tuple[dict[str, str], Execution]:
         InputError: for a word that would change what a run is, or one that cannot be.
     """
     for word in words:
-        if not word.startswith("train.") or word.startswith("train.env_steps"):
+        if not word.startswith("train.") or word.startswith(("train.env_steps", "train.action_repeat")):
             raise InputError(
                 f"{word}: a sweep's file says what its runs are; expected how to execute them, such as "
                 "train.precision=float32"
