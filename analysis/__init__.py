@@ -6,7 +6,8 @@ torch nor a simulator. ``python -m analysis --help`` lists the commands.
 The modules, in the order in which data passes through them:
 
     runs         run directories -> tidy tables, with a cache
-    study        tables + sweep manifest -> arms, aligned scores, and everything that is missing
+    manifests, building, audit, studies
+                 tables + sweep manifests -> arms, aligned scores, and everything that is missing
     statistics   aligned scores -> estimates with intervals
     published    result files of public repositories -> the same tidy rows, never pooled with own runs
     figures/     one module a figure: data and drawing apart

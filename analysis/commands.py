@@ -11,12 +11,14 @@ from typing import Any
 import pandas as pd
 
 from analysis import runs, style
+from analysis.building import build
 from analysis.errors import InputError
 from analysis.figures import FIGURES
 from analysis.figures.drawing import Context
+from analysis.manifests import read_manifests
 from analysis.published import Published
 from analysis.render import make_folder, render
-from analysis.study import UNLISTED, Problem, Study, build, read_manifests
+from analysis.studies import UNLISTED, Problem, Study
 
 MOST_PROBLEMS = 12  # of a study, printed on the terminal; all are in its problems.csv
 

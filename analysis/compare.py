@@ -9,7 +9,7 @@ from analysis import style
 from analysis.published import Published, agent_of, at
 from analysis.runs import records
 from analysis.statistics import is_recent, student_t
-from analysis.study import Study
+from analysis.studies import Study
 from analysis.tables import Table
 
 MARKS = (100_000, 500_000, 1_000_000)

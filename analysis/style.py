@@ -11,7 +11,7 @@ from typing import Any
 
 import seaborn as sns
 
-from analysis.study import Arm
+from analysis.studies import Arm
 
 COLOURS = {
     "iqrl": "#0072B2", "td3": "#D55E00", "td7": "#E69F00", "tcrl": "#009E73", "dcwm": "#CC79A7", "mrq": "#56B4E9",

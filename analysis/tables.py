@@ -14,7 +14,7 @@ import pandas as pd
 from analysis import statistics, style
 from analysis.figures.drawing import by_arm, describe, intervals_text, not_in, problem_line
 from analysis.statistics import REPLICATES, Estimate
-from analysis.study import Arm, Study
+from analysis.studies import Arm, Study
 
 SHARE = 0.9  # of the best arm's final mean, for "steps to reach"
 

@@ -19,7 +19,7 @@ from matplotlib.ticker import FuncFormatter
 from analysis import style
 from analysis.published import Published, agent_of
 from analysis.statistics import REPLICATES, Estimate
-from analysis.study import Arm, Study
+from analysis.studies import Arm, Study
 from analysis.style import Look
 
 CAPTION = "caption"  # marks the texts at the foot of a figure

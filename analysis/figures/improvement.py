@@ -8,7 +8,7 @@ import pandas as pd
 from analysis import statistics, style
 from analysis.figures.drawing import Context, Drawing, Skip, bootstrap_text, canvas, describe, finish
 from analysis.runs import records
-from analysis.study import Arm
+from analysis.studies import Arm
 
 TITLE = "Probability of improvement"
 MOST_PAIRS = 28  # eight arms; with more, each is compared with the first one only

@@ -7,7 +7,7 @@ import pandas as pd
 
 from analysis.figures.drawing import Context, Skip, arms_with, describe, frame_of, members_with, not_in
 from analysis.statistics import Estimate, interval, mean
-from analysis.study import Arm
+from analysis.studies import Arm
 
 
 def aligned(context: Context, arm: Arm, quantity: str) -> tuple[np.ndarray, list[np.ndarray]]:

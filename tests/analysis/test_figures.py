@@ -16,6 +16,7 @@ import pytest
 from synthetic_runs import write_manifest, write_run, write_study
 
 from analysis import style
+from analysis.building import build
 from analysis.figures import FIGURES
 from analysis.figures.drawing import Context, Skip
 from analysis.figures.latent_curves import quartile_curves
@@ -23,7 +24,6 @@ from analysis.published import Published
 from analysis.render import render
 from analysis.runs import load
 from analysis.statistics import interval
-from analysis.study import build
 
 
 def context(runs: Path, name: str = "neurips", **options) -> Context:

@@ -10,8 +10,9 @@ import pytest
 from synthetic_runs import write_run
 
 from analysis import tables
+from analysis.building import build
 from analysis.runs import load
-from analysis.study import Study, build
+from analysis.studies import Study
 
 PDFLATEX = shutil.which("pdflatex")
 

@@ -11,9 +11,10 @@ import pytest
 from synthetic_runs import write_manifest, write_run, write_study
 
 from analysis import style
+from analysis.building import build
 from analysis.errors import InputError
 from analysis.runs import load
-from analysis.study import Problem, Study, build
+from analysis.studies import Problem, Study
 
 
 def studies(runs: Path, **options) -> dict[str, Study]:
