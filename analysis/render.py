@@ -82,6 +82,8 @@ def _render_one(context: Context, name: str, out: Path | None, svg: bool) -> Ren
             rendered.skipped = str(reason)
             return rendered
         rendered.caption = drawing.caption.text
+        drawing.figure.draw_without_rendering()  # lays it out, once for all formats
+        drawing.figure.set_layout_engine(None)
         if out is not None:
             for suffix, metadata in ((".pdf", {"CreationDate": None}), (".png", {})):
                 path = out / context.study.name / f"{name}{suffix}"
