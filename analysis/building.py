@@ -7,12 +7,14 @@ with arms told apart by the configuration keys that differ.
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
 from analysis.audit import absent_seeds, checked, telling, without_duplicates
+from analysis.display import Display, from_manifest
 from analysis.errors import InputError
 from analysis.manifests import merged, read_manifests
 from analysis.runs import RunTables, records
@@ -25,12 +27,15 @@ def build(
     sweep: str | None = None,
     short: str = "cut",
     at: int | None = None,
+    display: Display | None = None,
 ) -> tuple[list[Study], list[Problem]]:
     """All studies of `folders`, or the one named `sweep`; and the problems that belong to none.
 
     Raises:
-        InputError: there is no such sweep, two folders have different arms under its name, or nothing to show at all.
+        InputError: there is no such sweep, two folders have different arms under its name, a study has no arm or task
+            that `display` names, or nothing to show at all.
     """
+    display = display or Display()
     manifests, problems = read_manifests(folders)
     names = list(dict.fromkeys(manifest["name"] for manifest in manifests))
     runs, duplicates = without_duplicates(tables.runs)
@@ -44,12 +49,10 @@ def build(
     for name in names:
         if sweep in (None, name):
             manifest = merged([manifest for manifest in manifests if manifest["name"] == name])
-            wanted = {row["run"] for row in manifest["runs"]}
-            own = [problem for problem in duplicates if problem.run in wanted]
-            studies.append(_from_manifest(manifest, runs, tables, short, at, own))
+            studies.append(_from_manifest(manifest, runs, tables, short, at, duplicates, display))
     if sweep in (None, UNLISTED) and len(unlisted):
         own = [problem for problem in duplicates if problem.run not in listed]
-        studies.append(_from_unlisted(unlisted, tables, short, at, own))
+        studies.append(_from_unlisted(unlisted, tables, short, at, own, display))
     shown = [study for study in studies if len(study.members)]
     for study in studies:
         if not len(study.members):
@@ -70,10 +73,14 @@ def _from_manifest(
     tables: RunTables,
     short: str,
     at: int | None,
-    own: list[Problem],
+    duplicates: list[Problem],
+    display: Display,
 ) -> Study:
     arms = [Arm(arm["name"], str(arm.get("label") or arm["name"]), arm["agent"]) for arm in manifest["arms"]]
     listed = pd.DataFrame(manifest["runs"], columns=["run", "arm", "task", "seed", "env_steps"])
+    display = display.over(from_manifest(manifest.get("display", {})))
+    arms, listed, every = _chosen(manifest["name"], arms, listed, display)
+    own = [problem for problem in duplicates if problem.run in set(listed["run"])]
     found = runs.rename(columns={"task": "own_task", "seed": "own_seed"})
     members = listed.merge(found, on="run", how="left")
     problems = list(own)
@@ -95,13 +102,28 @@ def _from_manifest(
         Study(
             name=manifest["name"], arms=arms, members=members, tables=tables, problems=problems,
             title=texts["title"] or manifest["name"], question=texts["question"], finding=texts["finding"],
-            figure=texts["figure"] or "curves", note=note, at=at,
+            figure=texts["figure"] or "curves", note=note, at=at, display=display, listed=every,
         ),
         short,
     )  # fmt: skip
 
 
-def _from_unlisted(runs: pd.DataFrame, tables: RunTables, short: str, at: int | None, own: list[Problem]) -> Study:
+def _chosen(
+    name: str, arms: list[Arm], members: pd.DataFrame, display: Display
+) -> tuple[list[Arm], pd.DataFrame, list[Arm]]:
+    """The arms and members that are to be shown, in their order; and all arms, by which go the colours."""
+    display.check(name, [arm.name for arm in arms], sorted(set(members["task"])))
+    by_name = {arm.name: replace(arm, label=display.labels.get(arm.name, arm.label)) for arm in arms}
+    shown = [by_name[arm] for arm in display.arms or by_name]
+    kept = members["arm"].isin([arm.name for arm in shown])
+    if display.tasks:
+        kept &= members["task"].isin(display.tasks)
+    return shown, members[kept], list(by_name.values())
+
+
+def _from_unlisted(
+    runs: pd.DataFrame, tables: RunTables, short: str, at: int | None, own: list[Problem], display: Display
+) -> Study:
     """Runs of no sweep: an arm is an agent and the values of those keys that differ within one of its tasks."""
     readable = runs[runs["agent"] != ""]
     arms: dict[str, Arm] = {}
@@ -121,15 +143,16 @@ def _from_unlisted(runs: pd.DataFrame, tables: RunTables, short: str, at: int | 
             names[index] = label
             arms[label] = Arm(label, label, str(agent))
             presets.add(config.get("preset", "default"))
-    members = readable.assign(arm=pd.Series(names))
+    members = readable.assign(arm=pd.Series(names, dtype=object))
+    shown, members, every = _chosen(UNLISTED, [arms[label] for label in sorted(arms)], members, display)
     problems = list(own)
     for row in records(runs[runs["agent"] == ""]):
         problems.append(Problem("unreadable", row.run, row.reason, "left out"))
     problems += absent_seeds(members)
     note = "" if presets <= {"default"} else f"preset: {', '.join(sorted(presets))}"
     study = Study(
-        name=UNLISTED, arms=[arms[label] for label in sorted(arms)], members=members, tables=tables,
-        problems=problems, title="Runs of no sweep", note=note, at=at,
+        name=UNLISTED, arms=shown, members=members, tables=tables,
+        problems=problems, title="Runs of no sweep", note=note, at=at, display=display, listed=every,
     )  # fmt: skip
     return checked(study, short)
 

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from analysis.display import from_manifest
 from analysis.errors import InputError
 from analysis.studies import UNLISTED, Problem
 
@@ -34,6 +35,7 @@ def _read_manifest(path: Path) -> dict[str, Any]:
         _require(run, MANIFEST_RUN, f"runs[{i}]")
         if run["arm"] not in arms:
             raise ValueError(f"runs[{i}]: arm {run['arm']!r} is not among its arms")
+    from_manifest(manifest.get("display", {}))
     return manifest
 
 

@@ -250,7 +250,8 @@ def probability_of_improvement(
     """P(a run of `first` beats a run of `second` on a task), averaged over tasks, ties counted half: (1,).
 
     The wins of every pair of runs are counted once; a resample then only weighs them, which is what makes thousands of
-    replicates cheap. Scores are one (runs,) array a task. The interval is NaN where an arm has one run on a task.
+    replicates cheap. Scores are one (runs,) array a task. The interval is NaN where an arm has one run on a
+    task, and where all resamples give the same: that every run beats every run makes nothing certain.
     """
     random = np.random.default_rng(seed)
     points, resampled = [], []
@@ -261,7 +262,7 @@ def probability_of_improvement(
         y_share = random.multinomial(len(y), np.full(len(y), 1 / len(y)), replicates) / len(y)
         resampled.append(np.einsum("bi,ij,bj->b", x_share, wins, y_share, optimize=True))
     low, high = np.quantile(np.mean(resampled, axis=0), _TAILS)
-    if any(len(task) == 1 for task in [*first, *second]):
+    if low == high or any(len(task) == 1 for task in [*first, *second]):
         low = high = np.nan
     return Estimate(np.array([np.mean(points)]), np.array([low]), np.array([high]))
 

@@ -12,6 +12,7 @@ from functools import cached_property
 import numpy as np
 import pandas as pd
 
+from analysis.display import Display
 from analysis.runs import RunTables
 
 UNLISTED = "runs"  # the study of all runs that no sweep lists
@@ -58,14 +59,21 @@ class Study:
     figure: str = "curves"
     note: str = ""
     at: int | None = None  # compare arms at this env step instead of the last common one
-    listed: list[Arm] = field(init=False)  # all arms, those without a run that counts too: by them go the colours
-
-    def __post_init__(self) -> None:
-        self.listed = list(self.arms)
+    display: Display = Display()
+    listed: list[Arm] = field(default_factory=list)  # all arms, without runs or not shown too: by them go the colours
 
     @cached_property
     def tasks(self) -> list[str]:
-        return sorted(self.members["task"].unique())
+        there = set(self.members["task"])
+        return [task for task in self.display.tasks if task in there] or sorted(there)
+
+    def task_label(self, task: str) -> str:
+        return self.display.labels.get(task, task)
+
+    @property
+    def reference(self) -> Arm:
+        """The arm that the others are compared with."""
+        return next((arm for arm in self.arms if arm.name == self.display.baseline), self.arms[0])
 
     @property
     def normalised_tasks(self) -> list[str]:
@@ -140,7 +148,7 @@ class Study:
 
     def runs(self, arm: str, task: str, quantity: str, steps: np.ndarray) -> np.ndarray:
         """(runs, steps): each run's latest value at or before each env step; NaN before its first."""
-        keys = self._keys.get((arm, task), [])
+        keys = self.keys(arm, task)
         columns = self._columns(quantity)
         values = np.full((len(keys), len(steps)), np.nan)
         for i, key in enumerate(keys):
@@ -162,6 +170,10 @@ class Study:
         """(arm, task) -> keys of its runs, by seed."""
         groups = self.members.sort_values("seed", kind="stable").groupby(["arm", "task"])["key"]
         return {(str(arm), str(task)): list(keys) for (arm, task), keys in groups}
+
+    def keys(self, arm: str, task: str) -> list[str]:
+        """The runs of an arm on a task, as the rows of `runs` have them: by seed."""
+        return self._keys.get((arm, task), [])
 
     def scores(self, arm: str, steps: np.ndarray, tasks: list[str] | None = None) -> list[np.ndarray]:
         """Normalised returns, one (runs, steps) array a task, of the tasks with a known scale."""
