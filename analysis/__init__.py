@@ -6,7 +6,9 @@ needs neither torch nor a simulator. ``python -m analysis --help`` lists the com
 The modules, in the order in which data passes through them:
 
     runs         run directories and kept runs -> tidy tables, with a cache
-    study        tables + sweep manifest -> arms, aligned scores, and everything that is missing
+    manifests, building, audit, studies
+                 tables + sweep manifests -> arms, aligned scores, and everything that is missing
+    scales       what a task is judged by, and its normalisation
     statistics   aligned scores -> estimates with intervals
     published    result files of public repositories -> the same tidy rows, never pooled with own runs
     figures/     one module a figure: data and drawing apart

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import re
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -25,6 +26,24 @@ def _count(text: str) -> int:
 
 def _switch(text: str) -> bool:
     return {"on": True, "true": True, "1": True, "off": False, "false": False, "0": False}[text.lower()]
+
+
+def _names(text: str) -> tuple[str, ...]:
+    """Separated by commas; an arm of no sweep has commas of its own, in brackets."""
+    return tuple(name.strip() for name in re.split(r",(?![^(]*\))", text) if name.strip())
+
+
+def _labels(text: str) -> dict[str, str]:
+    pairs = [name.rpartition("=") for name in _names(text)]
+    if not all(name and label for name, _, label in pairs):
+        raise ValueError
+    return {name: label for name, _, label in pairs}
+
+
+def _limits(text: str) -> dict[str, tuple[float | None, float | None]]:
+    ends = {figure: bounds.split(":") for figure, bounds in _labels(text).items()}
+    low_high = {figure: [float(end) if end else None for end in both] for figure, both in ends.items()}
+    return {figure: (low, high) for figure, (low, high) in low_high.items()}
 
 
 def _one_of(*values: str) -> Callable[[str], str]:
@@ -59,13 +78,23 @@ KEYS = {
         None, _count, "the env step at which arms are compared (default, and at most: the last that all have reached)"
     ),
     "caption": Key(True, _switch, "on or off: print captions on the figures (they are in captions.md as well)"),
+    "clean": Key(False, _switch, "on or off: no word below the axes, for a paper; all of them are in captions.md"),
+    "baseline": Key(None, str, "the arm that the others are compared with (default: the first)"),
+    "arms": Key(None, _names, "the arms to show, in this order, separated by commas"),
+    "tasks": Key(None, _names, "the tasks to show, in this order, separated by commas"),
+    "labels": Key(None, _labels, "names of arms and tasks, as NAME=LABEL,NAME=LABEL"),
+    "ylim": Key(None, _limits, "limits of y axes, as FIGURE=LOW:HIGH,FIGURE=LOW: (either may be left out)"),
+    "pvalues": Key(False, _switch, "on or off: Welch's p values in the table of differences, corrected after Holm"),
     "only": Key(None, str, "figures to draw, by name, separated by commas"),
     "every": Key(60, _count, "seconds between two looks at the runs"),
     "times": Key(None, _count, "stop after this many reports (default: when no run is left to wait for)"),
     "format": Key("parquet", _one_of("parquet", "csv"), "parquet or csv"),
     "cache": Key(True, _switch, "on or off: keep the tables in runs/.analysis"),
 }
-_STUDY = ("runs", "out", "sweep", "replicates", "short", "at", "cache")
+_STUDY = (
+    "runs", "out", "sweep", "replicates", "short", "at", "cache", "baseline", "arms", "tasks", "labels", "ylim",
+    "pvalues",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -80,10 +109,11 @@ class Command:
 COMMANDS = {
     "figures": Command(
         "draw every figure (PDF, PNG), the tables and the report: all that `make figures` makes",
-        (*_STUDY, "style", "published", "algorithms", "caption", "only"),
+        (*_STUDY, "style", "published", "algorithms", "caption", "clean", "only"),
         (
             "python -m analysis figures",
             "python -m analysis figures sweep=quickstart style=icml",
+            "python -m analysis figures sweep=main baseline=td3 arms=td3,iqrl tasks=dog-run,dog-walk clean=on",
             "python -m analysis figures runs=runs,other/runs published=../tdmpc2 short=drop",
         ),
     ),

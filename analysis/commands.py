@@ -11,20 +11,37 @@ from typing import Any
 import pandas as pd
 
 from analysis import runs, style
+from analysis.building import build
+from analysis.display import Display
 from analysis.errors import InputError
-from analysis.figures import FIGURES
+from analysis.figures import BARS, FIGURES
 from analysis.figures.drawing import Context
+from analysis.manifests import read_manifests
 from analysis.published import Published
 from analysis.render import make_folder, render
-from analysis.study import UNLISTED, Problem, Study, build, read_manifests
+from analysis.studies import UNLISTED, Problem, Study
 
 MOST_PROBLEMS = 12  # of a study, printed on the terminal; all are in its problems.csv
 
 
 def _studies(options: dict[str, Any]) -> tuple[list[Study], list[Problem], runs.RunTables]:
     tables = runs.load(options["runs"], cache=options["cache"])
-    studies, problems = build(tables, options["runs"], options["sweep"], options["short"], options.get("at"))
-    return studies, problems, tables
+    return *_build(tables, options), tables
+
+
+def _build(tables: runs.RunTables, options: dict[str, Any]) -> tuple[list[Study], list[Problem]]:
+    display = Display(
+        options.get("baseline") or "",
+        options.get("arms") or (),
+        options.get("tasks") or (),
+        options.get("labels") or {},
+        options.get("ylim") or {},
+    )
+    for figure in display.ylim:
+        if figure not in FIGURES or figure in BARS:
+            known = ", ".join(name for name in FIGURES if name not in BARS)
+            raise InputError(f"ylim={figure}: no such figure with a y axis of values; expected one of {known}")
+    return build(tables, options["runs"], options["sweep"], options["short"], options.get("at"), display)
 
 
 def _published(options: dict[str, Any]) -> Published | None:
@@ -38,7 +55,8 @@ def _published(options: dict[str, Any]) -> Published | None:
 def _contexts(studies: list[Study], options: dict[str, Any]) -> list[Context]:
     overlay = _published(options)
     chosen = style.STYLES[options.get("style", "neurips")]
-    return [Context(study, chosen, options["replicates"], overlay, options.get("caption", True)) for study in studies]
+    own = {key: options[key] for key in ("caption", "clean", "pvalues") if key in options}
+    return [Context(study, chosen, options["replicates"], overlay, **own) for study in studies]
 
 
 def figures(options: dict[str, Any]) -> None:
@@ -46,13 +64,15 @@ def figures(options: dict[str, Any]) -> None:
     started = time.monotonic()
     only = _only(options["only"])
     studies, problems, tables = _studies(options)
-    rendered = render(_contexts(studies, options), options["out"], svg=True, only=only)
-    made = _tables(studies, options)
+    contexts = _contexts(studies, options)
+    rendered = render(contexts, options["out"], svg=True, only=only)
+    made = _tables(contexts, options)
     for study in studies:
         own = [figure for figure in rendered if figure.study == study.name]
         _write_captions(options["out"] / study.name, own)
         _print_study(study, _listing(options))
-        print(f"  {options['out'] / study.name}/: {', '.join(f.name for f in own if not f.skipped)} (.pdf, .png)")
+        drawn = ", ".join(figure.name for figure in own if not figure.skipped)
+        print(f"  {options['out'] / study.name}/: {drawn} (.pdf, .png; their numbers in data/)")
         for figure in own:
             if figure.skipped:
                 print(f"  no {figure.name}: {figure.skipped}")
@@ -65,7 +85,7 @@ def tables(options: dict[str, Any]) -> None:
     from analysis.tables import markdown
 
     studies, problems, _ = _studies(options)
-    for name, made in _tables(studies, options).items():
+    for name, made in _tables(_contexts(studies, options), options).items():
         print(f"## {name}\n")
         for table in made:
             print(markdown(table))
@@ -78,10 +98,11 @@ def tables(options: dict[str, Any]) -> None:
 
 def report(options: dict[str, Any]) -> None:
     studies, problems, tables = _studies(options)
-    rendered = render(_contexts(studies, options), None, svg=True)
+    contexts = _contexts(studies, options)
+    rendered = render(contexts, None, svg=True)
     for study in studies:
         _print_study(study, _listing(options))
-    page = _write_report(options, studies, problems, tables, rendered, _tables(studies, options, write=False))
+    page = _write_report(options, studies, problems, tables, rendered, _tables(contexts, options, write=False))
     _print_problems("other", problems, _listing(options))
     print(page)
 
@@ -104,15 +125,16 @@ def watch(options: dict[str, Any]) -> None:
 def _watch_once(options: dict[str, Any], loaded: runs.RunTables, waiting: bool) -> int:
     counts = ", ".join(f"{count} {status}" for status, count in loaded.runs["status"].value_counts().items())
     try:
-        studies, problems = build(loaded, options["runs"], options["sweep"], options["short"], options["at"])
+        studies, problems = _build(loaded, options)
     except InputError as error:
         if not waiting:
             raise
         # Before the first evaluation there is nothing to show; it will come.
         print(f"{counts or 'no run yet'}: {error}", flush=True)
         return 0
-    rendered = render(_contexts(studies, options), None, svg=True)
-    made = _tables(studies, options, write=False)
+    contexts = _contexts(studies, options)
+    rendered = render(contexts, None, svg=True)
+    made = _tables(contexts, options, write=False)
     page = _write_report(options, studies, problems, loaded, rendered, made, refresh=options["every"])
     print(f"{time.strftime('%H:%M:%S')} {page}: {counts}", flush=True)
     return 1
@@ -215,10 +237,10 @@ def _print_export(written: dict[str, int], out: Path) -> None:
     print(f"{out}: {rows} of {style.counted(new, 'run')}; {others} had nothing new")
 
 
-def _tables(studies: list[Study], options: dict[str, Any], write: bool = True) -> dict[str, list[Any]]:
+def _tables(contexts: list[Context], options: dict[str, Any], write: bool = True) -> dict[str, list[Any]]:
     from analysis import tables as module
 
-    made = {study.name: module.tables(study, options["replicates"]) for study in studies}
+    made = {context.study.name: module.tables(context) for context in contexts}
     if write:
         for name, own in made.items():
             make_folder(options["out"] / name / "tables")

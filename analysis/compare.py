@@ -10,7 +10,7 @@ from analysis.published import Published, agent_of, at
 from analysis.runs import records
 from analysis.scales import quantity, score_name
 from analysis.statistics import is_recent, student_t
-from analysis.study import Study
+from analysis.studies import Study
 from analysis.tables import Table
 
 MARKS = (100_000, 500_000, 1_000_000)

@@ -38,11 +38,12 @@ class Rendered:
 def render(
     contexts: list[Context], out: Path | None, svg: bool = False, only: tuple[str, ...] = FIGURES
 ) -> list[Rendered]:
-    """Draw the figures of several studies; files go to `out/<study>/<figure>.pdf|png` unless `out` is None."""
+    """Draw the figures of several studies; files go to `out/<study>/<figure>.pdf|png`, and
+    the numbers that they draw to `out/<study>/data/<figure>.csv`, unless `out` is None."""
     jobs = [(i, name) for i in range(len(contexts)) for name in only]
     if out is not None:
         for context in contexts:
-            make_folder(out / context.study.name)
+            make_folder(out / context.study.name / "data")
     runs = sum(len(context.study.members) for context in contexts)
     processes = min(os.cpu_count() or 1, 4)
     if processes > 1 and runs >= PARALLEL_FROM and hasattr(os, "fork"):
@@ -82,11 +83,16 @@ def _render_one(context: Context, name: str, out: Path | None, svg: bool) -> Ren
             rendered.skipped = str(reason)
             return rendered
         rendered.caption = drawing.caption.text
+        for ax, _ in drawing.hover:
+            ax.set_ylim(*context.study.display.ylim.get(name, (None, None)))
+        drawing.figure.draw_without_rendering()  # lays it out, once for all formats
+        drawing.figure.set_layout_engine(None)
         if out is not None:
             for suffix, metadata in ((".pdf", {"CreationDate": None}), (".png", {})):
                 path = out / context.study.name / f"{name}{suffix}"
                 drawing.figure.savefig(path, metadata=metadata)
                 rendered.files.append(str(path))
+            drawing.data.to_csv(out / context.study.name / "data" / f"{name}.csv", index=False)
         if svg:
             rendered.svg, rendered.hover = _svg(drawing, prefix=f"{context.study.name}-{name}")
     return rendered

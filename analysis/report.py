@@ -18,7 +18,7 @@ import pandas as pd
 from analysis import style
 from analysis.render import Rendered, as_json
 from analysis.runs import records
-from analysis.study import Problem, Study
+from analysis.studies import Problem, Study
 from analysis.tables import Table
 
 MOST_RUNS = 2000  # rows in the list of runs; a browser sorts more only slowly

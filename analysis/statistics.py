@@ -1,28 +1,28 @@
 """Estimates with intervals, on aligned scores.
 
 Scores are a list of arrays, one a task, each (runs, steps): tasks may differ in their number of runs. The
-bootstrap is rliable's stratified one (arXiv 2108.13264): runs are resampled independently within each
-task. rliable takes its randomness from NumPy's global generator, so `_numpy_seed` sets that around the call
-and puts it back; and it passes NaN through without a word, so `interval` refuses NaN.
+bootstrap is the stratified one of rliable (arXiv 2108.13264): runs are resampled independently within each task. A
+resample is what each run weighs in it, so that a statistic takes all resamples at once and sorts the runs only once.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
-from itertools import combinations
+from functools import lru_cache
+from itertools import combinations, pairwise
 from typing import Any
 
 import numpy as np
-from scipy import stats
+from scipy import special
 
 REPLICATES = 2000
 CONFIDENCE = 0.95
 FEWEST_RUNS = 3  # for Student's t: with two runs it reaches 12.7 standard errors to each side and says nothing
-# (pooled (R, F), task means (T, F), weights (R,) of the pooled runs, None where all weigh alike) -> (F,)
-Statistic = Callable[[np.ndarray, np.ndarray, np.ndarray | None], np.ndarray]
+AT_ONCE = 256  # resamples that fit a processor's cache
 TRIMMED = 0.25  # of the weight, at each end, in the interquartile mean
+# (runs of all tasks (R, F), what they weigh (R, B), each column in all 1; runs of each task) -> (B, F)
+Statistic = Callable[[np.ndarray, np.ndarray, tuple[int, ...]], np.ndarray]
 
 
 @dataclass(frozen=True)
@@ -37,36 +37,41 @@ class Estimate:
 # ----------------------------------------------------------------------------------- aggregates (protocol.md section 7)
 
 
-def iqm(pooled: np.ndarray, task_means: np.ndarray, weights: np.ndarray | None) -> np.ndarray:
-    """Interquartile mean: all runs of all tasks pooled, floor(25%) of them dropped at each end, as in rliable.
+def iqm(values: np.ndarray, weights: np.ndarray, counts: tuple[int, ...]) -> np.ndarray:
+    """Interquartile mean of the runs of all tasks, pooled: as in rliable, floor(25%) of them dropped at each end.
 
-    With weights exactly 25% of the weight is dropped at each end, of the runs at the two edges a part: runs of unequal
-    weight dropped whole would take more from one end than from the other.
+    Where tasks differ in their number of runs exactly 25% of the weight is dropped at each end, of the runs at the two
+    edges a part: runs of unequal weight dropped whole would take more from one end than from the other.
     """
-    if weights is None:
-        dropped = int(TRIMMED * len(pooled))
-        columns = np.sort(pooled.T, axis=-1)  # each step's runs side by side: several times faster than along axis 0
-        return columns[:, dropped : len(pooled) - dropped].mean(axis=-1)
-    order = np.argsort(pooled, axis=0)
-    weight = weights[order]
-    upto = np.cumsum(weight, axis=0)
-    kept = np.clip(np.minimum(upto, 1 - TRIMMED) - np.maximum(upto - weight, TRIMMED), 0, None)
-    return (np.take_along_axis(pooled, order, axis=0) * kept).sum(axis=0) / kept.sum(axis=0)
+    trimmed = int(TRIMMED * len(values)) / len(values) if len(set(counts)) == 1 else TRIMMED
+    order = np.argsort(values, axis=0)
+    result = np.empty((weights.shape[1], values.shape[1]))
+    for start in range(0, len(result), AT_ONCE):
+        some = np.ascontiguousarray(weights[:, start : start + AT_ONCE])
+        for i, rising in enumerate(order.T):
+            upto, own = some[rising], values[rising, i]
+            for lower, higher in pairwise(upto):  # their running sum, several times faster than np.cumsum's
+                higher += lower
+            np.clip(upto, trimmed, 1 - trimmed, out=upto)
+            result[start : start + AT_ONCE, i] = (1 - trimmed) * own[-1] - trimmed * own[0] - np.diff(own) @ upto[:-1]
+    return result / (1 - 2 * trimmed)
 
 
-def mean(pooled: np.ndarray, task_means: np.ndarray, weights: np.ndarray | None) -> np.ndarray:
+def mean(values: np.ndarray, weights: np.ndarray, counts: tuple[int, ...]) -> np.ndarray:
     """Mean of the task means."""
-    return task_means.mean(axis=0)
+    return weights.T @ values
 
 
-def median(pooled: np.ndarray, task_means: np.ndarray, weights: np.ndarray | None) -> np.ndarray:
+def median(values: np.ndarray, weights: np.ndarray, counts: tuple[int, ...]) -> np.ndarray:
     """Median of the task means."""
-    return np.median(task_means, axis=0)
+    cuts = np.cumsum(counts)[:-1]
+    tasks = zip(np.split(values, cuts), np.split(weights * len(counts), cuts), strict=True)
+    return np.median([weight.T @ value for value, weight in tasks], axis=0)
 
 
-def optimality_gap(pooled: np.ndarray, task_means: np.ndarray, weights: np.ndarray | None) -> np.ndarray:
+def optimality_gap(values: np.ndarray, weights: np.ndarray, counts: tuple[int, ...]) -> np.ndarray:
     """How far the pooled scores, cut off at 1, fall short of 1."""
-    return 1.0 - np.average(np.minimum(pooled, 1.0), axis=0, weights=weights)
+    return 1.0 - weights.T @ np.minimum(values, 1.0)
 
 
 AGGREGATES: dict[str, Statistic] = {
@@ -82,50 +87,56 @@ def profile(thresholds: np.ndarray) -> Statistic:
 
     Scores must have one step.
     """
-
-    def above(pooled: np.ndarray, task_means: np.ndarray, weights: np.ndarray | None) -> np.ndarray:
-        return np.average(pooled > thresholds, axis=0, weights=weights)
-
-    return above
+    return lambda values, weights, counts: weights.T @ (values > thresholds)
 
 
 def several(statistics: list[Statistic]) -> Statistic:
     """Several statistics of the same resamples, one after the other. Scores must have one step."""
-    return lambda pooled, task_means, weights: np.concatenate(
-        [statistic(pooled, task_means, weights) for statistic in statistics]
-    )
+    return lambda *sample: np.concatenate([statistic(*sample) for statistic in statistics], axis=1)
 
 
 # ------------------------------------------------------------------------------------------------------------ intervals
 
 
-@contextmanager
-def _numpy_seed(seed: int) -> Iterator[None]:
-    state = np.random.get_state()
-    np.random.seed(seed)
-    try:
-        yield
-    finally:
-        np.random.set_state(state)
+def _weights(counts: tuple[int, ...]) -> np.ndarray:
+    """What each run weighs, (runs, 1): every task counts alike, however many runs it has."""
+    return np.concatenate([np.full((count, 1), 1 / (count * len(counts))) for count in counts])
+
+
+@lru_cache(maxsize=16)
+def _resampled(counts: tuple[int, ...], replicates: int, seed: int) -> np.ndarray:
+    """What each run weighs in each resample: (runs, replicates)."""
+    random = np.random.default_rng(seed)
+    drawn = [random.multinomial(n, np.full(n, 1 / n), replicates).T / (n * len(counts)) for n in counts]
+    return np.concatenate(drawn)
+
+
+def _one_left_out(counts: tuple[int, ...]) -> np.ndarray:
+    """What each run weighs when another is left out of its task: (runs, runs), the one left out by column."""
+    weights = _weights(counts)
+    left = np.repeat(weights, len(weights), axis=1)
+    start = 0
+    for n in counts:
+        own = slice(start, start + n)
+        left[own, own] = (1 - np.eye(n)) / ((n - 1) * len(counts))
+        start += n
+    return left
 
 
 def point(scores: list[np.ndarray], statistic: Statistic) -> np.ndarray:
-    """A statistic of the scores themselves: (steps,). Every task counts alike, however many runs it has."""
-    means = np.stack([task.mean(axis=0) for task in scores])
-    return statistic(np.concatenate(scores), means, _weights([len(task) for task in scores]))
-
-
-def _weights(counts: list[int]) -> np.ndarray | None:
-    """What each pooled run weighs, where tasks differ in their number of runs: (sum of `counts`,), in all 1."""
-    if len(set(counts)) == 1:
-        return None
-    return np.concatenate([np.full(count, 1 / (count * len(counts))) for count in counts])
+    """A statistic of the scores themselves: (steps,)."""
+    counts = tuple(map(len, scores))
+    return statistic(np.concatenate(scores), _weights(counts), counts)[0]
 
 
 def interval(
-    scores: list[np.ndarray], statistic: Statistic = iqm, replicates: int = REPLICATES, seed: int = 0
+    scores: list[np.ndarray],
+    statistic: Statistic = iqm,
+    replicates: int = REPLICATES,
+    seed: int = 0,
+    method: str = "percentile",
 ) -> Estimate:
-    """A statistic with its 95% stratified bootstrap percentile interval.
+    """A statistic with its 95% interval, by a `method` of INTERVALS.
 
     Where a task has one run, nothing tells how far its seeds spread, and the interval is NaN.
 
@@ -137,31 +148,61 @@ def interval(
     if not all(np.isfinite(task).all() for task in scores):
         raise ValueError("scores hold NaN or infinity")
     estimate = point(scores, statistic)
-    if any(len(task) == 1 for task in scores):
+    counts = tuple(map(len, scores))
+    if min(counts) == 1:
         unknown = np.full_like(estimate, np.nan)
         return Estimate(estimate, unknown, unknown)
-    low, high = _bootstrap(scores, statistic, replicates, seed)
+    low, high = INTERVALS[method](np.concatenate(scores), estimate, statistic, counts, replicates, seed)
     return Estimate(estimate, low, high)
 
 
-def _bootstrap(scores: list[np.ndarray], statistic: Statistic, replicates: int, seed: int) -> np.ndarray:
-    """(2, steps) percentile bounds. A matrix where every task has as many runs; else one array a task."""
-    from rliable import library  # imported late: it brings arch and statsmodels, two seconds
+_TAILS = np.array([(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
 
-    def of_matrix(matrix: np.ndarray) -> np.ndarray:  # (runs, tasks, steps)
-        return statistic(matrix.reshape(-1, matrix.shape[-1]), matrix.mean(axis=0), None)
 
-    def of_tasks(*tasks: np.ndarray) -> np.ndarray:  # each (runs, 1, steps)
-        return point([task[:, 0] for task in tasks], statistic)
+def percentile(
+    values: np.ndarray, estimate: np.ndarray, statistic: Statistic, counts: tuple[int, ...], replicates: int, seed: int
+) -> np.ndarray:
+    """Quantiles of the stratified bootstrap: (2, steps)."""
+    return np.quantile(statistic(values, _resampled(counts, replicates, seed), counts), _TAILS, axis=0)
 
-    even = len({len(task) for task in scores}) == 1
-    data = np.stack(scores, axis=1) if even else [task[:, None] for task in scores]
-    function = of_matrix if even else of_tasks
-    with _numpy_seed(seed):
-        _, bounds = library.get_interval_estimates(
-            {"": data}, function, reps=replicates, confidence_interval_size=CONFIDENCE
-        )
-    return bounds[""]
+
+def bca(
+    values: np.ndarray, estimate: np.ndarray, statistic: Statistic, counts: tuple[int, ...], replicates: int, seed: int
+) -> np.ndarray:
+    """Bias-corrected and accelerated quantiles of the same bootstrap (Davison and Hinkley 1997, section 5.3.2)."""
+    draws = statistic(values, _resampled(counts, replicates, seed), counts)
+    below = (draws < estimate).mean(axis=0) + (draws == estimate).mean(axis=0) / 2
+    bias = special.ndtri(below.clip(0.5 / replicates, 1 - 0.5 / replicates))
+    influence = _influence(values, estimate, statistic, counts) / np.repeat(counts, counts)[:, None]
+    squares = (influence**2).sum(axis=0)
+    acceleration = (influence**3).sum(axis=0) / (6 * np.where(squares > 0, squares, 1) ** 1.5)
+    shifted = bias + special.ndtri(_TAILS)[:, None]
+    shares = special.ndtr(bias + shifted / (1 - acceleration * shifted))
+    return np.stack([np.quantile(draws[:, i], shares[:, i]) for i in range(len(estimate))], axis=1)
+
+
+def jackknife_t(
+    values: np.ndarray, estimate: np.ndarray, statistic: Statistic, counts: tuple[int, ...], replicates: int, seed: int
+) -> np.ndarray:
+    """Student's t with the stratified jackknife's standard error and Satterthwaite's degrees of freedom: (2, steps).
+
+    Of the mean over one task it is Student's t interval itself. No bootstrap, so `replicates` and `seed` do nothing.
+    """
+    tasks = np.split(_influence(values, estimate, statistic, counts), np.cumsum(counts)[:-1])
+    variances = np.array([task.var(axis=0, ddof=1) / len(task) for task in tasks])
+    total = variances.sum(axis=0)
+    over = np.array(counts)[:, None] - 1
+    freedom = total**2 / np.where(total > 0, (variances**2 / over).sum(axis=0), 1)
+    half = special.stdtrit(np.maximum(freedom, 1), _TAILS[1]) * np.sqrt(total)
+    return np.stack([estimate - half, estimate + half])
+
+
+def _influence(values: np.ndarray, estimate: np.ndarray, statistic: Statistic, counts: tuple[int, ...]) -> np.ndarray:
+    """How far each run moves a statistic, by the jackknife within its task: (runs, steps)."""
+    return (np.repeat(counts, counts)[:, None] - 1) * (estimate - statistic(values, _one_left_out(counts), counts))
+
+
+INTERVALS = {"percentile": percentile, "bca": bca, "t": jackknife_t}
 
 
 def student_t(values: np.ndarray) -> Estimate:
@@ -180,7 +221,7 @@ def student_half_width(deviation: np.ndarray | float, runs: int) -> np.ndarray |
 
     NaN for fewer than FEWEST_RUNS runs.
     """
-    quantile = stats.t.ppf(0.5 + CONFIDENCE / 2, runs - 1) if runs >= FEWEST_RUNS else np.nan
+    quantile = special.stdtrit(runs - 1, _TAILS[1]) if runs >= FEWEST_RUNS else np.nan
     return quantile * deviation / np.sqrt(runs)
 
 
@@ -196,7 +237,7 @@ def welch(first: np.ndarray, second: np.ndarray) -> Estimate:
     if a + b == 0:
         return Estimate(difference, difference, difference)
     freedom = (a + b) ** 2 / (a**2 / (len(first) - 1) + b**2 / (len(second) - 1))
-    half = stats.t.ppf(0.5 + CONFIDENCE / 2, freedom) * np.sqrt(a + b)
+    half = special.stdtrit(freedom, _TAILS[1]) * np.sqrt(a + b)
     return Estimate(difference, difference - half, difference + half)
 
 
@@ -209,7 +250,8 @@ def probability_of_improvement(
     """P(a run of `first` beats a run of `second` on a task), averaged over tasks, ties counted half: (1,).
 
     The wins of every pair of runs are counted once; a resample then only weighs them, which is what makes thousands of
-    replicates cheap. Scores are one (runs,) array a task. The interval is NaN where an arm has one run on a task.
+    replicates cheap. Scores are one (runs,) array a task. The interval is NaN where an arm has one run on a
+    task, and where all resamples give the same: that every run beats every run makes nothing certain.
     """
     random = np.random.default_rng(seed)
     points, resampled = [], []
@@ -219,8 +261,8 @@ def probability_of_improvement(
         x_share = random.multinomial(len(x), np.full(len(x), 1 / len(x)), replicates) / len(x)
         y_share = random.multinomial(len(y), np.full(len(y), 1 / len(y)), replicates) / len(y)
         resampled.append(np.einsum("bi,ij,bj->b", x_share, wins, y_share, optimize=True))
-    low, high = np.quantile(np.mean(resampled, axis=0), [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
-    if any(len(task) == 1 for task in [*first, *second]):
+    low, high = np.quantile(np.mean(resampled, axis=0), _TAILS)
+    if low == high or any(len(task) == 1 for task in [*first, *second]):
         low = high = np.nan
     return Estimate(np.array([np.mean(points)]), np.array([low]), np.array([high]))
 
@@ -236,15 +278,11 @@ def aggregate_difference(
 
     Scores must have one step. The interval is NaN where an arm has one run on a task.
     """
-    random = np.random.default_rng(seed)
-
-    def resampled(tasks: list[np.ndarray]) -> np.ndarray:
-        # The replicates stand where the steps are elsewhere.
-        drawn = [task[random.integers(len(task), size=(len(task), replicates)), 0] for task in tasks]
-        return point(drawn, statistic)
-
-    draws = resampled(first) - resampled(second)
-    low, high = np.quantile(draws, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2], keepdims=True)
+    draws = np.zeros(1)
+    for tasks, own_seed, sign in ((first, 2 * seed, 1), (second, 2 * seed + 1, -1)):
+        counts = tuple(map(len, tasks))
+        draws = draws + sign * statistic(np.concatenate(tasks), _resampled(counts, replicates, own_seed), counts)
+    low, high = np.quantile(draws, _TAILS, axis=0)
     if any(len(task) == 1 for task in [*first, *second]):
         low = high = np.full_like(low, np.nan)
     return Estimate(point(first, statistic) - point(second, statistic), low, high)

@@ -9,9 +9,7 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any
 
-import seaborn as sns
-
-from analysis.study import Arm
+from analysis.studies import Arm
 
 COLOURS = {
     "iqrl": "#0072B2", "td3": "#D55E00", "td7": "#E69F00", "tcrl": "#009E73", "dcwm": "#CC79A7", "mrq": "#56B4E9",
@@ -53,14 +51,15 @@ class Style:
     font_size: float
     family: str
     line_width: float
-    character_width: float = 0.44  # mean width of a letter of the family, in font sizes
+    height: float  # of the text of a page; no figure is higher
 
     @property
     def rc(self) -> Any:
-        """Settings on top of seaborn's theme; Type 42 fonts, which the venues ask for."""
+        """Settings on top of matplotlib's; Type 42 fonts, which the venues ask for."""
         small = self.font_size - 1
         return {
-            **sns.axes_style("ticks"),
+            **dict.fromkeys(("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color"), ".15"),
+            "patch.edgecolor": "w", "patch.force_edgecolor": True, "lines.solid_capstyle": "round",
             "pdf.fonttype": 42, "ps.fonttype": 42, "svg.fonttype": "path", "svg.hashsalt": "analysis",
             "font.family": self.family, "mathtext.fontset": "stix" if "STIX" in self.family else "dejavusans",
             "font.size": self.font_size, "axes.titlesize": self.font_size, "axes.labelsize": self.font_size,
@@ -73,8 +72,8 @@ class Style:
 
 
 STYLES = {
-    "neurips": Style("neurips", column=5.5, page=5.5, font_size=9, family="STIXGeneral", line_width=1.3),
-    "icml": Style("icml", column=3.25, page=6.75, font_size=8, family="STIXGeneral", line_width=1.1),
+    "neurips": Style("neurips", column=5.5, page=5.5, font_size=9, family="STIXGeneral", line_width=1.3, height=9.0),
+    "icml": Style("icml", column=3.25, page=6.75, font_size=8, family="STIXGeneral", line_width=1.1, height=9.0),
     "slides": Style(
         "slides",
         column=8.0,
@@ -82,7 +81,7 @@ STYLES = {
         font_size=16,
         family="DejaVu Sans",
         line_width=2.5,
-        character_width=0.53,
+        height=20.0,  # a figure that is higher than a slide is cut by hand, or shows fewer tasks
     ),
 }
 
@@ -102,6 +101,16 @@ def colours(arms: list[Arm], taken: Collection[str] = ()) -> dict[str, str]:
             free = [colour for colour in unused if colour not in taken] or unused
             chosen[arm.name] = free[0] if free else SPARE[len(chosen) % len(SPARE)]
     return {arm.name: chosen[arm.name] for arm in arms}
+
+
+def markers(colours: dict[str, str]) -> dict[str, str]:
+    """Arm name -> marker. Where arms are more than colours or markers, no two have both in common."""
+    chosen: dict[str, str] = {}
+    for i, (arm, colour) in enumerate(colours.items()):
+        taken = {marker for other, marker in chosen.items() if colours[other] == colour}
+        wanted = [MARKERS[(i + k) % len(MARKERS)] for k in range(len(MARKERS))]
+        chosen[arm] = next((marker for marker in wanted if marker not in taken), wanted[0])
+    return chosen
 
 
 @dataclass(frozen=True)

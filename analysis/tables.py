@@ -12,10 +12,10 @@ import numpy as np
 import pandas as pd
 
 from analysis import statistics, style
-from analysis.figures.drawing import by_arm, describe, intervals_text, not_in, problem_line
+from analysis.figures.drawing import Context, bootstrap_text, by_arm, describe, not_in, problem_line
 from analysis.scales import quantity, said, score_name
-from analysis.statistics import REPLICATES, Estimate
-from analysis.study import Arm, Study
+from analysis.statistics import Estimate
+from analysis.studies import Arm, Study
 
 SHARE = 0.9  # of the best arm's final mean, for "steps to reach"
 
@@ -36,11 +36,11 @@ class Table:
     counted: str = ""  # what a paper's caption says in its place
 
 
-def tables(study: Study, replicates: int = REPLICATES) -> list[Table]:
+def tables(context: Context) -> list[Table]:
     """All tables of a study."""
-    made = [scores(study, replicates), efficiency(study, replicates)]
-    if len(study.arms) > 1:
-        made.append(differences(study, replicates))
+    made = [scores(context), efficiency(context)]
+    if len(context.study.arms) > 1:
+        made.append(differences(context))
     return made
 
 
@@ -53,22 +53,23 @@ def _score_name(study: Study) -> str:
     return score_name(study.tasks).capitalize()
 
 
-def scores(study: Study, replicates: int = REPLICATES) -> Table:
+def scores(context: Context) -> Table:
     """Per-task mean return with its half interval, and the aggregates; the best and all within its interval bold."""
+    study = context.study
     rows: list[list[str]] = []
     numbers: list[dict[str, object]] = []
     bold: set[tuple[int, int]] = set()
     for task in study.tasks:
         estimates = [_mean(_final(study, arm, task)) for arm in study.arms]
         bold |= {(len(rows), 1 + i) for i in _best(estimates)}
-        rows.append([task, *(_plus_minus(estimate) for estimate in estimates)])
+        rows.append([study.task_label(task), *(_plus_minus(estimate) for estimate in estimates)])
         numbers += [_number(task, arm, estimate) for arm, estimate in zip(study.arms, estimates, strict=True)]
     first_aggregate = len(rows)
     shared = study.shared_tasks()
     if shared:
         at_once = statistics.several(list(statistics.AGGREGATES.values()))
         mark = np.array([study.mark])
-        by_arm = [statistics.interval(study.scores(arm.name, mark, shared), at_once, replicates) for arm in study.arms]
+        by_arm = [context.interval(study.scores(arm.name, mark, shared), at_once) for arm in study.arms]
         for k, name in enumerate(statistics.AGGREGATES):
             estimates = [Estimate(e.point[k : k + 1], e.low[k : k + 1], e.high[k : k + 1]) for e in by_arm]
             bold |= {(len(rows), 1 + i) for i in _best(estimates, sign=-1 if name == "Optimality gap" else 1)}
@@ -76,7 +77,7 @@ def scores(study: Study, replicates: int = REPLICATES) -> Table:
             numbers += [_number(name, arm, estimate) for arm, estimate in zip(study.arms, estimates, strict=True)]
     below = (
         f"; below, aggregates of {said(shared)} over {style.counted(len(shared), 'shared task')} with "
-        f"{intervals_text(study, replicates)}"
+        f"{bootstrap_text(context)}"
     )
     caption = (
         f"{_score_name(study)} at {style.steps(study.mark)} environment steps, with Student's t 95% intervals over "
@@ -87,9 +88,11 @@ def scores(study: Study, replicates: int = REPLICATES) -> Table:
     return Table("scores", caption, columns, rows, pd.DataFrame(numbers), bold, (first_aggregate,), *_origin(study))
 
 
-def differences(study: Study, replicates: int = REPLICATES) -> Table:
-    """Each arm minus the first, task by task (Welch), and the difference of their IQMs (bootstrap)."""
-    reference, others = study.arms[0], study.arms[1:]
+def differences(context: Context) -> Table:
+    """Each arm minus the reference, task by task (Welch), and the difference of their IQMs (bootstrap)."""
+    study = context.study
+    reference = study.reference
+    others = [arm for arm in study.arms if arm != reference]
     rows: list[list[str]] = []
     numbers: list[dict[str, object]] = []
     bold: set[tuple[int, int]] = set()
@@ -97,7 +100,7 @@ def differences(study: Study, replicates: int = REPLICATES) -> Table:
         first, finals = _final(study, reference, task), [_final(study, arm, task) for arm in others]
         if not len(first) or not any(map(len, finals)):
             continue
-        row = [task]
+        row = [study.task_label(task)]
         for i, (arm, final) in enumerate(zip(others, finals, strict=True)):
             if not len(final):
                 row.append("")
@@ -118,14 +121,14 @@ def differences(study: Study, replicates: int = REPLICATES) -> Table:
             estimate = statistics.aggregate_difference(
                 study.scores(arm.name, mark, shared),
                 study.scores(reference.name, mark, shared),
-                replicates=replicates,
+                replicates=context.replicates,
             )
             if enough and (estimate.low[0] > 0 or estimate.high[0] < 0):
                 bold.add((len(rows), 1 + i))
             row.append(_bounds(estimate, 3, sign=True))
             numbers.append(_number("IQM", arm, estimate))
         rows.append(row)
-    below = f"; for the IQM, {intervals_text(study, replicates)}"
+    below = f"; for the IQM, {bootstrap_text(context)}"
     caption = (
         f"{_score_name(study)} minus that of {style.label(reference)} at {style.steps(study.mark)} environment "
         f"steps, with Welch's t 95% intervals over seeds{_few(study)}"
@@ -137,8 +140,9 @@ def differences(study: Study, replicates: int = REPLICATES) -> Table:
     return Table("differences", caption, columns, rows, frame, bold, (last,), *_origin(study))
 
 
-def efficiency(study: Study, replicates: int = REPLICATES) -> Table:
+def efficiency(context: Context) -> Table:
     """Env steps to reach a share of the best arm's final mean (median over seeds), and area under the curve."""
+    study = context.study
     rows: list[list[str]] = []
     numbers: list[dict[str, object]] = []
     bold: set[tuple[int, int]] = set()
@@ -162,7 +166,7 @@ def efficiency(study: Study, replicates: int = REPLICATES) -> Table:
             numbers.append({"row": task, "arm": arm.name, "point": middle, "low": np.nan, "high": np.nan})
         if np.isfinite(min(medians)):
             bold |= {(len(rows), 1 + i) for i, value in enumerate(medians) if value == min(medians)}
-        rows.append([task, *cells])
+        rows.append([study.task_label(task), *cells])
     last = len(rows)
     shared = study.shared_tasks()
     if shared:
@@ -172,15 +176,19 @@ def efficiency(study: Study, replicates: int = REPLICATES) -> Table:
         )  # an area grows with their number
         for arm in study.arms:
             areas = [statistics.area_under_curve(task, steps) for task in study.scores(arm.name, steps, shared)]
-            estimates.append(statistics.interval(areas, statistics.iqm, replicates))
+            estimates.append(context.interval(areas, statistics.iqm))
             numbers.append(_number("area under curve", arm, estimates[-1]))
         bold |= {(last, 1 + i) for i in _best(estimates)}
         rows.append(["IQM of area under curve", *(_bounds(estimate, 3) for estimate in estimates)])
     below = (
         f"; below, the mean normalised return over {style.steps(study.mark)} environment steps, by the evaluations at "
-        f"steps that all arms have in common, with {intervals_text(study, replicates)}"
+        f"steps that all arms have in common, with {bootstrap_text(context)}"
     )
-    without = f" (without {', '.join(unreachable)}, where that mean is not above 0)" if unreachable else ""
+    without = (
+        f" (without {', '.join(map(study.task_label, unreachable))}, where that mean is not above 0)"
+        if unreachable
+        else ""
+    )
     caption = (
         f"Environment steps until an evaluation first reaches {SHARE:.0%} of the best arm's mean return at "
         f"{style.steps(study.mark)} steps: median over seeds, with the seeds that reached it{without}"

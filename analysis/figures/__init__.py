@@ -7,3 +7,4 @@ FIGURES = (
     "iqm_return", "latent_rank", "active_codebook", "arms", "aggregates", "profiles", "improvement", "tasks",
     "rank_return", "condition_number", "dormant_units", "gpu_hours",
 )  # fmt: skip
+BARS = ("arms", "aggregates", "improvement")  # without a y axis of values

@@ -42,8 +42,10 @@ def draw(context: Context) -> Drawing:
     figure, axes = canvas(context, height=2.6)
     ax = axes[0, 0]
     series = draw_curves(context, ax, frame)
+    drawn = [frame.assign(quantity="active_codebook_mean")]
     for quantity in ("active_codebook_min", "active_codebook_max"):
-        for arm, rows in extremes(context, quantity).groupby("arm", sort=False):
+        drawn.append(extremes(context, quantity).assign(quantity=quantity))
+        for arm, rows in drawn[-1].groupby("arm", sort=False):
             ax.plot(rows["env_step"], rows["point"], ":", color=context.colours[str(arm)], linewidth=0.9)
     step_axis(ax)
     ax.set_ylim(0, 102)
@@ -56,4 +58,4 @@ def draw(context: Context) -> Drawing:
         f"over latent dimensions and over {shown}. "
         f"Bands: {bootstrap_text(context)}.{lacking(context, frame)}{left_out}"
     )
-    return Drawing(figure, finish(context, figure, caption), [(ax, series)])
+    return Drawing(figure, finish(context, figure, caption), pd.concat(drawn, ignore_index=True), [(ax, series)])

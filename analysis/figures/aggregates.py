@@ -8,7 +8,7 @@ import pandas as pd
 from analysis import style
 from analysis.figures.drawing import Context, Drawing, Skip, bootstrap_text, canvas, describe, finish, not_in
 from analysis.scales import said
-from analysis.statistics import AGGREGATES, interval, several
+from analysis.statistics import AGGREGATES, several
 
 TITLE = "Aggregate scores"
 
@@ -22,7 +22,7 @@ def data(context: Context) -> pd.DataFrame:
     rows = []
     for arm in study.arms:
         scores = study.scores(arm.name, np.array([study.mark]), tasks)
-        estimate = interval(scores, several(list(AGGREGATES.values())), context.replicates)
+        estimate = context.interval(scores, several(list(AGGREGATES.values())))
         for i, name in enumerate(AGGREGATES):
             rows.append((arm.name, name, estimate.point[i], estimate.low[i], estimate.high[i]))
     return pd.DataFrame(rows, columns=["arm", "aggregate", "point", "low", "high"])
@@ -55,4 +55,4 @@ def draw(context: Context) -> Drawing:
         f"{describe(study, study.shared_tasks())}. Bars: {bootstrap_text(context)}. "
         f"A higher IQM, median and mean and a lower optimality gap are better.{not_in(study, study.shared_tasks())}"
     )
-    return Drawing(figure, finish(context, figure, caption, x_label="Normalised return"))
+    return Drawing(figure, finish(context, figure, caption, x_label="Normalised return"), frame)

@@ -18,7 +18,7 @@ from analysis.figures.drawing import (
     not_in,
 )
 from analysis.figures.latent_curves import aligned, shared_tasks
-from analysis.statistics import Estimate, interval, iqm, mean
+from analysis.statistics import Estimate, iqm, mean
 
 TITLE = "Score, rank and codebook use by arm"
 PANELS = {
@@ -42,14 +42,14 @@ def data(context: Context) -> pd.DataFrame:
     rows = []
     for arm in study.arms:
         scores = study.scores(arm.name, np.array([study.mark]), tasks)
-        rows.append(_row(arm.name, "score", interval(scores, iqm, context.replicates)))
+        rows.append(_row(arm.name, "score", context.interval(scores, iqm)))
     for quantity in (name for name in ("rank_0.01", "active_codebook_mean") if shared_tasks(context, name)):
         for arm in arms_with(context, quantity):
             steps, values = aligned(context, arm, quantity)
             at = np.searchsorted(steps, study.mark, side="right") - 1
             if len(steps) and at >= 0:
                 last = [task[:, at : at + 1] for task in values]
-                rows.append(_row(arm.name, quantity, interval(last, mean, context.replicates)))
+                rows.append(_row(arm.name, quantity, context.interval(last, mean)))
     return pd.DataFrame(rows, columns=["arm", "quantity", "point", "low", "high"])
 
 
@@ -63,7 +63,7 @@ def draw(context: Context) -> Drawing:
     shown = [quantity for quantity in PANELS if quantity in set(frame["quantity"])]
     figure, axes = canvas(
         context,
-        height=0.8 + 0.2 * len(study.arms) + 0.25 * bool(study.question),
+        height=0.8 + 0.2 * len(study.arms) + 0.25 * bool(study.question and not context.clean),
         columns=len(shown),
         wide=True,
         sharey=True,
@@ -85,7 +85,7 @@ def draw(context: Context) -> Drawing:
         ax.set_ylim(-0.6, len(study.arms) - 0.4)
         ax.locator_params(axis="x", nbins=4)
         ax.tick_params(axis="y", length=0)
-    if study.question:
+    if study.question and not context.clean:
         figure.suptitle(study.question, fontsize=context.style.font_size)
     caption = (
         f"{TITLE} at {style.steps(study.mark)} environment steps; {describe(study, study.shared_tasks())}. "
@@ -95,5 +95,5 @@ def draw(context: Context) -> Drawing:
     for quantity in (name for name in shown if name != "score"):
         tasks = shared_tasks(context, quantity)
         if tasks != study.shared_tasks():  # an arm without a latent may lack a task that the others have
-            caption += f" {PANELS[quantity]}: over {', '.join(tasks)}."
-    return Drawing(figure, finish(context, figure, caption))
+            caption += f" {PANELS[quantity]}: over {', '.join(map(study.task_label, tasks))}."
+    return Drawing(figure, finish(context, figure, caption), frame)

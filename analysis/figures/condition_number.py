@@ -43,4 +43,4 @@ def draw(context: Context) -> Drawing:
         + (f" Where the line of {', '.join(infinite)} is interrupted, the median is infinite." if infinite else "")
         + (" Values above 1e16, which are rounding, are drawn there." if beyond else "")
     )
-    return Drawing(figure, finish(context, figure, caption), [(axes[0, 0], series)])
+    return Drawing(figure, finish(context, figure, caption), frame, [(axes[0, 0], series)])

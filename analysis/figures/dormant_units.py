@@ -36,4 +36,4 @@ def draw(context: Context) -> Drawing:
         f"{TITLE}: hidden units whose activation is at most 0.025 of their layer's mean, mean over "
         f"{shown}. Bands: {bootstrap_text(context)}.{lacking(context, frame)}{left_out}"
     )
-    return Drawing(figure, finish(context, figure, caption), [(axes[0, 0], series)])
+    return Drawing(figure, finish(context, figure, caption), frame, [(axes[0, 0], series)])

@@ -3,28 +3,31 @@
 from __future__ import annotations
 
 import math
-import textwrap
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import Any
 
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.font_manager import FontProperties
 from matplotlib.lines import Line2D
+from matplotlib.textpath import text_to_path
 from matplotlib.ticker import FuncFormatter
 
 from analysis import style
 from analysis.published import Published, agent_of
-from analysis.statistics import REPLICATES, Estimate
-from analysis.study import Arm, Study
+from analysis.statistics import REPLICATES, Estimate, Statistic, interval, iqm
+from analysis.studies import Arm, Study
 from analysis.style import Look
 
 CAPTION = "caption"  # marks the texts at the foot of a figure
 CAPTION_SIZE = 0.78  # of the font size
 ENV_STEPS = "Environment steps"
+LONG_LEGEND = 8  # entries
+FEW_PUBLISHED = 3  # algorithms, of which a legend says that they are published; of more the caption does
 
 
 @dataclass(frozen=True)
@@ -36,6 +39,9 @@ class Context:
     replicates: int = REPLICATES
     published: Published | None = None
     caption: bool = True  # print the caption on the figure
+    clean: bool = False  # print nothing below the axes and no question above: all words are in captions.md
+    method: str = "percentile"  # of intervals, one of statistics.INTERVALS
+    pvalues: bool = False  # in the table of differences
 
     @property
     def colours(self) -> dict[str, str]:
@@ -43,7 +49,7 @@ class Context:
 
     @property
     def markers(self) -> dict[str, str]:
-        return {arm.name: style.MARKERS[i % len(style.MARKERS)] for i, arm in enumerate(self.study.listed)}
+        return style.markers(self.colours)
 
     @cached_property
     def published_looks(self) -> dict[str, Look]:
@@ -53,6 +59,9 @@ class Context:
         frame = self.published.frame
         algorithms = sorted(frame.loc[frame["task"].isin(self.study.tasks), "algorithm"].unique())
         return style.looks({name: agent_of(name) for name in algorithms})
+
+    def interval(self, scores: list[np.ndarray], statistic: Statistic = iqm) -> Estimate:
+        return interval(scores, statistic, self.replicates, method=self.method)
 
     def label(self, arm: str) -> str:
         return style.label(next(a for a in self.study.arms if a.name == arm))
@@ -68,10 +77,11 @@ class Caption:
 
 @dataclass
 class Drawing:
-    """A finished figure, its caption, and per axes the series that a report shows when pointed at."""
+    """A finished figure, its caption, its numbers, and per axes the series that a report shows when pointed at."""
 
     figure: Figure
     caption: Caption
+    data: pd.DataFrame  # the numbers that it draws
     hover: list[tuple[Axes, list[dict[str, Any]]]] = field(default_factory=list)
 
 
@@ -80,10 +90,21 @@ class Skip(Exception):
 
 
 def canvas(
-    context: Context, height: float, rows: int = 1, columns: int = 1, wide: bool = False, **options: Any
+    context: Context,
+    height: float,
+    rows: int = 1,
+    columns: int = 1,
+    wide: bool = False,
+    entries: int | None = None,
+    **options: Any,
 ) -> tuple[Figure, np.ndarray]:
-    """A figure and its axes (rows, columns). `height` is that of the body; `finish` adds room for the caption."""
-    width = context.style.page if wide else context.style.column
+    """A figure and its axes (rows, columns). `height` is that of the body; `finish` adds room for the caption.
+
+    It is as wide as the page where it is to be `wide`, or where its legend, of more than LONG_LEGEND entries, would
+    take half of a column.
+    """
+    entries = len(context.study.arms) if entries is None else entries
+    width = context.style.page if wide or entries > LONG_LEGEND else context.style.column
     figure = Figure(figsize=(width, height * context.style.font_size / 9), layout="constrained")
     return figure, figure.subplots(rows, columns, squeeze=False, **options)
 
@@ -92,18 +113,21 @@ def finish(context: Context, figure: Figure, caption: str, x_label: str = "") ->
     """Put the caption, the problems and the study's note below the figure; return them as one text.
 
     `x_label` is one label below all axes. What is missing and the study's note stand on the figure even
-    where the caption does not (caption=off).
+    where the caption does not (caption=off), but for clean=on. The figure is no higher than a page's text.
     """
     size = context.style.font_size * CAPTION_SIZE
     width, body = figure.get_size_inches()
-    characters = int(width * 72 / (size * context.style.character_width))
     problems = problem_line(context.study)
-    lines = textwrap.wrap(caption, characters) if context.caption else []
-    warning = textwrap.wrap(problems, characters) if problems else []
-    if context.study.note:
-        warning += textwrap.wrap(f"Note: {context.study.note}.", characters)
+    note = f"Note: {context.study.note}." if context.study.note else ""
+
+    def wrap(text: str) -> list[str]:
+        return wrapped(text, 0.95 * width * 72, context.style.family, size)
+
+    lines = wrap(caption) if context.caption and not context.clean else []
+    warning = [] if context.clean else wrap(problems) + wrap(note)
     line_height = size * 1.3 / 72
     foot = line_height * (len(lines) + len(warning)) + (0.08 if lines or warning else 0.0)
+    body = min(body, context.style.height - foot)
     figure.set_size_inches(width, body + foot)
     share = foot / (body + foot)
     label = 1.5 * context.style.font_size / 72 / (body + foot) if x_label else 0.0  # its height, as a share
@@ -125,8 +149,31 @@ def finish(context: Context, figure: Figure, caption: str, x_label: str = "") ->
     if warning:
         top -= line_height * len(lines) / (body + foot)
         figure.text(0.01, top, "\n".join(warning), color="#B00020", **options)
-    note = f"Note: {context.study.note}." if context.study.note else ""
     return Caption(" ".join(filter(None, [caption, problems, note])), foot)
+
+
+@lru_cache(maxsize=4096)
+def text_width(text: str, family: str, size: float) -> float:
+    """In points."""
+    font = FontProperties(family=family, size=size)
+    return float(text_to_path.get_text_width_height_descent(text, font, ismath=False)[0])
+
+
+def wrapped(text: str, room: float, family: str, size: float) -> list[str]:
+    """Text in lines that are at most `room` points wide; a word that is wider is cut."""
+    lines, line, used, space = list[str](), "", 0.0, text_width("x x", family, size) - text_width("xx", family, size)
+    for word in text.split():
+        width = text_width(word, family, size)
+        if line and used + space + width > room:
+            lines.append(line)
+            line, used = "", 0.0
+        while width > room:
+            fits = max(1, int(len(word) * room / width) - 1)
+            lines.append(word[:fits])
+            word = word[fits:]
+            width = text_width(word, family, size)
+        line, used = (f"{line} {word}", used + space + width) if line else (word, width)
+    return [*lines, line] if line else lines
 
 
 def problem_line(study: Study, limit: int = 3) -> str:
@@ -139,14 +186,19 @@ def problem_line(study: Study, limit: int = 3) -> str:
     return f"Incomplete: {named}{more}."
 
 
-def describe(study: Study, tasks: list[str] | None = None, by_task: bool = False) -> str:
+def describe(
+    study: Study, tasks: list[str] | None = None, by_task: bool = False, members: pd.DataFrame | None = None
+) -> str:
     """Tasks, seeds and budget of a study, for a caption.
 
     by_task: each task's curves are drawn as far as its own runs go.
+    members: the runs that are drawn; all of the study if None.
     """
     tasks = study.tasks if tasks is None else tasks
-    names = ", ".join(tasks) if len(tasks) <= 4 else f"{tasks[0]} to {tasks[-1]}"
-    counts = study.seed_counts(tasks)
+    labels = [study.task_label(task) for task in tasks]
+    names = ", ".join(labels) if len(tasks) <= 4 else f"{labels[0]} to {labels[-1]}"
+    members = study.members if members is None else members
+    counts = members[members["task"].isin(tasks)].groupby(["arm", "task"]).size()
     low, high = counts.min(), counts.max()
     seeds = style.counted(high, "seed") if low == high else f"{low} to {high} seeds"
     budgets = sorted(set(study.members["budget"]))
@@ -156,7 +208,7 @@ def describe(study: Study, tasks: list[str] | None = None, by_task: bool = False
     text += f"; episodes an evaluation: {', '.join(episodes)}" if len(episodes) > 1 else ""
     places = [(arm, task) for arm in study.arms for task in (study.tasks if by_task else (None,))]
     cut = [
-        f"{style.label(arm)}{f' on {task}' if task else ''} to {style.steps(own['env_step'].min())}"
+        f"{style.label(arm)}{f' on {study.task_label(task)}' if task else ''} to {style.steps(own['env_step'].min())}"
         for arm, task in places
         if len(own := study.of(arm.name, task)) and own["env_step"].min() < own["budget"].max()
     ]
@@ -186,19 +238,15 @@ def not_in(study: Study, tasks: list[str], members: pd.DataFrame | None = None) 
         have = set(members.loc[members["task"] == task, "arm"])
         without = [label for name, label in arms.items() if name not in have]
         listed = ", ".join(without) if len(without) <= 4 else f"{len(without)} of {len(arms)} arms"
-        absent.append(f"{task} ({f'no runs of {listed}' if without else 'its scale is unknown'})")
+        absent.append(f"{study.task_label(task)} ({f'no runs of {listed}' if without else 'its scale is unknown'})")
     return f" Left out of means over tasks: {', '.join(absent)}." if absent else ""
 
 
 def bootstrap_text(context: Context) -> str:
     """How the intervals were made; and how far they can be trusted."""
-    return intervals_text(context.study, context.replicates)
-
-
-def intervals_text(study: Study, replicates: int) -> str:
-    """`bootstrap_text`, for tables, which have no context."""
+    study = context.study
     low, high = study.seeds
-    text = f"95% stratified bootstrap intervals over seeds ({style.counted(replicates, 'replicate')})"
+    text = f"95% stratified bootstrap intervals over seeds ({style.counted(context.replicates, 'replicate')})"
     text += "; none for an arm with one seed on a task" if low < 2 else ""
     text += "; with fewer than 5 seeds such intervals are too narrow" if low < 5 and high > 1 else ""
     uneven = study.seed_counts().groupby("arm").nunique().max() > 1
@@ -226,13 +274,17 @@ def draw_curves(context: Context, axes: Axes, frame: pd.DataFrame, small: bool =
         width = context.style.line_width * (0.75 if small else 1.0)
         axes.plot(
             rows["env_step"], rows["point"], color=colour, label=style.label(arm),
-            linewidth=width, marker="" if small else context.markers[arm.name],
-            markersize=2.2 * width,
+            linewidth=width, marker=_marker(context, arm, small), markersize=2.2 * width,
             markevery=1 if few else max(1, len(rows) // 8), zorder=3,
         )  # fmt: skip
         axes.fill_between(rows["env_step"], rows["low"], rows["high"], color=colour, alpha=0.18, linewidth=0)
         series.append(hover_series(style.label(arm), colour, rows))
     return series
+
+
+def _marker(context: Context, arm: Arm, small: bool) -> str:
+    """None in small panels, but where arms are more than colours."""
+    return "" if small and len(context.study.listed) <= len(style.SPARE) else context.markers[arm.name]
 
 
 def draw_published(context: Context, axes: Axes, frame: pd.DataFrame, label: str) -> list[dict[str, Any]]:
@@ -255,6 +307,13 @@ def published_handle(context: Context, algorithm: str, label: str) -> Line2D:
     """The entry of a legend for a published algorithm."""
     look = context.published_looks[algorithm]
     return Line2D([], [], linestyle=look.dashes, color=look.colour, label=label)
+
+
+def sources(own: pd.DataFrame, published: pd.DataFrame) -> pd.DataFrame:
+    """Own and published numbers of one figure, told apart by the column `source`."""
+    if published.empty:
+        return own.assign(source="own")
+    return pd.concat([own.assign(source="own"), published.assign(source="published")], ignore_index=True)
 
 
 def hover_series(name: str, colour: str, rows: pd.DataFrame, x: str = "env_step") -> dict[str, Any]:
@@ -289,13 +348,13 @@ def legend_above(
     shown = None if arms is None else set(arms)
     handles = [
         Line2D([], [], color=context.colours[arm.name], label=style.label(arm),
-               marker="" if small else context.markers[arm.name],
-               markersize=2.2 * context.style.line_width)
+               marker=_marker(context, arm, small), markersize=2.2 * context.style.line_width)
         for arm in context.study.arms
         if shown is None or arm.name in shown
     ] + (extra or [])  # fmt: skip
-    room = figure.get_size_inches()[0] * 72 / context.style.font_size  # in letters of one em
-    lengths = [len(str(handle.get_label())) * 0.5 + 4.5 for handle in handles]
+    size = context.style.font_size - 1
+    room = 0.97 * figure.get_size_inches()[0] * 72
+    lengths = [text_width(str(handle.get_label()), context.style.family, size) + 4 * size for handle in handles]
     rows = math.ceil(sum(lengths) / room)
     while rows < len(handles) and math.ceil(len(handles) / rows) * max(lengths) > room and rows > 1:
         rows += 1

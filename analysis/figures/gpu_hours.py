@@ -18,7 +18,7 @@ from analysis.figures.drawing import (
     legend_above,
     not_in,
 )  # fmt: skip
-from analysis.statistics import interval, iqm
+from analysis.statistics import iqm
 
 TITLE = "Return against device hours"
 
@@ -45,7 +45,7 @@ def data(context: Context) -> pd.DataFrame:
         ])  # fmt: skip
         hours = hours[~np.isnan(hours).any(axis=1)]
         if len(hours):
-            estimate = interval(study.scores(arm.name, steps, tasks), iqm, context.replicates)
+            estimate = context.interval(study.scores(arm.name, steps, tasks), iqm)
             frames.append(frame_of(arm.name, np.median(hours, axis=0), estimate, runs=len(hours)))
     if not frames:
         raise Skip("no run has a complete timing.csv")
@@ -75,4 +75,4 @@ def draw(context: Context) -> Drawing:
         f"Bands: {bootstrap_text(context)}.{not_in(study, study.shared_tasks())}"
         + (" Runs of different devices are mixed: the hours do not compare." if len(devices) > 1 else "")
     )
-    return Drawing(figure, finish(context, figure, caption), [(ax, series)])
+    return Drawing(figure, finish(context, figure, caption), frame, [(ax, series)])

@@ -8,17 +8,18 @@ import pandas as pd
 from analysis import statistics, style
 from analysis.figures.drawing import Context, Drawing, Skip, bootstrap_text, canvas, describe, finish
 from analysis.runs import records
-from analysis.study import Arm
+from analysis.studies import Arm, Study
 
 TITLE = "Probability of improvement"
 MOST_PAIRS = 28  # eight arms; with more, each is compared with the first one only
 
 
-def compared(arms: list[Arm]) -> list[tuple[Arm, Arm]]:
-    """Pairs to show: all, or each arm against the first where all would be too many to read."""
-    if len(arms) * (len(arms) - 1) // 2 <= MOST_PAIRS:
+def compared(study: Study) -> list[tuple[Arm, Arm]]:
+    """Pairs to show: all; against the reference alone where one is chosen, or all would be too many to read."""
+    arms, reference = study.arms, study.reference
+    if reference.name != study.display.baseline and len(arms) * (len(arms) - 1) // 2 <= MOST_PAIRS:
         return [(first, second) for i, first in enumerate(arms) for second in arms[i + 1 :]]
-    return [(arms[0], second) for second in arms[1:]]
+    return [(reference, second) for second in arms if second != reference]
 
 
 def data(context: Context) -> pd.DataFrame:
@@ -28,7 +29,7 @@ def data(context: Context) -> pd.DataFrame:
         raise Skip("one arm alone cannot be compared")
     mark = np.array([study.mark])
     rows = []
-    for first, second in compared(study.arms):
+    for first, second in compared(study):
         tasks = study.shared_tasks([first, second])
         if not tasks:
             continue
@@ -49,6 +50,9 @@ def draw(context: Context) -> Drawing:
     for place, row in zip(places, records(frame), strict=True):
         colour = context.colours[row.first]
         ax.barh(place, row.high - row.low, left=row.low, height=0.6, color=colour, alpha=0.35)
+        certain = np.isnan(row.low)
+        ax.plot(row.point if certain else [], place if certain else [], "o", color=colour, clip_on=False,
+                markersize=3 * context.style.line_width, markerfacecolor="w")  # fmt: skip
         ax.plot([row.point] * 2, [place - 0.3, place + 0.3], color=colour, solid_capstyle="butt")
     ax.axvline(0.5, color="#404040", linewidth=0.8, linestyle="--")
     ax.set_xlim(-0.02, 1.02)
@@ -65,5 +69,6 @@ def draw(context: Context) -> Drawing:
         f"{TITLE} at {style.steps(study.mark)} environment steps: probability that a run of the arm on the "
         f"left scores higher than one of the arm on the right on the same task, mean over shared tasks, ties "
         f"counted half; {describe(study, study.normalised_tasks)}. Bars: {bootstrap_text(context)}."
+        + (" Circles: one seed, or the same in every resample: no interval." if frame["low"].isna().any() else "")
     )
-    return Drawing(figure, finish(context, figure, caption))
+    return Drawing(figure, finish(context, figure, caption), frame)

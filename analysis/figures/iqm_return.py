@@ -5,6 +5,7 @@ from __future__ import annotations
 import pandas as pd
 
 from analysis.figures.drawing import (
+    FEW_PUBLISHED,
     Context,
     Drawing,
     Skip,
@@ -18,11 +19,12 @@ from analysis.figures.drawing import (
     legend_above,
     not_in,
     published_handle,
+    sources,
     step_axis,
 )
 from analysis.published import common_scores
 from analysis.scales import said
-from analysis.statistics import interval, iqm
+from analysis.statistics import iqm
 
 TITLE = "Interquartile mean of normalised return"
 
@@ -36,7 +38,7 @@ def data(context: Context) -> pd.DataFrame:
     frames = []
     for arm in study.arms:
         steps = study.grid(arm.name)
-        estimate = interval(study.scores(arm.name, steps, tasks), iqm, context.replicates)
+        estimate = context.interval(study.scores(arm.name, steps, tasks), iqm)
         frames.append(frame_of(arm.name, steps, estimate))
     return pd.concat(frames, ignore_index=True)
 
@@ -48,17 +50,19 @@ def published_data(context: Context) -> pd.DataFrame:
     for algorithm, rows in context.published.frame.groupby("algorithm") if context.published else ():
         steps, scores = common_scores(rows, tasks, budget)
         if len(steps):
-            frames.append(frame_of(str(algorithm), steps, interval(scores, iqm, context.replicates)))
+            frames.append(frame_of(str(algorithm), steps, context.interval(scores, iqm)))
     return pd.concat(frames[1:] or frames, ignore_index=True)
 
 
 def draw(context: Context) -> Drawing:
     frame, published = data(context), published_data(context)
-    figure, axes = canvas(context, height=2.6)
+    names = sorted(set(published["arm"]))
+    figure, axes = canvas(context, height=2.6, entries=len(context.study.arms) + len(names))
     ax = axes[0, 0]
     series = draw_curves(context, ax, frame)
     series += draw_published(context, ax, published, ", published")
-    dashed = [published_handle(context, name, f"{name}, published") for name in sorted(set(published["arm"]))]
+    suffix = ", published" if len(names) <= FEW_PUBLISHED else ""  # of many, the caption says it once
+    dashed = [published_handle(context, name, name + suffix) for name in names]
     step_axis(ax)
     ax.set_ylabel("IQM of normalised return")
     ax.set_ylim(bottom=min(0.0, float(frame["low"].min()) if frame["low"].notna().any() else 0.0))
@@ -69,4 +73,4 @@ def draw(context: Context) -> Drawing:
     if context.published and dashed:
         caption += " Dashed: published results on the same tasks, never pooled with own runs; "
         caption += "; ".join(context.published.remarks) + "."
-    return Drawing(figure, finish(context, figure, caption), [(ax, series)])
+    return Drawing(figure, finish(context, figure, caption), sources(frame, published), [(ax, series)])

@@ -6,8 +6,8 @@ import numpy as np
 import pandas as pd
 
 from analysis.figures.drawing import Context, Skip, arms_with, describe, frame_of, members_with, not_in
-from analysis.statistics import Estimate, interval, mean
-from analysis.study import Arm
+from analysis.statistics import Estimate, mean
+from analysis.studies import Arm
 
 
 def aligned(context: Context, arm: Arm, quantity: str) -> tuple[np.ndarray, list[np.ndarray]]:
@@ -34,13 +34,14 @@ def aligned(context: Context, arm: Arm, quantity: str) -> tuple[np.ndarray, list
 def shared_tasks(context: Context, quantity: str) -> list[str]:
     """Tasks on which all arms with the quantity have it: means over different tasks would not compare."""
     sets = [set(rows["task"]) for _, rows in members_with(context, quantity).groupby("arm")]
-    return sorted(set.intersection(*sets)) if sets else []
+    shared = set.intersection(*sets) if sets else set()
+    return [task for task in context.study.tasks if task in shared]
 
 
 def over(context: Context, quantity: str) -> tuple[str, str]:
     """What a caption says of the tasks of a quantity: those it is a mean over, and those left out."""
-    tasks = shared_tasks(context, quantity)
-    return describe(context.study, tasks), not_in(context.study, tasks, members_with(context, quantity))
+    tasks, members = shared_tasks(context, quantity), members_with(context, quantity)
+    return describe(context.study, tasks, members=members), not_in(context.study, tasks, members)
 
 
 def mean_curves(context: Context, quantity: str) -> pd.DataFrame:
@@ -49,7 +50,7 @@ def mean_curves(context: Context, quantity: str) -> pd.DataFrame:
     for arm in arms_with(context, quantity):
         steps, values = aligned(context, arm, quantity)
         if len(steps):
-            estimate = interval(values, mean, context.replicates)
+            estimate = context.interval(values, mean)
             frames.append(frame_of(arm.name, steps, estimate, runs=sum(map(len, values)), tasks=len(values)))
     return _all(frames, quantity)
 

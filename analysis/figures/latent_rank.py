@@ -44,4 +44,4 @@ def draw(context: Context) -> Drawing:
         f"{' to '.join(map(str, sorted(counts)))} samples. "
         f"Bands: {bootstrap_text(context)}.{lacking(context, frame)}{left_out}"
     )
-    return Drawing(figure, finish(context, figure, caption), [(axes[0, 0], series)])
+    return Drawing(figure, finish(context, figure, caption), frame, [(axes[0, 0], series)])

@@ -33,7 +33,7 @@ def data(context: Context) -> pd.DataFrame:
     frames = []
     for arm in study.arms:
         scores = study.scores(arm.name, np.array([study.mark]), tasks)
-        estimate = statistics.interval(scores, statistics.profile(THRESHOLDS), context.replicates)
+        estimate = context.interval(scores, statistics.profile(THRESHOLDS))
         columns = {"point": estimate.point, "low": estimate.low, "high": estimate.high}
         frames.append(pd.DataFrame({"arm": arm.name, "threshold": THRESHOLDS, **columns}))
     return pd.concat(frames, ignore_index=True)
@@ -62,4 +62,4 @@ def draw(context: Context) -> Drawing:
         f"{describe(study, study.shared_tasks())}. Bands: pointwise {bootstrap_text(context)}."
         f"{not_in(study, study.shared_tasks())}"
     )
-    return Drawing(figure, finish(context, figure, caption), [(ax, series)])
+    return Drawing(figure, finish(context, figure, caption), frame, [(ax, series)])

@@ -8,7 +8,17 @@ from matplotlib.lines import Line2D
 from scipy import stats
 
 from analysis import style
-from analysis.figures.drawing import Context, Drawing, Skip, arms_with, canvas, describe, finish, legend_above
+from analysis.figures.drawing import (
+    Context,
+    Drawing,
+    Skip,
+    arms_with,
+    canvas,
+    describe,
+    finish,
+    legend_above,
+    members_with,
+)
 
 TITLE = "Latent rank against return"
 
@@ -71,5 +81,7 @@ def draw(context: Context) -> Drawing:
     correlation = within_task_correlation(frame)
     known = f"Rank correlation within tasks: {correlation:.2f}." if np.isfinite(correlation) else ""
     mark, shown = style.steps(context.study.mark), sorted(set(frame["task"]))
-    caption = f"{TITLE} at {mark} environment steps, a dot a run; {describe(context.study, shown)}. {known}"
-    return Drawing(figure, finish(context, figure, caption))
+    members = members_with(context, "rank_0.01")
+    runs = describe(context.study, shown, members=members)
+    caption = f"{TITLE} at {mark} environment steps, a dot a run; {runs}. {known}"
+    return Drawing(figure, finish(context, figure, caption), frame, [(ax, [])])

@@ -7,11 +7,11 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from matplotlib.axes import Axes
 
 from analysis import style
 from analysis.figures.drawing import (
     ENV_STEPS,
+    FEW_PUBLISHED,
     Context,
     Drawing,
     canvas,
@@ -22,6 +22,7 @@ from analysis.figures.drawing import (
     frame_of,
     legend_above,
     published_handle,
+    sources,
     step_axis,
 )  # fmt: skip
 from analysis.published import LATE
@@ -30,6 +31,8 @@ from analysis.statistics import FEWEST_RUNS, student_half_width, student_t
 
 TITLE = "Return by task"
 FEW_SEEDS = 5  # up to here each run is drawn as well
+LOWEST = 0.95  # inches that a panel needs, with its title, at 9 points
+FOOT = 1.4  # inches left for legend and caption
 
 
 def data(context: Context) -> pd.DataFrame:
@@ -39,6 +42,19 @@ def data(context: Context) -> pd.DataFrame:
     for task in study.tasks:
         for arm, steps, values in study.returns(task):
             frames.append(frame_of(arm.name, steps, student_t(values), task=task, runs=len(values)))
+    return pd.concat(frames, ignore_index=True)
+
+
+def runs_data(context: Context) -> pd.DataFrame:
+    """Every run, which with few seeds says more than an interval: task, arm, run, env_step, point."""
+    study = context.study
+    frames = []
+    for task in study.tasks:
+        for arm, steps, runs in study.returns(task):
+            for key, values in zip(study.keys(arm.name, task), runs, strict=True):
+                frames.append(
+                    pd.DataFrame({"task": task, "arm": arm.name, "run": key, "env_step": steps, "point": values})
+                )
     return pd.concat(frames, ignore_index=True)
 
 
@@ -66,24 +82,32 @@ def draw(context: Context) -> Drawing:
     study = context.study
     wanted = 4 if context.style.page > 5 else 3
     columns = min(wanted, len(study.tasks))
-    rows = math.ceil(len(study.tasks) / columns)
+    scale = context.style.font_size / 9
+    room = context.style.height / scale - 0.6 - FOOT
+    while (rows := math.ceil(len(study.tasks) / columns)) * LOWEST > room:
+        columns += 1
     figure, axes = canvas(
         context,
-        height=0.6 + (1.35 if columns > 2 else 2.0) * rows,
+        height=0.6 + min(1.35 if columns > 2 else 2.0, max(room / rows, LOWEST)) * rows,
         rows=rows,
         columns=columns,
         wide=True,
         sharex=True,
     )
     hover: list[tuple[Any, list[dict[str, Any]]]] = []
+    singles = runs_data(context) if study.seeds[1] <= FEW_SEEDS else frame.iloc[:0].assign(run="")
     for ax, task in zip(axes.flat, study.tasks, strict=False):
         series = draw_curves(context, ax, frame[frame["task"] == task], small=columns > 2)
-        single = _draw_runs(context, ax, task) if study.seeds[1] <= FEW_SEEDS else []
+        single = singles[singles["task"] == task]
+        for _, own in single.groupby("run", sort=False):
+            colour = context.colours[own["arm"].iloc[0]]
+            ax.plot(own["env_step"], own["point"], color=colour, linewidth=0.5, alpha=0.7, zorder=2)
         series += draw_published(context, ax, published[published["task"] == task], " (published)")
-        ax.set_title(task, fontsize=context.style.font_size - (1 if len(task) < 20 else 2))
+        label = study.task_label(task)
+        ax.set_title(label, fontsize=context.style.font_size - (1 if len(label) < 20 and columns <= 4 else 2))
         step_axis(ax, label=False)
         ax.locator_params(axis="x", nbins=3 if columns > 2 else 5)
-        ax.set_ylim(*_limits(frame[frame["task"] == task], published[published["task"] == task], single))
+        ax.set_ylim(*_limits(frame[frame["task"] == task], published[published["task"] == task], single["point"]))
         ax.locator_params(axis="y", nbins=5)
         hover.append((ax, series))
     for ax in axes.flat[len(study.tasks) :]:
@@ -94,7 +118,8 @@ def draw(context: Context) -> Drawing:
     figure.supylabel(score_name(study.tasks).capitalize(), fontsize=context.style.font_size)
     seeds = published.groupby("arm")["seeds"].max()
     legend_above(context, figure, [
-        published_handle(context, str(name), f"{name}, published ({style.counted(count, 'seed')})")
+        published_handle(context, str(name), f"{name}, published ({style.counted(count, 'seed')})"
+                         if len(seeds) <= FEW_PUBLISHED else str(name))
         for name, count in seeds.items()
     ], small=columns > 2)  # fmt: skip
     caption = (
@@ -106,20 +131,11 @@ def draw(context: Context) -> Drawing:
            + "; ".join(context.published.remarks) + "."
            if context.published and len(published) else "")
     )  # fmt: skip
-    return Drawing(figure, finish(context, figure, caption, x_label=ENV_STEPS), hover)
+    numbers = sources(pd.concat([frame, singles.assign(runs=1)], ignore_index=True), published)
+    return Drawing(figure, finish(context, figure, caption, x_label=ENV_STEPS), numbers, hover)
 
 
-def _draw_runs(context: Context, axes: Axes, task: str) -> list[float]:
-    """Every run as a thin line: with few seeds they say more than an interval. Returns their values."""
-    drawn: list[float] = []
-    for arm, steps, runs in context.study.returns(task):
-        for values in runs:
-            axes.plot(steps, values, color=context.colours[arm.name], linewidth=0.5, alpha=0.7, zorder=2)
-            drawn += values.tolist()
-    return drawn
-
-
-def _limits(frame: pd.DataFrame, published: pd.DataFrame, single: list[float]) -> tuple[float, float]:
+def _limits(frame: pd.DataFrame, published: pd.DataFrame, single: pd.Series) -> tuple[float, float]:
     """Returns and percentages have bounds, whatever Student's t makes of few seeds; Gymnasium's returns have none."""
     points = np.array([*frame["point"], *published["point"], *single], dtype=float)
     lowest, highest = float(np.nanmin(points)), float(np.nanmax(points))

@@ -159,7 +159,7 @@ def write_manifest(
     name: str,
     arms: list[dict[str, str]],
     members: list[tuple[str, str, str, int, int]],
-    **fields: str,
+    **fields: Any,
 ) -> Path:
     """A sweep manifest; `members` are (run directory name, arm, task, seed, env_steps)."""
     agents = {arm["name"]: arm["agent"] for arm in arms}
@@ -187,7 +187,7 @@ def write_study(
     env_steps: int = 100_000,
     evaluations: int = 6,
     name: str = "quickstart",
-    **fields: str,
+    **fields: Any,
 ) -> list[Path]:
     """A complete sweep of one arm an agent, with its manifest."""
     made, members = [], []

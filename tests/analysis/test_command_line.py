@@ -28,7 +28,7 @@ def test_importing_needs_neither_torch_nor_a_simulator() -> None:
         "import sys, pkgutil, importlib, analysis\n"
         "for module in pkgutil.walk_packages(analysis.__path__, 'analysis.'):\n"
         "    if not module.name.endswith('__main__'): importlib.import_module(module.name)\n"
-        "print([name for name in ('torch', 'dm_control', 'mujoco', 'iqrl') if name in sys.modules])"
+        "print([name for name in ('torch', 'dm_control', 'mujoco', 'omegaconf', 'iqrl.config') if name in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=120)
     assert done.stdout.strip() == "[]", done.stderr
@@ -134,6 +134,9 @@ def test_help_of_every_command_has_an_example(command: str, capsys: pytest.Captu
         (["figures", "sweep"], "sweep: expected key=value"),
         (["figures", "only=iqm"], "only=iqm: no such figure"),
         (["figures", "short=maybe"], "short=maybe: expected cut"),
+        (["figures", "runs=.", "cache=off", "ylim=arms=0:1"], "ylim=arms: no such figure with a y axis of values"),
+        (["figures", "ylim=tasks=1"], "ylim=tasks=1: expected limits of y axes"),
+        (["figures", "labels=td3"], "labels=td3: expected names of arms and tasks"),
         (["compare", "runs=."], "published=: expected the path of published results"),
         (["compare", "runs=.", "published=nowhere"], "published=nowhere: no such file or folder"),
     ],

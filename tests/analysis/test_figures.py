@@ -13,9 +13,11 @@ import matplotlib
 import numpy as np
 import pandas as pd
 import pytest
-from synthetic_runs import write_manifest, write_run, write_study
+from matplotlib.figure import Figure
+from synthetic_runs import TASKS, write_manifest, write_run, write_study
 
 from analysis import style
+from analysis.building import build
 from analysis.figures import FIGURES
 from analysis.figures.drawing import Context, Skip
 from analysis.figures.latent_curves import quartile_curves
@@ -23,7 +25,7 @@ from analysis.published import Published
 from analysis.render import render
 from analysis.runs import load
 from analysis.statistics import interval
-from analysis.study import build
+from analysis.studies import Arm
 
 
 def context(runs: Path, name: str = "neurips", **options) -> Context:
@@ -370,6 +372,90 @@ def test_every_figure_in_every_style_fits(runs: Path, name: str, recwarn: pytest
             labels = [[label.get_window_extent() for label in axes.get_xticklabels()] for axes in drawing.figure.axes]
             assert all(a.x1 < b.x0 for boxes in labels for a, b in itertools.pairwise(boxes))
     assert not [w for w in recwarn if "constrained_layout" in str(w.message)]
+
+
+@pytest.mark.parametrize(("name", "tasks"), [("neurips", 28), ("icml", 27), ("neurips", 50)])
+def test_panels_of_many_tasks_fit_a_page(runs: Path, name: str, tasks: int) -> None:
+    names = [*TASKS, *(f"gym:Made-v{i}" for i in range(22))][:tasks]
+    members = []
+    for task in names:
+        run = write_run(runs, "td3", task, returns=[0.0, 1.0, 2.0, 3.0, 4.0, 5.0])
+        members.append((run.name, "td3", task, 0, 100_000))
+    write_manifest(runs, "many", [{"name": "td3", "label": "TD3", "agent": "td3"}], members)
+    drawing = drawn("tasks", context(runs, name))
+    drawing.figure.draw_without_rendering()
+    width, height = drawing.figure.get_size_inches()
+    assert height <= 9.0 and width == style.STYLES[name].page
+    panels = [axes.get_window_extent() for axes in drawing.figure.axes if axes.get_visible()]
+    assert len(panels) == tasks and min(box.height for box in panels) > 0.35 * drawing.figure.dpi
+
+
+@pytest.mark.parametrize("agents", [(), ("iqrl", "td3", "tcrl")])
+def test_no_two_arms_share_colour_and_marker(agents: tuple[str, ...]) -> None:
+    arms = [Arm(f"a{i}", f"a{i}", agents[i] if i < len(agents) else "mine") for i in range(40)]
+    colours = style.colours(arms)
+    pairs = {(colours[arm], marker) for arm, marker in style.markers(colours).items()}
+    assert len(pairs) == 40
+    ten = {arm.name: colours[arm.name] for arm in arms[:10]}
+    assert len(set(ten.values())) == len(set(style.markers(ten).values())) == 10
+
+
+def test_a_long_legend_takes_the_width_of_the_page(runs: Path) -> None:
+    """Nineteen published algorithms in ICML's column: the curves keep most of the figure."""
+    write_study(runs, agents=("td3",), tasks=("walker-walk",), seeds=2)
+    names = [f"an algorithm {i}" for i in range(19)]
+    rows = [(name, "walker-walk", seed, step, 100.0) for name in names for seed in (0, 1) for step in (0, 100_000)]
+    frame = pd.DataFrame(rows, columns=["algorithm", "task", "seed", "env_step", "episode_return"])
+    (study,), _ = build(load([runs]), [runs])
+    given = Context(study, style.STYLES["icml"], 20, published=Published(frame, []))
+    for name in ("iqm_return", "tasks"):
+        drawing = drawn(name, given)
+        drawing.figure.draw_without_rendering()
+        legend, edges = drawing.figure.legends[0].get_window_extent(), drawing.figure.bbox
+        assert edges.x0 <= legend.x0 and legend.x1 <= edges.x1 and legend.height < 0.36 * edges.height, name
+
+
+def test_two_seeds_that_always_win_are_not_drawn_as_certain(runs: Path) -> None:
+    for agent, final in {"iqrl": 900.0, "td3": 300.0}.items():
+        for seed in range(2):
+            write_run(runs, agent, seed=seed, returns=[0.0, 0, 0, 0, 0, final + seed])
+    drawing = drawn("improvement", context(runs))
+    row = drawing.data.iloc[0]
+    assert row["point"] == 1.0 and np.isnan(row["low"]) and np.isnan(row["high"])
+    assert "Circles: one seed, or the same in every resample: no interval." in words(drawing)
+
+
+def test_clean_leaves_every_word_to_the_captions(runs: Path, tmp_path: Path) -> None:
+    made = write_study(runs, note="narrow networks", question="Which?")
+    shutil.rmtree(made[0])
+    (study,), _ = build(load([runs]), [runs])
+    for name in FIGURES:
+        drawing = drawn(name, Context(study, style.STYLES["icml"], 20, clean=True))
+        assert words(drawing) in ("", "Environment steps", "Normalised return", "Mean return Environment steps"), name
+        assert drawing.figure.get_suptitle() == "" and drawing.caption.foot == 0
+        assert "Note: narrow networks" in drawing.caption.text and made[0].name in drawing.caption.text
+
+
+def test_every_figure_has_its_numbers_beside_it(runs: Path, tmp_path: Path) -> None:
+    write_study(runs, agents=("iqrl", "tcrl", "td3"), seeds=3)
+    given = context(runs)
+    render([given], tmp_path)
+    data = {path.stem: pd.read_csv(path) for path in (tmp_path / "quickstart" / "data").iterdir()}
+    assert set(data) == set(FIGURES)
+    (line,) = (ln for ln in drawn("iqm_return", given).figure.axes[0].get_lines() if ln.get_label() == "TD3")
+    own = data["iqm_return"][data["iqm_return"]["arm"] == "td3"]
+    assert own["point"].tolist() == pytest.approx(line.get_ydata().tolist())
+    tasks = data["tasks"][data["tasks"]["task"] == "walker-walk"]
+    lines = drawn("tasks", given).figure.axes[1].get_lines()
+    assert len(lines) == 3 + tasks["run"].nunique() == 12
+
+
+def test_limits_of_y_axes_are_those_asked_for(runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[tuple[float, float]] = []
+    monkeypatch.setattr(Figure, "savefig", lambda self, *_, **__: seen.append(self.axes[0].get_ylim()))
+    write_study(runs, display={"ylim": {"iqm_return": [0, 1], "tasks": [None, 1234]}})
+    render([context(runs)], tmp_path, only=("iqm_return", "tasks"))
+    assert seen[0] == (0, 1) and seen[-1][1] == 1234
 
 
 def test_files_are_pdf_with_type_42_fonts_and_png(study: Context, tmp_path: Path) -> None:

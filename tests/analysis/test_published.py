@@ -10,9 +10,9 @@ from synthetic_runs import write_run, write_study
 
 from analysis import compare, published
 from analysis.__main__ import main
+from analysis.building import build
 from analysis.errors import InputError
 from analysis.runs import load
-from analysis.study import build
 
 
 def write(path: Path, text: str) -> Path:

@@ -10,8 +10,10 @@ import pytest
 from synthetic_runs import write_run
 
 from analysis import compare, published, scales, tables
+from analysis.building import build
+from analysis.figures.drawing import Context
 from analysis.runs import load
-from analysis.study import build
+from analysis.style import STYLES
 
 
 def succeed(run: Path, percents: list[int]) -> None:
@@ -45,7 +47,7 @@ def test_metaworld_is_judged_by_success(tmp_path: Path) -> None:
     assert values[:, -1].tolist() == [80.0, 60.0, 100.0] and values[0].tolist() == [0, 10, 20, 30, 40, 80]
     (scores,) = study.scores("iqrl", steps[-1:])
     np.testing.assert_allclose(scores[:, 0], [0.8, 0.6, 1.0])
-    table = tables.scores(study, 20)
+    table = tables.scores(Context(study, STYLES["neurips"], 20))
     assert table.caption.startswith("Success rate in percent at 100k") and "aggregates of success rate" in table.caption
     assert table.rows[0][1].startswith("80")
 
@@ -59,7 +61,7 @@ def test_suites_are_mixed_only_normalised(tmp_path: Path) -> None:
     mark = np.array([study.mark])
     found = {task: study.scores("iqrl", mark, [task])[0][0, 0] for task in study.shared_tasks()}
     assert found == pytest.approx({"gym:Hopper-v4": 0.8, "mw-reach": 0.6, "walker-walk": 0.4})
-    assert "each suite by its own" in tables.scores(study, 20).caption
+    assert "each suite by its own" in tables.scores(Context(study, STYLES["neurips"], 20)).caption
 
 
 def test_published_success_is_compared(tmp_path: Path) -> None:

@@ -49,6 +49,40 @@ def test_intervals_are_those_of_rliable_to_bootstrap_error() -> None:
     assert abs(estimate.high[0] - theirs["a"][1, 0]) < 0.05 * width
 
 
+def plain_iqm(tasks: list[np.ndarray]) -> float:
+    """Of (runs,) arrays: run after run from the lowest, each with as much of its weight as lies in the middle."""
+    even = len({len(task) for task in tasks}) == 1
+    runs = sorted((float(value), 1 / (len(tasks) * len(task))) for task in tasks for value in task)
+    cut = int(0.25 * len(runs)) / len(runs) if even else 0.25
+    upto = total = weight_kept = 0.0
+    for value, weight in runs:
+        kept = max(min(upto + weight, 1 - cut) - max(upto, cut), 0.0)
+        upto, total, weight_kept = upto + weight, total + kept * value, weight_kept + kept
+    return total / weight_kept
+
+
+RESTATED = {
+    "IQM": plain_iqm,
+    "Median": lambda tasks: float(np.median([task.mean() for task in tasks])),
+    "Mean": lambda tasks: float(np.mean([task.mean() for task in tasks])),
+    "Optimality gap": lambda tasks: 1 - float(np.mean([np.minimum(task, 1).mean() for task in tasks])),
+}
+
+
+@pytest.mark.parametrize("seeds", [(5, 5, 5, 5), (3, 5, 2, 4)])
+@pytest.mark.parametrize("name", list(AGGREGATES))
+def test_intervals_are_those_of_a_bootstrap_run_by_run(name: str, seeds: tuple[int, ...]) -> None:
+    """Resample after resample in plain numpy, on another generator: the same quantiles, to the error of both."""
+    random = np.random.default_rng(2)
+    own = [random.beta(2, 2, size=(count, 1)) + 0.1 * i for i, count in enumerate(seeds)]
+    restated = RESTATED[name]
+    draws = [restated([random.choice(task[:, 0], len(task)) for task in own]) for _ in range(4000)]
+    low, high = np.quantile(draws, [0.025, 0.975])
+    estimate = interval(own, AGGREGATES[name], 4000)
+    assert estimate.point[0] == pytest.approx(restated([task[:, 0] for task in own]), abs=1e-14)
+    assert [estimate.low[0], estimate.high[0]] == pytest.approx([low, high], abs=0.06 * (high - low))
+
+
 def test_tasks_with_unequal_seeds() -> None:
     """One array a task gives nearly what the matrix gives when the numbers of runs are nearly equal."""
     own = scores(20, 6)

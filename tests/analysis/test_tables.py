@@ -9,11 +9,17 @@ from pathlib import Path
 import pytest
 from synthetic_runs import write_run
 
-from analysis import tables
+from analysis import style, tables
+from analysis.building import build
+from analysis.figures.drawing import Context
 from analysis.runs import load
-from analysis.study import Study, build
+from analysis.studies import Study
 
 PDFLATEX = shutil.which("pdflatex")
+
+
+def of(study: Study, replicates: int, **options) -> Context:
+    return Context(study, style.STYLES["neurips"], replicates, **options)
 
 
 @pytest.fixture
@@ -27,7 +33,7 @@ def study(runs: Path) -> Study:
 
 
 def test_scores(study: Study) -> None:
-    table = tables.scores(study, 100)
+    table = tables.scores(of(study, 100))
     assert table.columns == ["Task", "iQRL", "TCRL", "TD3"]
     assert table.rows[0] == ["walker-walk", "910 ± 25", "907 ± 44", "310 ± 25"]
     assert {column for row, column in table.bold if row == 0} == {1, 2}
@@ -42,7 +48,7 @@ def test_two_seeds_have_no_half_interval(runs: Path, tmp_path: Path) -> None:
     for seed, final in enumerate((300.0, 390.0)):
         write_run(runs, "td3", "walker-walk", seed, returns=[0.0, 1.0, 2.0, 3.0, 4.0, final])
     (built,), _ = build(load([runs]), [runs])
-    table = tables.scores(built, 100)
+    table = tables.scores(of(built, 100))
     assert table.rows[0] == ["walker-walk", "345"]
     assert "over seeds (none where an arm has one or two seeds on a task)" in table.caption
     assert "over 1 shared task with" in table.caption
@@ -54,7 +60,7 @@ def test_two_seeds_have_no_half_interval(runs: Path, tmp_path: Path) -> None:
 
 
 def test_differences(study: Study) -> None:
-    table = tables.differences(study, 100)
+    table = tables.differences(of(study, 100))
     assert table.columns == ["Task", "TCRL", "TD3"]
     assert table.rows[0][2].startswith("-600 [")
     assert (0, 2) in table.bold and (0, 1) not in table.bold
@@ -65,16 +71,16 @@ def test_two_seeds_are_no_evidence_of_a_difference(runs: Path) -> None:
         for seed, final in enumerate(returns):
             write_run(runs, agent, "walker-walk", seed, returns=[0.0, 0.0, 0.0, 0.0, 0.0, final])
     (built,), _ = build(load([runs]), [runs])
-    table = tables.differences(built, 100)
+    table = tables.differences(of(built, 100))
     assert table.rows[0] == ["walker-walk", "-600"] and table.rows[1][1].startswith("-0.600 [")
     assert table.bold == set()
     assert "over seeds (none where an arm has one or two seeds on a task); for the IQM, 95% strat" in table.caption
-    for made in tables.tables(built, 100):
+    for made in tables.tables(of(built, 100)):
         assert "(100 replicates); with fewer than 5 seeds such intervals are too narrow. 1 task" in made.caption
 
 
 def test_efficiency(study: Study) -> None:
-    table = tables.efficiency(study, 100)
+    table = tables.efficiency(of(study, 100))
     assert table.rows[0] == ["walker-walk", "80k (3/3)", "80k (3/3)", "not (0/3)"]
 
 
@@ -83,11 +89,11 @@ def test_efficiency_ends_at_the_compared_step(runs: Path) -> None:
     for agent, returns in {"iqrl": [0.0, 0, 0, 0, 100, 900], "td3": [0.0, 0, 0, 0, 1000, 1000]}.items():
         write_run(runs, agent, returns=returns)
     (built,), _ = build(load([runs]), [runs], at=90_000)
-    table = tables.efficiency(built, 20)
+    table = tables.efficiency(of(built, 20))
     assert table.rows[0] == ["walker-walk", "not (0/1)", "80k (1/1)"]
     assert [row[1:] for row in table.rows[1:]] == [["0.022", "0.222"]]  # trapezia up to 80k, level up to 90k
     (built,), _ = build(load([runs]), [runs], at=89_999)
-    assert "Mean return at 89.999k environment steps" in tables.scores(built, 20).caption
+    assert "Mean return at 89.999k environment steps" in tables.scores(of(built, 20)).caption
 
 
 def test_efficiency_does_not_depend_on_how_often_arms_are_evaluated(runs: Path) -> None:
@@ -98,7 +104,7 @@ def test_efficiency_does_not_depend_on_how_often_arms_are_evaluated(runs: Path) 
     write_run(runs, "iqrl", "cup-catch", every=100_000, returns=rarely)
     write_run(runs, "td3", "cup-catch", returns=[0.0, 0, 0, 0, 0, 1000])
     (built,), _ = build(load([runs]), [runs])
-    table = tables.efficiency(built, 20)
+    table = tables.efficiency(of(built, 20))
     assert table.rows[1] == ["walker-walk", "20k (1/1)", "20k (1/1)"]
     assert table.rows[2] == ["IQM of area under curve", "0.500", "0.500"]
     assert "Evaluated every 100k (iQRL), 20k (iQRL, TD3) environment steps." in table.caption
@@ -109,7 +115,7 @@ def test_efficiency_has_no_row_where_the_best_mean_is_not_above_0(runs: Path) ->
         write_run(runs, agent, "gym:Pendulum-v1", returns=[-1500.0, -1400.0, -1200.0, -800.0, -600.0, final])
         write_run(runs, agent, "walker-walk", returns=[0.0, 0.0, 0.0, 0.0, 0.0, 1000.0 + final])
     (built,), _ = build(load([runs]), [runs])
-    table = tables.efficiency(built, 20)
+    table = tables.efficiency(of(built, 20))
     assert [row[0] for row in table.rows] == ["walker-walk", "IQM of area under curve"]
     assert "(without gym:Pendulum-v1, where that mean is not above 0)" in table.caption
 
@@ -118,9 +124,9 @@ def test_differences_of_gymnasium_tasks(runs: Path) -> None:
     for agent, final in {"iqrl": 500.0, "td3": 100.0}.items():
         write_run(runs, agent, "gym:CartPole-v1", returns=[0.0, 0.0, 0.0, 0.0, 0.0, final])
     (built,), _ = build(load([runs]), [runs])
-    assert tables.differences(built, 20).rows == [["gym:CartPole-v1", "-400"]]
+    assert tables.differences(of(built, 20)).rows == [["gym:CartPole-v1", "-400"]]
     left_out = "Left out of means over tasks: gym:CartPole-v1 (its scale is unknown)."
-    for table in tables.tables(built, 20):
+    for table in tables.tables(of(built, 20)):
         assert left_out in table.caption and "bootstrap" not in table.caption
 
 
@@ -129,7 +135,7 @@ def test_a_task_that_one_arm_lacks_stays_a_row_for_the_others(runs: Path) -> Non
         write_run(runs, agent, "dog-run", returns=[0.0, 0.0, 0.0, 0.0, 0.0, final])
     write_run(runs, "mrq", "walker-walk")
     (built,), _ = build(load([runs]), [runs])
-    table = tables.differences(built, 20)
+    table = tables.differences(of(built, 20))
     assert table.columns == ["Task", "MR.Q", "TD3"] and table.rows == [["dog-run", "", "-400"]]
     assert table.numbers[["row", "arm"]].to_numpy().tolist() == [["dog-run", "td3"]]
 
@@ -138,12 +144,12 @@ def test_differences_of_arms_that_share_no_task_have_a_header(runs: Path, tmp_pa
     write_run(runs, "iqrl", "dog-run")
     write_run(runs, "td3", "walker-walk")
     (built,), _ = build(load([runs]), [runs])
-    tables.write([tables.differences(built, 20)], tmp_path)
+    tables.write([tables.differences(of(built, 20))], tmp_path)
     assert (tmp_path / "differences.csv").read_text() == "row,arm,point,low,high\n"
 
 
 def test_latex_and_markdown(study: Study, tmp_path: Path) -> None:
-    table = tables.scores(study, 100)
+    table = tables.scores(of(study, 100))
     table.rows[0][0] = "a_b & 50%"
     text = tables.latex(table)
     assert r"a\_b \& 50\%" in text and r"\textbf{910 $\pm$ 25}" in text
@@ -161,7 +167,7 @@ def test_latex_and_markdown(study: Study, tmp_path: Path) -> None:
 @pytest.mark.skipif(PDFLATEX is None, reason="no pdflatex on this machine (Debian: texlive-latex-recommended)")
 @pytest.mark.parametrize("document_class", ["[twocolumn]{article}", "{article}"])
 def test_latex_compiles(study: Study, tmp_path: Path, document_class: str) -> None:
-    made = tables.tables(study, 20)
+    made = tables.tables(of(study, 20))
     made[0].columns[1:3] = ["".join(tables._TEX), "naïve – “-1” +2 `'`"]
     made[0].columns += [f"arm {i}" for i in range(9)]
     made[0].rows = [[*row, *["1000 ± 1000"] * 9] for row in made[0].rows]  # wider than the page
@@ -182,7 +188,7 @@ def test_a_papers_caption_counts_what_is_missing_and_a_wide_table_spans_the_page
     write_run(runs, "iqrl", "dog-run", 1)
     (built,), _ = build(load([runs]), [runs])
     named = "iqrl on dog-run, seed 0 (missing, not there); iqrl on walker-walk, seed 1 (missing, not there)"
-    for table in tables.tables(built, 20):
+    for table in tables.tables(of(built, 20)):
         assert f"Incomplete: {named}." in table.caption
         text = tables.latex(table)
         assert f"% Incomplete: {named}.\n" in text

@@ -11,9 +11,11 @@ import pytest
 from synthetic_runs import write_manifest, write_run, write_study
 
 from analysis import style
+from analysis.building import build
+from analysis.display import Display
 from analysis.errors import InputError
 from analysis.runs import load
-from analysis.study import Problem, Study, build
+from analysis.studies import Problem, Study
 
 
 def studies(runs: Path, **options) -> dict[str, Study]:
@@ -278,6 +280,8 @@ ROW = {"run": "r", "arm": "a", "task": "walker-walk", "seed": 0, "env_steps": 10
         ({"runs": [ROW, {"run": "r", "task": "walker-walk", "env_steps": 1000}]}, "runs[1]: no key 'arm'"),
         ({"runs": [ROW | {"seed": None}]}, "runs[0]: 'seed' is not of type int"),
         ({"runs": [ROW | {"arm": "b"}]}, "runs[0]: arm 'b' is not among its arms"),
+        ({"display": {"colour": "red"}}, "'display' is not a mapping of arms, baseline, labels, tasks, ylim"),
+        ({"display": {"ylim": {"tasks": 3}}}, "'display' has a value of another type"),
         ({"name": "runs"}, "name 'runs' is that of the runs of no sweep"),
     ],
 )
@@ -360,3 +364,41 @@ def test_a_manifest_does_not_rename_a_run(runs: Path, task: str, seed: int) -> N
         f"{wrong.name}: configuration: cheetah-run, seed 0, by its own configuration; {task}, seed {seed} by the sweep "
         "(left out)"
     )
+
+
+def test_arms_and_tasks_are_chosen_ordered_and_named(runs: Path) -> None:
+    """By options, and before these by the sweep's file; colours stay those of the whole sweep."""
+    said = {"baseline": "td3", "labels": {"walker-walk": "Walker", "td3": "their TD3"}, "arms": ["td3", "iqrl"]}
+    made = write_study(runs, agents=("iqrl", "tcrl", "td3"), seeds=2, display=said)
+    shutil.rmtree(made[5])  # an arm that is not shown lacks it
+    study = studies(runs)["quickstart"]
+    assert [(arm.name, arm.label) for arm in study.arms] == [("td3", "their TD3"), ("iqrl", "iqrl")]
+    assert study.reference.name == "td3" and study.problems == [] and study.task_label("walker-walk") == "Walker"
+    assert [arm.name for arm in study.listed] == ["iqrl", "tcrl", "td3"]
+    wanted = Display(baseline="iqrl", arms=("iqrl", "tcrl"), tasks=("walker-walk",), labels={"iqrl": "Ours"})
+    study = studies(runs, display=wanted)["quickstart"]
+    assert [(arm.name, arm.label) for arm in study.arms] == [("iqrl", "Ours"), ("tcrl", "tcrl")]
+    assert study.tasks == ["walker-walk"] and study.reference.name == "iqrl" and len(study.members) == 4
+    study = studies(runs, display=Display(tasks=("walker-walk", "cartpole-swingup")))["quickstart"]
+    assert study.tasks == ["walker-walk", "cartpole-swingup"] == study.shared_tasks()
+
+
+def test_arms_of_no_sweep_are_chosen_too(runs: Path) -> None:
+    for agent in ("iqrl", "td3"):
+        write_run(runs, agent)
+    assert [arm.name for arm in studies(runs, display=Display(arms=("td3",)))["runs"].arms] == ["td3"]
+
+
+@pytest.mark.parametrize(
+    ("display", "message"),
+    [
+        (Display(baseline="mrq"), "baseline=mrq: quickstart has no such name; expected one of iqrl, td3"),
+        (Display(baseline="iqrl", arms=("td3",)), "baseline=iqrl: quickstart has no such name; expected one of td3"),
+        (Display(tasks=("dog-run",)), "tasks=dog-run: quickstart has no such name; expected one of cartpole-swingup"),
+        (Display(labels={"x": "y"}), "labels=x: quickstart has no such name"),
+    ],
+)
+def test_a_name_that_a_study_has_not_is_refused(runs: Path, display: Display, message: str) -> None:
+    write_study(runs)
+    with pytest.raises(InputError, match=message):
+        studies(runs, display=display)
