@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import builtins
 import errno
 import functools
 import json
@@ -198,13 +199,16 @@ def test_a_finished_run_is_left_alone(tmp_path: Path, undisturbed: Any) -> None:
 
 
 def test_a_run_with_the_records_of_an_older_version_goes_on(halfway: tuple[Path, Path, Path], tmp_path: Path) -> None:
-    """Of a committed run, which says less of its sessions; and with a lease that says less of its writer."""
+    """Records that have no more keys than those of a committed run, and a lease that says less of its writer."""
     runs, directory, expected = halfway
-    old = next((Path(__file__).parents[1] / "data" / "runs").glob("mrq-*/provenance.json"))
-    shutil.copyfile(old, directory / "provenance.json")
-    newest = max((directory / "lease").iterdir())
-    newest.write_text(json.dumps({"host": "elsewhere", "pid": 1}))
-    finish(["resume", str(directory), "train.precision=auto", "train.compile=off"], tmp_path / "said")
+    (old,) = (Path(__file__).parents[1] / "data" / "runs").glob("mrq-*/provenance.json")
+    record, known = json.loads((directory / "provenance.json").read_text()), json.loads(old.read_text())
+    (session,) = record["sessions"]
+    record = {key: record[key] for key in known} | {"sessions": [{key: session[key] for key in known["sessions"][0]}]}
+    record["sessions"][0] |= {"commit": None, "dirty": None}
+    (directory / "provenance.json").write_text(json.dumps(record))
+    max((directory / "lease").iterdir()).write_text(json.dumps({"host": "elsewhere", "pid": 1}))
+    finish(["resume", str(directory)], tmp_path / "said")
     assert_same_runs(runs, expected)
     assert len(json.loads((directory / "provenance.json").read_text())["sessions"]) == 2
 
@@ -572,19 +576,18 @@ def test_a_file_that_cannot_be_read_is_not_taken_for_damaged(
     path = {"training.csv": directory / file, "checkpoint": checkpoints(directory)[-1]}.get(file)
     path = path or next((directory / file).iterdir())
     before = {p: p.read_bytes() for p in directory.rglob("*") if p.is_file() and p.parent.name != "lease"}
-    broken = OSError(errno.EIO, "Input/output error", str(path))
 
-    def fails(wanted: Path, usual: Any) -> Any:
-        def call(self: Path, *args: Any, **options: Any) -> Any:
-            if self == wanted:
-                raise broken
-            return usual(self, *args, **options)
+    def fails(usual: Any) -> Any:
+        def call(file: Any, *args: Any, **options: Any) -> Any:
+            if str(file) == str(path):
+                raise OSError(errno.EIO, "Input/output error", str(path))
+            return usual(file, *args, **options)
 
         return call
 
     with monkeypatch.context() as patched:
-        for name in ("read_text", "read_bytes", "stat"):
-            patched.setattr(Path, name, fails(path, getattr(Path, name)))
+        for owner, name in ((builtins, "open"), (os, "stat"), (Path, "read_bytes")):
+            patched.setattr(owner, name, fails(getattr(owner, name)))
         assert command_line.main(words("td3", runs)) == 1
     after = {p: p.read_bytes() for p in directory.rglob("*") if p.is_file() and p.parent.name != "lease"}
     assert after == before

@@ -10,6 +10,7 @@ import torch
 from iqrl import __main__ as command
 from iqrl import config
 from iqrl.errors import InputError
+from iqrl.runs import checkpoints
 from iqrl.runs.directory import RunDirectory
 from iqrl.training.transfer import inherited
 
@@ -47,7 +48,7 @@ def final_state(folder, run):
     directory = RunDirectory(folder / run.directory_name)
     assert directory.done()
     _, file = directory.checkpoints()[0]
-    return directory.load(file, 0, needs_replay=False)["engine"]["state"]
+    return checkpoints.load(file, 0, needs_replay=False)["engine"]["state"]
 
 
 @pytest.fixture(scope="module")
