@@ -35,7 +35,7 @@ chosen = $(if $(filter command line,$(origin SWEEP)),$(name)$(if $(filter-out $(
 drawn = runs=$(RUNS) out=$(FIGURES) style=$(STYLE) $(addprefix sweep=,$(chosen)) $(addprefix published=,$(PUBLISHED))
 
 .DEFAULT_GOAL := help
-.PHONY: help setup sweep status figures report watch test test-slow lint bench fidelity storm clean-runs
+.PHONY: help setup sweep status figures report watch test test-slow lint bench fidelity gpu storm clean-runs
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
@@ -103,6 +103,9 @@ bench: $(ready) ## updates/s of every agent on this machine (PEER=AGENT:/path/to
 
 fidelity: $(ready) ## the same updates by official code, and the distance (PEER=AGENT:/path/to/its/official/checkout)
 	@$(python) -m benchmarks.fidelity $(if $(PEER),peer=$(PEER)) $(ARGS)
+
+gpu: $(ready) ## everything to know of a GPU, in 25 minutes; rows in bench/gpu (ARGS="minutes=25 peers=iqrl:/path")
+	@$(python) -m benchmarks.gpu $(ARGS)
 
 storm: $(ready) ## a sweep on a real Slurm cluster on this machine under 30 injected faults
 	@$(python) -m benchmarks.storm $(ARGS)

@@ -17,7 +17,7 @@ from typing import IO, Any
 from iqrl.doctor.ways import Way
 from iqrl.runs.code import ROOT
 
-WAY_SECONDS = 900.0  # longest that one way may take, its compilation included
+WAY_SECONDS = 1800.0  # longest that one way may take: on busy cores, compiling can take most of it
 POLL_SECONDS = 0.5
 
 

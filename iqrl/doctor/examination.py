@@ -240,7 +240,9 @@ def idle_share(engine: Engine, work: Any) -> float | None:
     try:
         with profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA]) as trace:
             work()
-        events = [e for e in trace.events() if e.device_type == DeviceType.CUDA]
+        # Names that code gives to stretches of the device's time are events, too, and no work.
+        found = [e for e in trace.events() if e.device_type == DeviceType.CUDA]
+        events = [e for e in found if not getattr(e, "is_user_annotation", False)]
     except Exception as error:  # CUPTI may be missing, or forbidden
         print(f"warning: no trace of the device: {one_line(error)}", file=sys.stderr)
         return None
