@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import yaml
 
-from iqrl import config
+from iqrl import plain_yaml
 from iqrl.agents import AGENTS, agent_class
 from iqrl.config import parse_words, resolve
 from iqrl.environments import tasks
@@ -45,7 +45,7 @@ def test_every_setting_stands_with_its_default(agent):
     stated = {}
     for header, rows in tables(agent):
         for i in (i for i, cell in enumerate(header) if cell == "setting"):
-            stated |= {row[i].strip("`"): yaml.load(row[i + 1], config._Loader) for row in rows if row[i]}
+            stated |= {row[i].strip("`"): plain_yaml.parse(row[i + 1], agent) for row in rows if row[i]}
     assert stated == dataclasses.asdict(agent_class(agent)[0].Config())
 
 

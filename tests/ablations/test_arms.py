@@ -87,7 +87,8 @@ def test_an_arm_learns_and_acts(runs):
             assert action.shape == (1, 1, spec.action_dim) and (np.abs(action) <= 1).all()
             observation, reward, _, _ = environment(task).step(action[0, 0])
             total += reward
-        assert 0 <= total <= 2 * EVALUATED
+        suite = task.startswith(("gym:", "mw-"))  # whose rewards have no bounds, or others
+        assert np.isfinite(total) if suite else 0 <= total <= 2 * EVALUATED
 
     data = transitions(task, 0)
     observed, taken, reward, after = (torch.from_numpy(np.stack([step[i] for step in data])) for i in (0, 1, 2, 5))
