@@ -86,10 +86,10 @@ class Engine:
         All that live are run by neighbours where one between them has failed. Other groups with gaps, of seeds that
         happen to stand at the same update, go one by one: each new group would be compiled and recorded for itself.
         """
-        parts = [list(group[part]) for part in self._neighbours(group)]
-        if len(parts) > 1 and list(group) != self.living:
-            parts = [[place] for place in group]
-        for places in parts:
+        neighbours = [list(group[cut]) for cut in self._neighbours(group)]
+        if len(neighbours) > 1 and list(group) != self.living:
+            neighbours = [[place] for place in group]
+        for places in neighbours:
             self._run_neighbours(stage, places, progress)
 
     def _neighbours(self, places: Sequence[int]) -> list[slice]:
@@ -137,13 +137,13 @@ class Engine:
             self.metric_sums[name] = torch.zeros(len(self.seeds), dtype=dtype, device=self.device)
         return self.metric_sums[name]
 
-    def _function(self, stage: str) -> Lifted:
-        if stage not in self._functions:
-            function = lift(self.agent, stage, self.replay)
+    def _function(self, part: str) -> Lifted:
+        if part not in self._functions:
+            function = lift(self.agent, part, self.replay)
             if self.compiled:
-                function = with_fallback(stage, function)
-            self._functions[stage] = Recorded(stage, function, fixed=2) if self.recorded else function
-        return self._functions[stage]
+                function = with_fallback(part, function)
+            self._functions[part] = Recorded(part, function, fixed=2) if self.recorded else function
+        return self._functions[part]
 
     def schedule(self, progress: Sequence[Progress]) -> dict[str, Tensor]:
         """The agent's schedule for each seed given, (n,) each."""

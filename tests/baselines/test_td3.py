@@ -76,7 +76,7 @@ def test_updates_are_those_of_the_specification(profile: str, nstep: int) -> Non
         batch = random_batch(nstep, 32, seed=number)
         noise = torch.randn(32, 2, generator=torch.Generator().manual_seed(number))
         (stage,) = agent.stages(number)
-        changed, metrics = getattr(agent, stage)(state, batch, {"smoothing": noise}, {})
+        changed, metrics = agent.run_stage(stage, state, batch, {"smoothing": noise}, {})
         state = {**state, **changed}
         told = plain.update(batch, noise, number, profile == "official")
         for name, value in told.items():

@@ -128,7 +128,7 @@ def test_updates_are_those_of_the_specification(variant: str) -> None:
     for number in range(1, 5):
         batch, noise = random_batch(agent.slices.horizon, 8, seed=number), draw_noise(agent, number)
         (stage,) = agent.stages(number)
-        changed, metrics = getattr(agent, stage)(state, batch, noise, {})
+        changed, metrics = agent.run_stage(stage, state, batch, noise, {})
         state = {**state, **changed}
         told = plain.update(batch, noise, number)
         for name, value in told.items():
