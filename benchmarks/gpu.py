@@ -43,7 +43,8 @@ from benchmarks.speed import PEERS, check_peer, machine_name, read_words
 from iqrl.agents import agent_class
 from iqrl.config import runs_folder_writable
 from iqrl.errors import BAD_INPUT, FAILED, INTERRUPTED, InputError, did_you_mean
-from iqrl.runs.directory import ROOT, code_version, now
+from iqrl.runs.code import ROOT, code_version
+from iqrl.runs.files import now
 from iqrl.training.execution import driver_version
 
 # Each step's share of the time, against those that follow it.
