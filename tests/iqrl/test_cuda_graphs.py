@@ -103,11 +103,12 @@ def compare(one: Engine, other: Engine, tolerance: float) -> None:
 def test_recording_changes_no_number(cls: type[Agent[Any]], recordings: list[str]) -> None:
     plain, recorded = (engine(cls, [4, 0, 7], flag) for flag in (False, True))
     compare(plain, recorded, 0.0)
-    learning = {stage for u in range(1, 21) for stage in recorded.agent.stages(u)}
-    # Each stage for the pack, and for the seed that learned alone; acting for all, and for those but the first.
+    agent = recorded.agent
+    learning = {part for u in range(1, 21) for stage in agent.stages(u) for part in agent.parts(stage)}
+    # Each part for the pack, and for the seed that learned alone; acting for all, and for those but the first.
     assert set(recordings) == learning | {"act"}
     assert recordings.count("act") == 2
-    assert all(recordings.count(stage) <= 2 for stage in learning)
+    assert all(recordings.count(part) <= 2 for part in learning)
 
 
 @pytest.mark.parametrize("cls", [TD3, DCWM])
