@@ -18,11 +18,11 @@ from synthetic_runs import TASKS, write_manifest, write_run, write_study
 
 from analysis import style
 from analysis.building import build
-from analysis.figures import FIGURES
+from analysis.figures import BARS, FIGURES
 from analysis.figures.drawing import Context, Skip
 from analysis.figures.latent_curves import quartile_curves
 from analysis.published import Published
-from analysis.render import render
+from analysis.render import lay_out, render
 from analysis.runs import load
 from analysis.statistics import interval
 from analysis.studies import Arm
@@ -358,15 +358,20 @@ def test_figures_without_data_say_so(runs: Path) -> None:
 
 @pytest.mark.parametrize("name", list(style.STYLES))
 def test_every_figure_in_every_style_fits(runs: Path, name: str, recwarn: pytest.WarningsRecorder) -> None:
-    write_study(runs, agents=("iqrl", "td3", "tcrl"), tasks=("cartpole-swingup", "walker-walk", "dog-run"), seeds=2)
+    labels = {"iqrl": "slices across episodes", "td3": "undiscounted target"}
+    tasks = ("cartpole-swingup", "walker-walk", "dog-run")
+    write_study(runs, agents=("iqrl", "td3", "tcrl"), tasks=tasks, seeds=2, display={"labels": labels})
     given = context(runs, name)
     for figure in FIGURES:
         drawing = drawn(figure, given)
         with matplotlib.rc_context(given.style.rc):
-            drawing.figure.canvas.draw()
+            lay_out(drawing)
         edges = drawing.figure.bbox
-        for text in drawing.figure.texts:
+        axes = [axes for axes in drawing.figure.axes if figure in BARS]
+        names = [t for a in [*axes, *(b for a in axes for b in a.child_axes)] for t in a.get_yticklabels()]
+        for text in [*drawing.figure.texts, *(t for t in names if t.get_text())]:
             box = text.get_window_extent()
+            assert box.x0 >= edges.x0 - 1, (figure, text.get_text())
             assert box.x1 <= edges.x1 + 1 and box.y0 >= edges.y0 - 1, (figure, text.get_text())
         if figure == "aggregates":  # its ticks do not run into each other
             labels = [[label.get_window_extent() for label in axes.get_xticklabels()] for axes in drawing.figure.axes]
