@@ -219,26 +219,27 @@ def test_the_median_of_an_even_number_of_runs_lies_between_them(runs: Path) -> N
     assert frame["high"].tolist() == pytest.approx([v[3] for v in values])
 
 
-def test_an_arm_with_a_run_that_has_just_begun(runs: Path) -> None:
-    """Nothing is diagnosed at its first evaluation, nor known of the arm's other run there."""
-    for agent in ("iqrl", "tcrl"):
-        write_run(runs, agent, seed=0)
-        write_run(runs, agent, seed=1, stop_at=0 if agent == "tcrl" else None, end="running")
+def test_captions_of_latents_count_the_runs_that_have_them(runs: Path) -> None:
+    """One of five without rows, one with a number missing in one row: drawn as four, captioned and named."""
+    made = write_study(runs, agents=("iqrl",), tasks=("walker-walk",), seeds=5)
+    for run in made[:2]:
+        (run / "DONE").unlink()
+    (made[0] / "latents.csv").unlink()
+    lines = (made[1] / "latents.csv").read_text().splitlines()
+    fields = lines[2].split(",")
+    fields[lines[0].split(",").index("rank_0.01")] = ""
+    (made[1] / "latents.csv").write_text("\n".join([*lines[:2], ",".join(fields), *lines[3:]]) + "\n")
     given = context(runs)
-    assert given.study.mark == 0
-    for name in set(FIGURES) - {"rank_return"}:
-        text = words(drawn(name, given))
-        told = (
-            "No value yet of TCRL."
-            if name in ("latent_rank", "condition_number", "dormant_units", "active_codebook")
-            else ""
-        )
-        assert told in text and ("No value yet" in text) == bool(told), name
-    with pytest.raises(Skip, match="no run has a latent rank at the compared env step"):
-        drawn("rank_return", given)
-    write_run(runs, "iqrl", seed=2, stop_at=0, end="running")
-    with pytest.raises(Skip, match="no run has rank_0.01 at the env steps shown"):
-        drawn("latent_rank", context(runs))
+    drawing = drawn("latent_rank", given)
+    assert set(drawing.data["runs"]) == {4} and "1 task (walker-walk), 4 seeds each" in drawing.caption.text
+    assert 40_000 not in set(drawing.data["env_step"]) and 60_000 in set(drawing.data["env_step"])
+    assert "5 seeds each" in drawn("iqm_return", given).caption.text
+    told = {problem.run: str(problem) for problem in given.study.problems if problem.kind in ("latents", "nan")}
+    assert told == {
+        made[0].name: f"{made[0].name}: latents: no row in latents.csv, which other runs of its arm have "
+        "(not in figures of latents)",
+        made[1].name: f"{made[1].name}: nan: rank_0.01 is not a number at env step 40000 (no curve of its arm there)",
+    }
 
 
 def test_captions_say_that_arms_are_evaluated_by_unequal_episodes(runs: Path) -> None:
