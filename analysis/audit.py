@@ -3,6 +3,7 @@
 * failed, unreadable and NaN runs are left out;
 * of two folders with one identity the more complete one counts, a failed one last;
 * inside one arm and task, a run whose configuration (seed aside) is not that of the majority is left out;
+* a run that has only its evaluation before training is left out, unless no run has more;
 * a run that has not reached its budget yet cuts its arm at the last common env step (``short=cut``), or is
   left out (``short=drop``).
 """
@@ -17,7 +18,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from analysis.runs import records
+from analysis.runs import RunTables, records
 from analysis.statistics import is_recent
 from analysis.studies import Problem, Study
 
@@ -37,7 +38,16 @@ def telling(config: str) -> dict[str, Any]:
     return kept
 
 
-def without_duplicates(runs: pd.DataFrame) -> tuple[pd.DataFrame, list[Problem]]:
+def _first_difference(tables: RunTables, first: str, second: str) -> int | None:
+    """The first env step at which two runs were evaluated and have other returns; on one machine there is none."""
+    table = tables.evaluations
+    one, other = (table[table["key"] == key].set_index("env_step")["mean_return"] for key in (first, second))
+    both = one.index.intersection(other.index)
+    unequal = both[~np.isclose(one[both], other[both], rtol=1e-9, equal_nan=True)]
+    return int(unequal[0]) if len(unequal) else None
+
+
+def without_duplicates(runs: pd.DataFrame, tables: RunTables) -> tuple[pd.DataFrame, list[Problem]]:
     """Of runs with one identity keep the most complete; name the others.
 
     A copy that would be left out for how it ended is kept only where there is no other, however far it got. Whatever
@@ -58,6 +68,8 @@ def without_duplicates(runs: pd.DataFrame) -> tuple[pd.DataFrame, list[Problem]]
     for row in records(order[repeated]):
         other = kept.loc[row.identity]
         differs = f" ({row.precision}, the other {other['precision']})" if row.precision != other["precision"] else ""
+        unequal = _first_difference(tables, row.key, str(other["key"]))
+        differs += f"; their returns differ from env step {unequal} on" if unequal is not None else ""
         detail = f"{row.key} has the identity of {other['key']}{differs}"
         problems.append(Problem("duplicate", row.run, detail, "left out"))
     return runs.loc[order.index[~repeated]].sort_index(), problems
@@ -86,6 +98,7 @@ def checked(study: Study, short: str) -> Study:
 
     evaluations = study.tables.evaluations
     spoiled = evaluations[~np.isfinite(evaluations["mean_return"])].groupby("key", observed=True)["env_step"].min()
+    begun = (members["env_step"] > 0).any()  # one run that has just started would put every comparison at step 0
     for row in records(members):
         if row.status in ("failed", "unreadable"):
             leave_out(
@@ -93,8 +106,9 @@ def checked(study: Study, short: str) -> Study:
                 row.status,
                 row.reason + (f" at env step {row.env_step:.0f}" if row.env_step > 0 else ""),
             )
-        elif row.env_step < 0:
-            leave_out(row.Index, "short", "no evaluation yet")
+        elif row.env_step < 0 or (row.env_step == 0 and begun):
+            what = "no evaluation" if row.env_step < 0 else "only the evaluation before training"
+            leave_out(row.Index, "short", f"{what} yet")
         elif row.key in spoiled.index:
             leave_out(row.Index, "nan", f"return is not finite at env step {spoiled[row.key]}")
         if row.remarks:
@@ -117,7 +131,7 @@ def checked(study: Study, short: str) -> Study:
         else:
             problems.append(Problem(kind, str(row.run), detail, "counted"))
     study.members = members[keep].astype({"seed": int, "budget": int, "env_step": int, "key": str, "pack": int})
-    problems += _mixed(study)
+    problems += [*_mixed(study), *_identical(study), *_latents(study)]
     present = set(study.members["arm"])
     for arm in study.arms:
         if arm.name not in present:
@@ -162,6 +176,56 @@ def _mixed(study: Study) -> list[Problem]:
             if len(counts) > 1:
                 shown = ", ".join(f"{value} ({count})" for value, count in counts.most_common())
                 problems.append(Problem("remark", arm.label, f"runs of more than one {what}: {shown}", "counted"))
+    return problems
+
+
+def _identical(study: Study) -> list[Problem]:
+    """Seeds of an arm on a task with the same returns throughout, at three different values or more."""
+    problems = []
+    for arm in study.arms:
+        for task in sorted(set(study.of(arm.name)["task"])):
+            own = study.of(arm.name, task).sort_values("seed", kind="stable")
+            curves: dict[bytes, list[Any]] = {}
+            for row in records(own):
+                steps, returns = study.series(row.key, "mean_return")
+                if len(set(returns.tolist())) >= 3:
+                    curves.setdefault(steps.tobytes() + returns.tobytes(), []).append(row)
+            for rows in curves.values():
+                if len(rows) > 1:
+                    seeds = ", ".join(str(row.seed) for row in rows)
+                    detail = f"the returns of seeds {seeds} on {task} are the same throughout: is it one run?"
+                    problems.append(Problem("identical", arm.label, detail, "counted"))
+    return problems
+
+
+def _latents(study: Study) -> list[Problem]:
+    """Runs without a quantity that others of their arm have, and rows in which one is not a number."""
+    problems = []
+    latents = study.latents
+    quantities = [name for name in latents.columns if name not in ("key", "run", "env_step")]
+    known = latents[quantities].notna().assign(key=latents["key"].astype(str)).groupby("key")
+    some, every = known.any(), known.all()
+    for arm in study.arms:
+        keys = [key for task in study.tasks for key in study.keys(arm.name, task)]
+        there = [key for key in keys if key in some.index]
+        having = [name for name in quantities if some.loc[there, name].any()] if there else []
+        names = dict(zip(study.of(arm.name)["key"], study.of(arm.name)["run"], strict=True))
+        begun = {row.key for row in records(study.of(arm.name)) if row.env_step > 0}
+        for key in (key for key in keys if having and key in begun):
+            without = [name for name in having if key not in some.index or not some.at[key, name]]
+            if len(without) == len(having):
+                detail = "no row in latents.csv, which other runs of its arm have"
+            elif without:
+                detail = f"no {', '.join(without)} in latents.csv, which other runs of its arm have"
+            else:
+                detail = ""
+            if detail:
+                problems.append(Problem("latents", names[key], detail, "not in figures of latents"))
+            for name in (name for name in having if name not in without and not every.at[key, name]):
+                rows = latents[latents["key"] == key]
+                at = ", ".join(map(str, rows.loc[rows[name].isna(), "env_step"].tolist()[:3]))
+                effect = "no curve of its arm there"
+                problems.append(Problem("nan", names[key], f"{name} is not a number at env step {at}", effect))
     return problems
 
 

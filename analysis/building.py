@@ -38,7 +38,7 @@ def build(
     display = display or Display()
     manifests, problems = read_manifests(folders)
     names = list(dict.fromkeys(manifest["name"] for manifest in manifests))
-    runs, duplicates = without_duplicates(tables.runs)
+    runs, duplicates = without_duplicates(tables.runs, tables)
     listed = {row["run"] for manifest in manifests for row in manifest["runs"]}
     unlisted = runs[~runs["run"].isin(listed)]
     if sweep is not None and sweep not in [*names, UNLISTED]:

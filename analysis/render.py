@@ -85,8 +85,7 @@ def _render_one(context: Context, name: str, out: Path | None, svg: bool) -> Ren
         rendered.caption = drawing.caption.text
         for ax, _ in drawing.hover:
             ax.set_ylim(*context.study.display.ylim.get(name, (None, None)))
-        drawing.figure.draw_without_rendering()  # lays it out, once for all formats
-        drawing.figure.set_layout_engine(None)
+        lay_out(drawing)
         if out is not None:
             for suffix, metadata in ((".pdf", {"CreationDate": None}), (".png", {})):
                 path = out / context.study.name / f"{name}{suffix}"
@@ -96,6 +95,12 @@ def _render_one(context: Context, name: str, out: Path | None, svg: bool) -> Ren
         if svg:
             rendered.svg, rendered.hover = _svg(drawing, prefix=f"{context.study.name}-{name}")
     return rendered
+
+
+def lay_out(drawing: Drawing) -> None:
+    """Settle where everything is, once for all formats: at the resolution of the PNG, as letters widen with it."""
+    drawing.figure.draw_without_rendering()
+    drawing.figure.set_layout_engine(None)
 
 
 def _svg(drawing: Drawing, prefix: str) -> tuple[str, list[dict[str, Any]]]:

@@ -145,6 +145,15 @@ class Study:
     def _cached_columns(self) -> dict[str, dict[str, tuple[np.ndarray, np.ndarray]]]:
         return {}
 
+    @property
+    def latents(self) -> pd.DataFrame:
+        """Rows of the latent diagnostics of the runs of this study."""
+        return self._series["latents"]
+
+    def series(self, key: str, quantity: str) -> tuple[np.ndarray, np.ndarray]:
+        """A run's env steps and its values of a quantity, each (rows,)."""
+        return self._columns(quantity).get(key, (np.empty(0), np.empty(0)))
+
     def grid(self, arm: str, task: str | None = None) -> np.ndarray:
         """Env steps of an arm's curve (on a task): those of its most widely spaced run, up to the last common step."""
         last = self.common_step(arm, task)
@@ -159,10 +168,9 @@ class Study:
     def runs(self, arm: str, task: str, quantity: str, steps: np.ndarray) -> np.ndarray:
         """(runs, steps): each run's latest value at or before each env step; NaN before its first."""
         keys = self.keys(arm, task)
-        columns = self._columns(quantity)
         values = np.full((len(keys), len(steps)), np.nan)
         for i, key in enumerate(keys):
-            own_steps, own = columns.get(str(key), (np.empty(0), np.empty(0)))
+            own_steps, own = self.series(key, quantity)
             place = np.searchsorted(own_steps, steps, side="right") - 1
             if len(own):
                 values[i] = np.where(place >= 0, own[np.maximum(place, 0)], np.nan)

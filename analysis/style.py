@@ -67,7 +67,7 @@ class Style:
             "axes.spines.top": False, "axes.spines.right": False, "axes.linewidth": 0.6, "axes.grid": True,
             "grid.color": "#E3E3E3", "grid.linewidth": 0.5, "axes.axisbelow": True, "legend.frameon": False,
             "lines.linewidth": self.line_width, "xtick.major.width": 0.6, "ytick.major.width": 0.6,
-            "axes.formatter.useoffset": False, "savefig.dpi": 200,
+            "axes.formatter.useoffset": False, "figure.dpi": 200, "savefig.dpi": 200,
         }  # fmt: skip
 
 

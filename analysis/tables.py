@@ -17,6 +17,7 @@ from analysis.scales import quantity, said, score_name
 from analysis.statistics import Estimate
 from analysis.studies import Arm, Study
 
+FEW_STEPS = 10  # from here on trapezia are near the area under a learning curve
 SHARE = 0.9  # of the best arm's final mean, for "steps to reach"
 
 
@@ -158,7 +159,7 @@ def efficiency(context: Context) -> Table:
         for arm in study.arms:
             steps = _until_mark(study, arm, task)
             reached = statistics.first_reaching(study.runs(arm.name, task, quantity(task), steps), steps, threshold)
-            middle = float(np.quantile(reached, 0.5, method="higher")) if len(reached) else np.inf
+            middle = float(np.median(reached)) if len(reached) else np.inf
             count = int(np.isfinite(reached).sum())
             shown = style.steps(middle) if np.isfinite(middle) else "not"
             cells.append(f"{shown} ({count}/{len(reached)})" if len(reached) else "")
@@ -169,20 +170,19 @@ def efficiency(context: Context) -> Table:
         rows.append([study.task_label(task), *cells])
     last = len(rows)
     shared = study.shared_tasks()
+    common = reduce(np.intersect1d, [_until_mark(study, arm) for arm in study.arms])  # an area grows with their number
+    coarse = " (so few that a steep curve has too small an area)" if len(common) < FEW_STEPS else ""
     if shared:
         estimates = []
-        steps = reduce(
-            np.intersect1d, [_until_mark(study, arm) for arm in study.arms]
-        )  # an area grows with their number
         for arm in study.arms:
-            areas = [statistics.area_under_curve(task, steps) for task in study.scores(arm.name, steps, shared)]
+            areas = [statistics.area_under_curve(task, common) for task in study.scores(arm.name, common, shared)]
             estimates.append(context.interval(areas, statistics.iqm))
             numbers.append(_number("area under curve", arm, estimates[-1]))
         bold |= {(last, 1 + i) for i in _best(estimates)}
         rows.append(["IQM of area under curve", *(_bounds(estimate, 3) for estimate in estimates)])
     below = (
         f"; below, the mean normalised return over {style.steps(study.mark)} environment steps, by the evaluations at "
-        f"steps that all arms have in common, with {bootstrap_text(context)}"
+        f"the {len(common)} steps that all arms have in common{coarse}, with {bootstrap_text(context)}"
     )
     without = (
         f" (without {', '.join(map(study.task_label, unreachable))}, where that mean is not above 0)"

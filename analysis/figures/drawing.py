@@ -121,7 +121,7 @@ def finish(context: Context, figure: Figure, caption: str, x_label: str = "") ->
     note = f"Note: {context.study.note}." if context.study.note else ""
 
     def wrap(text: str) -> list[str]:
-        return wrapped(text, 0.95 * width * 72, context.style.family, size)
+        return wrapped(text, 0.97 * width * 72, context.style.family, size)
 
     lines = wrap(caption) if context.caption and not context.clean else []
     warning = [] if context.clean else wrap(problems) + wrap(note)

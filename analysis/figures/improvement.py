@@ -50,9 +50,9 @@ def draw(context: Context) -> Drawing:
     for place, row in zip(places, records(frame), strict=True):
         colour = context.colours[row.first]
         ax.barh(place, row.high - row.low, left=row.low, height=0.6, color=colour, alpha=0.35)
-        certain = np.isnan(row.low)
-        ax.plot(row.point if certain else [], place if certain else [], "o", color=colour, clip_on=False,
-                markersize=3 * context.style.line_width, markerfacecolor="w")  # fmt: skip
+        if np.isnan(row.low):
+            ax.plot(row.point, place, "o", color=colour, clip_on=False, markersize=3 * context.style.line_width,
+                    markerfacecolor="w")  # fmt: skip
         ax.plot([row.point] * 2, [place - 0.3, place + 0.3], color=colour, solid_capstyle="butt")
     ax.axvline(0.5, color="#404040", linewidth=0.8, linestyle="--")
     ax.set_xlim(-0.02, 1.02)

@@ -80,11 +80,6 @@ def _all(frames: list[pd.DataFrame], quantity: str) -> pd.DataFrame:
 
 
 def lacking(context: Context, frame: pd.DataFrame) -> str:
-    """Names the arms that have no such quantity: TD3 has no latent, and nothing but FSQ a codebook.
-
-    An arm with a run that has only its first evaluation, before which nothing is diagnosed, has none yet.
-    """
-    without = [arm.name for arm in context.study.arms if arm.name not in set(frame["arm"])]
-    begun = [arm for arm in without if context.study.common_step(arm) == 0]
-    texts = {" Not defined for": [arm for arm in without if arm not in begun], " No value yet of": begun}
-    return "".join(f"{text} {', '.join(map(context.label, arms))}." for text, arms in texts.items() if arms)
+    """Names the arms that have no such quantity: TD3 has no latent, and nothing but FSQ a codebook."""
+    without = [context.label(arm.name) for arm in context.study.arms if arm.name not in set(frame["arm"])]
+    return f" Not defined for {', '.join(without)}." if without else ""

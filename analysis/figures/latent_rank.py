@@ -32,8 +32,7 @@ def draw(context: Context) -> Drawing:
     axes[0, 0].set_ylabel("Latent rank (tolerance $10^{-2}$)")
     axes[0, 0].set_ylim(bottom=0)
     legend_above(context, figure, arms=frame["arm"])
-    latents = context.study.tables.latents
-    latents = latents[latents["key"].isin(set(context.study.members["key"]))]
+    latents = context.study.latents
     widths = sorted({int(width) for width in latents["width"].dropna().unique()})
     samples = latents["samples"].dropna()
     counts = {int(samples.min()), int(samples.max())}

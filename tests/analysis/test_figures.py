@@ -18,11 +18,11 @@ from synthetic_runs import TASKS, write_manifest, write_run, write_study
 
 from analysis import style
 from analysis.building import build
-from analysis.figures import FIGURES
+from analysis.figures import BARS, FIGURES
 from analysis.figures.drawing import Context, Skip
 from analysis.figures.latent_curves import quartile_curves
 from analysis.published import Published
-from analysis.render import render
+from analysis.render import lay_out, render
 from analysis.runs import load
 from analysis.statistics import interval
 from analysis.studies import Arm
@@ -219,26 +219,27 @@ def test_the_median_of_an_even_number_of_runs_lies_between_them(runs: Path) -> N
     assert frame["high"].tolist() == pytest.approx([v[3] for v in values])
 
 
-def test_an_arm_with_a_run_that_has_just_begun(runs: Path) -> None:
-    """Nothing is diagnosed at its first evaluation, nor known of the arm's other run there."""
-    for agent in ("iqrl", "tcrl"):
-        write_run(runs, agent, seed=0)
-        write_run(runs, agent, seed=1, stop_at=0 if agent == "tcrl" else None, end="running")
+def test_captions_of_latents_count_the_runs_that_have_them(runs: Path) -> None:
+    """One of five without rows, one with a number missing in one row: drawn as four, captioned and named."""
+    made = write_study(runs, agents=("iqrl",), tasks=("walker-walk",), seeds=5)
+    for run in made[:2]:
+        (run / "DONE").unlink()
+    (made[0] / "latents.csv").unlink()
+    lines = (made[1] / "latents.csv").read_text().splitlines()
+    fields = lines[2].split(",")
+    fields[lines[0].split(",").index("rank_0.01")] = ""
+    (made[1] / "latents.csv").write_text("\n".join([*lines[:2], ",".join(fields), *lines[3:]]) + "\n")
     given = context(runs)
-    assert given.study.mark == 0
-    for name in set(FIGURES) - {"rank_return"}:
-        text = words(drawn(name, given))
-        told = (
-            "No value yet of TCRL."
-            if name in ("latent_rank", "condition_number", "dormant_units", "active_codebook")
-            else ""
-        )
-        assert told in text and ("No value yet" in text) == bool(told), name
-    with pytest.raises(Skip, match="no run has a latent rank at the compared env step"):
-        drawn("rank_return", given)
-    write_run(runs, "iqrl", seed=2, stop_at=0, end="running")
-    with pytest.raises(Skip, match="no run has rank_0.01 at the env steps shown"):
-        drawn("latent_rank", context(runs))
+    drawing = drawn("latent_rank", given)
+    assert set(drawing.data["runs"]) == {4} and "1 task (walker-walk), 4 seeds each" in drawing.caption.text
+    assert 40_000 not in set(drawing.data["env_step"]) and 60_000 in set(drawing.data["env_step"])
+    assert "5 seeds each" in drawn("iqm_return", given).caption.text
+    told = {problem.run: str(problem) for problem in given.study.problems if problem.kind in ("latents", "nan")}
+    assert told == {
+        made[0].name: f"{made[0].name}: latents: no row in latents.csv, which other runs of its arm have "
+        "(not in figures of latents)",
+        made[1].name: f"{made[1].name}: nan: rank_0.01 is not a number at env step 40000 (no curve of its arm there)",
+    }
 
 
 def test_captions_say_that_arms_are_evaluated_by_unequal_episodes(runs: Path) -> None:
@@ -358,15 +359,20 @@ def test_figures_without_data_say_so(runs: Path) -> None:
 
 @pytest.mark.parametrize("name", list(style.STYLES))
 def test_every_figure_in_every_style_fits(runs: Path, name: str, recwarn: pytest.WarningsRecorder) -> None:
-    write_study(runs, agents=("iqrl", "td3", "tcrl"), tasks=("cartpole-swingup", "walker-walk", "dog-run"), seeds=2)
+    labels = {"iqrl": "slices across episodes", "td3": "undiscounted target"}
+    tasks = ("cartpole-swingup", "walker-walk", "dog-run")
+    write_study(runs, agents=("iqrl", "td3", "tcrl"), tasks=tasks, seeds=2, display={"labels": labels})
     given = context(runs, name)
     for figure in FIGURES:
         drawing = drawn(figure, given)
         with matplotlib.rc_context(given.style.rc):
-            drawing.figure.canvas.draw()
+            lay_out(drawing)
         edges = drawing.figure.bbox
-        for text in drawing.figure.texts:
+        axes = [axes for axes in drawing.figure.axes if figure in BARS]
+        names = [t for a in [*axes, *(b for a in axes for b in a.child_axes)] for t in a.get_yticklabels()]
+        for text in [*drawing.figure.texts, *(t for t in names if t.get_text())]:
             box = text.get_window_extent()
+            assert box.x0 >= edges.x0 - 1, (figure, text.get_text())
             assert box.x1 <= edges.x1 + 1 and box.y0 >= edges.y0 - 1, (figure, text.get_text())
         if figure == "aggregates":  # its ticks do not run into each other
             labels = [[label.get_window_extent() for label in axes.get_xticklabels()] for axes in drawing.figure.axes]

@@ -383,6 +383,43 @@ def test_arms_and_tasks_are_chosen_ordered_and_named(runs: Path) -> None:
     assert study.tasks == ["walker-walk", "cartpole-swingup"] == study.shared_tasks()
 
 
+def test_a_run_that_has_just_started_does_not_set_the_compared_step(runs: Path) -> None:
+    """But where none is further, all count."""
+    for agent in ("iqrl", "tcrl"):
+        write_run(runs, agent, seed=0)
+    just = write_run(runs, "tcrl", seed=1, stop_at=0, end="running")
+    study = studies(runs)["runs"]
+    assert study.mark == 100_000 and len(study.members) == 2
+    assert str(next(p for p in study.problems if p.run == just.name)) == (
+        f"{just.name}: short: only the evaluation before training yet (left out)"
+    )
+    (folder := runs / "all").mkdir()
+    for seed in range(2):
+        write_run(folder, seed=seed, stop_at=0, end="running")
+    assert studies(folder)["runs"].mark == 0 and len(studies(folder)["runs"].members) == 2
+
+
+def test_equal_returns_of_two_seeds_are_named(runs: Path) -> None:
+    """A constant return may well be that of several seeds; a whole curve is not."""
+    for seed, last in enumerate((5.0, 5.0, 6.0)):
+        write_run(runs, "iqrl", seed=seed, returns=[0.0, 1.0, 2.0, 3.0, 4.0, last])
+        write_run(runs, "td3", seed=seed, returns=[0.0, 1000.0, 1000.0, 1000.0, 1000.0, 1000.0])
+    assert list(map(str, studies(runs)["runs"].problems)) == [
+        "iqrl: identical: the returns of seeds 0, 1 on walker-walk are the same throughout: is it one run? (counted)"
+    ]
+
+
+@pytest.mark.parametrize("last", [5.0, 6.0])
+def test_copies_of_one_run_that_differ_are_named(tmp_path: Path, last: float) -> None:
+    folders = [tmp_path / "a", tmp_path / "b"]
+    for folder, final in zip(folders, (5.0, last), strict=True):
+        folder.mkdir()
+        write_run(folder, returns=[0.0, 1.0, 2.0, 3.0, 4.0, final])
+    (study,), _ = build(load(folders), folders)
+    (problem,) = study.problems
+    assert problem.detail.endswith("; their returns differ from env step 100000 on") == (last != 5.0)
+
+
 def test_arms_of_no_sweep_are_chosen_too(runs: Path) -> None:
     for agent in ("iqrl", "td3"):
         write_run(runs, agent)

@@ -84,6 +84,24 @@ def test_efficiency(study: Study) -> None:
     assert table.rows[0] == ["walker-walk", "80k (3/3)", "80k (3/3)", "not (0/3)"]
 
 
+def test_steps_to_reach_are_the_median_over_seeds(runs: Path) -> None:
+    """Of an even number of seeds the mean of the middle two; what half of them never reach is not reached."""
+    curves = (
+        [0.0, 100, 100, 100, 100, 100],
+        [0.0, 0, 100, 100, 100, 100],
+        [0.0, 0, 0, 0, 100, 100],
+        [0.0, 0, 0, 0, 0, 100],
+    )
+    for seed, returns in enumerate(curves):
+        write_run(runs, "iqrl", seed=seed, returns=returns)
+        write_run(runs, "td3", seed=seed, returns=returns if seed < 2 else [0.0] * 6)
+    (built,), _ = build(load([runs]), [runs])
+    table = tables.efficiency(of(built, 20))
+    assert table.rows[0] == ["walker-walk", "60k (4/4)", "not (2/4)"]
+    few = "at the 6 steps that all arms have in common (so few that a steep curve has too small an area)"
+    assert few in table.caption
+
+
 def test_efficiency_ends_at_the_compared_step(runs: Path) -> None:
     """At 90k neither arm is seen beyond its evaluation at 80k: iQRL's 900 at 100k counts for nothing."""
     for agent, returns in {"iqrl": [0.0, 0, 0, 0, 100, 900], "td3": [0.0, 0, 0, 0, 1000, 1000]}.items():
