@@ -310,7 +310,6 @@ def evaluate_run(path: Path, words: Sequence[str], episodes: int, video: Path | 
             raise InputError(f"--video {video}: expected a name ending in .mp4 or .gif")
         if not video.parent.is_dir():
             raise InputError(f"--video {video}: there is no folder {video.parent}")
-        os.environ.setdefault("MUJOCO_GL", "egl")
     from iqrl import config
     from iqrl.training.checkpoint_evaluation import evaluate_checkpoint
 
@@ -352,7 +351,8 @@ def show_tasks() -> int:
         for name in listed:
             print(f"  {name:28s} {tasks.parse(name).group}")
     print("  gym:ID, such as gym:HalfCheetah-v4; gym:MODULE:ID of one that a module of your own registers\n")
-    print("Add +action_noise=S, +obs_noise=S or +sticky=P to make a task stochastic (docs/tasks.md).")
+    print("Add +action_noise=S, +obs_noise=S or +sticky=P to make a task stochastic; TASK@pixels is observed as images")
+    print("(docs/tasks.md).")
     return 0
 
 

@@ -183,6 +183,7 @@ class Agent(Generic[C]):
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {}  # named sets of configuration values: "small", ...
     profiles: ClassVar[Mapping[str, Mapping[str, Any]]] = {}  # likewise, chosen by the key `profile`
     name: ClassVar[str] = ""
+    sees_images: ClassVar[bool] = False  # learns from tasks observed as images, too
     compile_act: ClassVar[bool] = False  # compile `act` too, where learning is compiled: for planners
     act_bytes: int = 0  # of the largest tensor that `act` makes for one environment, where that is megabytes
 
@@ -264,6 +265,8 @@ class Agent(Generic[C]):
         self, state: State, carry: Tensors, observation: Tensor, noise: Tensors, schedule: Tensors
     ) -> tuple[Tensor, Tensors]:
         """Actions (N, A) in [-1, 1] for observations (N, O), and what to carry to the next decision.
+
+        Of a task observed as images, the observations are (N, C, height, width) uint8.
 
         `noise` is empty for a greedy action, and holds (N, *shape) entries of `act_noise` otherwise.
         """

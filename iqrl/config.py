@@ -25,7 +25,6 @@ from iqrl.agent import Agent, setting
 from iqrl.agents import agent_class
 from iqrl.environments import tasks
 from iqrl.environments.environment import task_spec
-from iqrl.environments.suites import suite_of
 from iqrl.errors import InputError, did_you_mean
 from iqrl.settings import build, short, stated
 
@@ -260,6 +259,8 @@ def resolve(layers: Sequence[tuple[str, Mapping[str, Any]]]) -> tuple[list[RunCo
     names = [layer["agent"]["name"] for _, layer in layers if "name" in layer.get("agent", {})]
     cls, source = agent_class(str(names[-1] if names else "iqrl"))
     task = tasks.parse(str(top.get("task", "walker-walk")))
+    if task.pixels and not cls.sees_images:
+        raise InputError(f"task={task.name}: agent {cls.name} learns from states, not from images")
     seeds = parse_seeds(top.get("seeds", "0"))
     preset = str(top.get("preset", "default"))
     if preset not in {"default", *cls.presets}:
@@ -292,11 +293,13 @@ def resolve(layers: Sequence[tuple[str, Mapping[str, Any]]]) -> tuple[list[RunCo
         for key, value in layer.items():
             if key not in both:
                 raise InputError(f"train.{key}={short(value)}: no such key{did_you_mean(key, both, 'train.')}")
-    suite = suite_of(task.name)
-    usual = (f"suite {suite.name}", {"action_repeat": suite.action_repeat})
+    usual = (f"task {task.name}", {"action_repeat": task.action_repeat})
     train, more = build(
         Train, "train", [usual, *((o, {k: v for k, v in t.items() if k not in executing}) for o, t in train_layers)]
     )
+    if task.pixels and train.action_repeat != task.action_repeat:
+        instead = f"{task.name.partition('+')[0]}+repeat={train.action_repeat}"
+        raise InputError(f"train.action_repeat={train.action_repeat}: of images it is in the task's name: {instead}")
     execution, rest = build(
         Execution, "train", [(o, {k: v for k, v in t.items() if k in executing}) for o, t in train_layers]
     )

@@ -6,10 +6,13 @@ nothing is copied or validated a second time. Rewards and observations stay bitw
 stepped plainly; a test compares them.
 """
 
+# ruff: noqa: E402
+
 import os
 
-# Training from states must not ask for a renderer. Read when dm_control is imported.
-os.environ.setdefault("MUJOCO_GL", "disable")
+# dm_control reads this as it is imported, and is to load no renderer: rendering.py draws, where anything is drawn.
+_RENDERER = os.environ.get("MUJOCO_GL", "disable")
+os.environ["MUJOCO_GL"] = "disable"
 
 from typing import Any
 
@@ -23,8 +26,11 @@ from dm_control.suite import base
 from dm_control.utils import rewards
 
 from iqrl.environments import custom_tasks
-from iqrl.environments.rendering import renderer
+from iqrl.environments.rendering import Renderer
 from iqrl.environments.tasks import TaskRef
+from iqrl.errors import InputError
+
+os.environ["MUJOCO_GL"] = _RENDERER
 
 # Only lqr has no time limit of its own; it gets the suite's usual one.
 _DEFAULT_EPISODE_STEPS = 1000
@@ -40,6 +46,9 @@ class ControlSuiteTask:
         episode_steps: env steps of an episode.
         step_seconds: simulated time of an env step.
         reports_success: False: no task of the suite says whether it is solved.
+        frame_shape: of a task observed as images, (3, height, width).
+    Raises:
+        InputError: of a task observed as images: no OpenGL on this machine, or no such camera.
     """
 
     discrete = False
@@ -94,7 +103,16 @@ class ControlSuiteTask:
         self._observation_entries = [
             self._observation[end - entry.size : end].reshape(entry.shape) for end, entry in zip(ends, entries)
         ]
-        self._renderer: Any = None
+        self._name = f"{ref.domain}/{ref.task}"
+        self._film: Renderer | None = None
+        if ref.pixels is not None:
+            size = ref.pixels.size
+            self.frame_shape = (3, size, size)
+            try:
+                fast = ref.pixels.render == "fast"
+                self._eye = Renderer(self._name, self._model, size, size, ref.pixels.camera, fast)
+            except InputError as error:
+                raise InputError(f"task={ref.name}: {error}") from None
 
     def reset(self, seeds: np.random.SeedSequence) -> np.ndarray:
         """Start the episode that `seeds` determines; its first observation, (O,) float32."""
@@ -102,8 +120,6 @@ class ControlSuiteTask:
         observation = self._environment.reset().observation
         self._warnings_at_reset = self._warnings.tobytes()
         self._steps = 0
-        if self._renderer is not None and self._model.nhfield:
-            self._close_renderer()  # it holds the old terrain
         return self._flat(observation)
 
     def step(self, action: np.ndarray, repeat: int) -> tuple[np.ndarray, float, bool, bool]:
@@ -152,20 +168,16 @@ class ControlSuiteTask:
         Raises:
             InputError: no renderer on this machine, or a picture larger than the model allows.
         """
-        if self._renderer is None or (self._renderer.height, self._renderer.width) != (height, width):
-            self._close_renderer()
-            self._renderer = renderer(self._model, height, width)
-        camera = 0 if self._model.ncam else -1
-        self._renderer.update_scene(self._data, camera=camera)
-        return self._renderer.render().copy()
+        if self._film is None or (self._film.height, self._film.width) != (height, width):
+            self._film = Renderer(self._name, self._model, height, width, camera=0)
+        return self._film.draw(self._data)
+
+    def frame(self, observation: np.ndarray) -> np.ndarray:
+        """What an agent sees of the current state, whose `observation` says nothing more: (height, width, 3) uint8."""
+        return self._eye.draw(self._data)
 
     def close(self) -> None:
-        self._close_renderer()
-
-    def _close_renderer(self) -> None:
-        if self._renderer is not None:
-            self._renderer.close()
-            self._renderer = None
+        self._film = None
 
     def _flat(self, observation: dict[str, Any]) -> np.ndarray:
         for entry, value in zip(self._observation_entries, observation.values()):

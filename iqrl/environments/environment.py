@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from iqrl.environments import tasks
+from iqrl.environments.image_task import ImageTask
 from iqrl.environments.tasks import TaskRef, TaskSpec
 from iqrl.errors import InputError
 
@@ -53,7 +54,7 @@ class Environment:
 
     Args:
         task_name: as `tasks.parse` takes it.
-        action_repeat: env steps a decision.
+        action_repeat: env steps a decision; None is as the task's name says.
     Attributes:
         spec: what an agent needs to know of the task.
         decision_seconds: simulated time of a decision.
@@ -63,11 +64,15 @@ class Environment:
         InputError: the task, a modifier or the action repeat cannot be.
     """
 
-    def __init__(self, task_name: str, action_repeat: int = 2):
+    def __init__(self, task_name: str, action_repeat: int | None = None):
         ref = tasks.parse(task_name)
+        if action_repeat is None:
+            action_repeat = ref.action_repeat
         if not isinstance(action_repeat, int) or not 1 <= action_repeat <= _LARGEST_REPEAT:
             raise InputError(f"action_repeat={action_repeat}: expected a whole number from 1 to {_LARGEST_REPEAT}")
         self._task: Any = _load(ref)
+        if ref.pixels:
+            self._task = ImageTask(self._task, ref.pixels.stack)
         self._modifiers = ref.modifiers
         if self._task.discrete and ref.modifiers.action_noise:
             raise InputError(f"task={ref.name}: action_noise needs continuous actions; sticky takes both")
@@ -81,6 +86,8 @@ class Environment:
             group=ref.group,
             terminates=ref.domain in ("gym", "lqr"),
             reports_success=self._task.reports_success,
+            frame_shape=self._task.frame_shape if ref.pixels else None,
+            stack=ref.pixels.stack if ref.pixels else 1,
         )
         self.decision_seconds = action_repeat * self._task.step_seconds
         self._action_shape = (self.spec.action_dim,)
@@ -96,7 +103,7 @@ class Environment:
         Args:
             seed_sequence_key: such as (seed, TRAINING, episode); entries from 0 to 2**32 - 1.
                 Keys that differ in trailing zeros alone are the same key, as in `np.random.SeedSequence`.
-        Returns: the first observation, (O,) float32.
+        Returns: the first observation, (O,) float32; of images, (C, height, width) uint8, as `spec` says.
         """
         check_key(seed_sequence_key)
         self._running, self.success = False, (False, False)
@@ -114,7 +121,7 @@ class Environment:
 
         Args:
             action: (A,) float32 in [-1, 1]; it is not clipped here. Of a discrete task, the argmax is taken.
-        Returns: observation (O,) float32, reward summed over the repeats, terminated, truncated.
+        Returns: observation as of `reset`, reward summed over the repeats, terminated, truncated.
         Raises:
             RuntimeError: the episode has ended, or none was begun.
             dm_control.rl.control.PhysicsError: the simulation diverged.
@@ -134,7 +141,7 @@ class Environment:
         return self._observed(observation), reward, terminated, truncated
 
     def render(self, height: int = 240, width: int = 320) -> np.ndarray:
-        """A picture of the current state, (height, width, 3) uint8. Loads a renderer at its first call.
+        """A picture of the current state, (height, width, 3) uint8; of a task observed as images, what the agent sees.
 
         Raises:
             InputError: this machine or this task cannot draw.
@@ -161,7 +168,7 @@ class Environment:
         return action
 
     def _observed(self, observation: np.ndarray) -> np.ndarray:
-        """The observation with its noise, (O,) float32."""
+        """The observation with its noise."""
         if self._modifiers.obs_noise:
             noise = self._observation_noise.standard_normal(observation.shape, np.float32)
             observation = observation + np.float32(self._modifiers.obs_noise) * noise
@@ -169,12 +176,12 @@ class Environment:
 
 
 @functools.cache
-def task_spec(name: str, action_repeat: int = 2) -> TaskSpec:
+def task_spec(name: str, action_repeat: int | None = None) -> TaskSpec:
     """Sizes of a task, measured once on an environment that is built and dropped.
 
     Args:
-        action_repeat: env steps a decision.
+        action_repeat: as of `Environment`.
     Raises:
-        InputError: as `Environment`; or a task that cannot be trained from a state vector.
+        InputError: as `Environment`.
     """
     return Environment(name, action_repeat).spec

@@ -50,7 +50,7 @@ class EnvironmentPool:
     Args:
         task_name: as `tasks.parse` takes it.
         count: number of environments, N.
-        action_repeat: env steps a decision.
+        action_repeat: env steps a decision; None is as the task's name says.
         workers: processes; 0 steps here; "auto" times a few decisions and takes workers, up to one a core, where
             they should make a step shorter.
         cores: for those; 0 means every core that this process may use.
@@ -58,8 +58,8 @@ class EnvironmentPool:
     Attributes:
         spec: the task's sizes.
         workers: processes in use.
-        errors: what went wrong, by environment. Such an environment observes NaN and is left alone until its
-            next reset.
+        errors: what went wrong, by environment. Such an environment observes NaN (black images) and is left alone
+            until its next reset.
     Raises:
         InputError: as `Environment`.
         WorkerError: workers die as they start.
@@ -69,7 +69,7 @@ class EnvironmentPool:
         self,
         task_name: str,
         count: int,
-        action_repeat: int = 2,
+        action_repeat: int | None = None,
         workers: int | Literal["auto"] = "auto",
         cores: int = 0,
         reply_timeout_s: float = 600.0,
@@ -86,7 +86,7 @@ class EnvironmentPool:
         self._environments: dict[int, Environment] = {}
         if self.workers == 0:
             self._slots = Slots(bytearray(Slots.size(count, self.spec)), count, self.spec)
-            self._environments = {i: Environment(task_name, action_repeat) for i in range(count)}
+            self._environments = {i: Environment(task_name, self.spec.action_repeat) for i in range(count)}
         else:
             memory = anonymous_memory(Slots.size(count, self.spec))
             self._slots = Slots(mmap.mmap(memory, 0), count, self.spec)
@@ -109,7 +109,8 @@ class EnvironmentPool:
 
         Args:
             keys: N episode keys as `Environment.reset` takes them; None leaves that environment as it is.
-        Returns: observations (N, O) float32, of environments left alone the last ones.
+        Returns: observations (N, O) float32, or (N, C, height, width) uint8 of images; of environments left
+            alone the last ones.
         """
         if len(keys) != self.count:
             raise ValueError(f"{len(keys)} keys for {self.count} environments")
@@ -133,7 +134,7 @@ class EnvironmentPool:
         Args:
             actions: (N, A) in [-1, 1].
             active: (N,) bool; None is every environment whose episode is running. Failed ones are left out.
-        Returns: observations (N, O) float32, rewards (N,) float64, terminated (N,) bool, truncated (N,) bool.
+        Returns: observations as of `reset`, rewards (N,) float64, terminated (N,) bool, truncated (N,) bool.
             Inactive environments keep their observation, with reward 0 and no flag; failed ones observe and
             are rewarded NaN.
         Raises:
@@ -185,7 +186,7 @@ class EnvironmentPool:
         self.close()
 
     def _observed(self) -> np.ndarray:
-        self._slots.observations[list(self.errors)] = np.nan
+        self._slots.observations[list(self.errors)] = np.nan if self.spec.frame_shape is None else 0
         self._observations = self._slots.observations.copy()
         return self._observations.copy()
 
@@ -303,7 +304,13 @@ class _Worker:
         root = str(Path(__file__).resolve().parents[2])
         inherited = os.environ.get("PYTHONPATH")
         environment = os.environ | {name: "1" for name in _THREADS}
-        environment |= {"MUJOCO_GL": "disable", "PYTHONPATH": f"{root}:{inherited}" if inherited else root}
+        environment |= {"PYTHONPATH": f"{root}:{inherited}" if inherited else root}
+        if self._spec.frame_shape is None:
+            environment["MUJOCO_GL"] = "disable"
+        else:
+            environment["LP_NUM_THREADS"] = "1"  # Mesa's, on a CPU
+            if os.environ.get("MUJOCO_GL", "disable") == "disable":
+                environment["MUJOCO_GL"] = "egl"
         # A fresh interpreter: forking a process with threads is unsafe, and multiprocessing's spawn would
         # import the main program, torch included, in every worker.
         self._process = subprocess.Popen(

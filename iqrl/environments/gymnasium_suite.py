@@ -1,4 +1,4 @@
-"""Gymnasium tasks with vector observations: continuous or discrete actions, real terminations.
+"""Gymnasium tasks that observe vectors or images: continuous or discrete actions, real terminations.
 
 Importing this module is free of Gymnasium; building a task needs it (`pip install gymnasium`).
 """
@@ -19,8 +19,8 @@ class GymnasiumTask:
     A discrete task of n actions has `action_low = -1`, `action_high = 1` of shape (n,): it takes the argmax.
 
     Raises:
-        InputError: Gymnasium, the module or the id is missing; an id without its version; images; unbounded or
-            structured actions; no time limit.
+        InputError: Gymnasium, the module or the id is missing; an id without its version; images where a vector was
+            asked for, or the other way round; unbounded or structured actions; no time limit.
     """
 
     reports_success = False
@@ -54,8 +54,17 @@ class GymnasiumTask:
         self._space = self._environment.observation_space
         actions: Any = self._environment.action_space
 
-        if isinstance(self._space, self._spaces.Box) and len(self._space.shape) > 1:
-            raise InputError(f"task={ref.name}: observes arrays of {self._space.shape}; expected a vector")
+        self._channels = 0  # of the images it observes; 0 is a vector
+        shape: tuple[int, ...] = self._space.shape if isinstance(self._space, self._spaces.Box) else ()
+        images = self._space.dtype == np.uint8 and (len(shape) == 2 or len(shape) == 3 and shape[2] == min(shape))
+        if ref.pixels is not None:
+            if not images:
+                raise InputError(f"task={ref.name}: observes {self._space}; expected uint8 (height, width, channels)")
+            self._channels = shape[2] if len(shape) == 3 else 1
+            self.frame_shape = (self._channels, *shape[:2])
+        elif len(shape) > 1:
+            instead = f"; as images it is {ref.name.replace(name, f'{name}@pixels')}" if images else ""
+            raise InputError(f"task={ref.name}: observes arrays of {shape}; expected a vector{instead}")
         try:
             self.observation_dim: int = int(self._spaces.flatdim(self._space))
         except (NotImplementedError, ValueError):
@@ -79,7 +88,7 @@ class GymnasiumTask:
         self.step_seconds = 1.0 / (self._environment.metadata.get("render_fps") or 30)
 
     def reset(self, seeds: np.random.SeedSequence) -> np.ndarray:
-        """Start the episode that `seeds` determines; its first observation, (O,) float32."""
+        """Start the episode that `seeds` determines; its first observation, (O,) float32, or as it is of images."""
         observation, _ = self._environment.reset(seed=int(seeds.generate_state(1)[0]))
         return self._flat(observation)
 
@@ -100,6 +109,10 @@ class GymnasiumTask:
                 break
         return self._flat(observation), total, bool(terminated), bool(truncated)
 
+    def frame(self, observation: np.ndarray) -> np.ndarray:
+        """What an agent sees, of a task that observes images: (height, width, C) uint8."""
+        return observation.reshape(*observation.shape[:2], self._channels)
+
     def render(self, height: int, width: int) -> np.ndarray:
         """The task's own picture, (height', width', 3) uint8: Gymnasium tasks choose their size themselves.
 
@@ -119,6 +132,8 @@ class GymnasiumTask:
         self._environment.close()
 
     def _flat(self, observation: Any) -> np.ndarray:
+        if self._channels:
+            return np.asarray(observation)
         return np.asarray(self._spaces.flatten(self._space, observation), np.float32)
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import mujoco
 import numpy as np
 
-from iqrl.environments.rendering import renderer
+from iqrl.environments.rendering import Renderer
 from iqrl.environments.suites import SUITES
 from iqrl.environments.tasks import TaskRef
 from iqrl.errors import InputError
@@ -46,7 +46,8 @@ class MetaWorldTask:
         self.step_seconds: float = self._environment.dt
         self.solved = (False, False)
         self._steps = 0
-        self._renderer: Any = None
+        self._name = f"metaworld/{ref.task}"
+        self._film: Renderer | None = None
 
     def reset(self, seeds: np.random.SeedSequence) -> np.ndarray:
         """Start the episode that `seeds` determines; its first observation, (O,) float32.
@@ -81,16 +82,13 @@ class MetaWorldTask:
         Raises:
             InputError: no renderer on this machine, or a picture larger than the model allows.
         """
-        if self._renderer is None or (self._renderer.height, self._renderer.width) != (height, width):
-            self.close()
-            self._renderer = renderer(self._environment.model, height, width)
-        self._renderer.update_scene(self._environment.data, camera="corner2")
-        return self._renderer.render().copy()
+        model = self._environment.model
+        if self._film is None or (self._film.height, self._film.width) != (height, width):
+            self._film = Renderer(self._name, model, height, width, camera=model.camera("corner2").id)
+        return self._film.draw(self._environment.data)
 
     def close(self) -> None:
-        if self._renderer is not None:
-            self._renderer.close()
-            self._renderer = None
+        self._film = None
 
 
 def _reset_mocap_welds(self: Any) -> None:

@@ -27,13 +27,13 @@ class Slots:
         return sum(_padded(np.dtype(dtype).itemsize * math.prod(shape)) for _, dtype, shape in fields)
 
     @staticmethod
-    def _fields(count: int, spec: TaskSpec) -> list[tuple[str, type, tuple[int, ...]]]:
+    def _fields(count: int, spec: TaskSpec) -> list[tuple[str, Any, tuple[int, ...]]]:
         return [
             # Every action of the current episode; pages are taken as it goes on.
             ("actions", np.float32, (count, spec.episode_decisions, spec.action_dim)),
             ("decisions", np.int32, (count,)),  # taken in the current episode; the pool counts
             ("active", np.bool_, (count,)),
-            ("observations", np.float32, (count, spec.observation_dim)),
+            ("observations", spec.observation_dtype, (count, *spec.observation_shape)),
             ("rewards", np.float64, (count,)),
             ("terminated", np.bool_, (count,)),
             ("truncated", np.bool_, (count,)),

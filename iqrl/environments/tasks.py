@@ -12,13 +12,16 @@ Modifiers act once a decision, in this order:
 * ``obs_noise=s``: normal noise of standard deviation s, in the observation's own units, is added to every
   entry of every observation, the first one included. Rewards see the true state.
 
-A modifier of strength 0 is the plain task and is dropped from the name. Nothing here imports a simulator,
-so that names can be checked where none is installed.
+A modifier of strength 0 is the plain task and is dropped from the name. ``walker-walk@pixels`` is the task observed as
+images (pixels.py). Nothing here imports a simulator, so that names can be checked where none is installed.
 """
 
 import re
 from dataclasses import dataclass, fields
 
+from iqrl.environments import pixels
+from iqrl.environments.pixels import Pixels
+from iqrl.environments.suites import suite_of
 from iqrl.errors import InputError, did_you_mean
 
 GYMNASIUM_PREFIX = "gym:"
@@ -132,6 +135,12 @@ class TaskRef:
     group: str  # "easy" | "medium" | "hard"
     modifiers: Modifiers
     custom: bool = False
+    pixels: Pixels | None = None  # how it is seen, if as images
+
+    @property
+    def action_repeat(self) -> int:
+        """Env steps a decision, unless `train.action_repeat` says otherwise, which it cannot of images."""
+        return self.pixels.repeat if self.pixels else suite_of(self.name).action_repeat
 
 
 @dataclass(frozen=True)
@@ -147,6 +156,19 @@ class TaskSpec:
     group: str
     terminates: bool = False  # episodes may be of any length
     reports_success: bool = False  # the task says when it is solved
+    frame_shape: tuple[int, int, int] | None = None  # of a task observed as images: channels, height, width of one
+    stack: int = 1  # images in an observation, oldest first
+
+    @property
+    def observation_shape(self) -> tuple[int, ...]:
+        """(O,), or (stack * channels, height, width) of images."""
+        if self.frame_shape is None:
+            return (self.observation_dim,)
+        return (self.stack * self.frame_shape[0], *self.frame_shape[1:])
+
+    @property
+    def observation_dtype(self) -> str:
+        return "float32" if self.frame_shape is None else "uint8"
 
 
 def names() -> list[str]:
@@ -158,13 +180,22 @@ def parse(name: str) -> TaskRef:
     """Check a task name and bring it to its canonical form.
 
     Raises:
-        InputError: unknown task, or a modifier that is unknown, doubled or out of range.
+        InputError: unknown task, or a modifier or a part of ``@pixels`` that is unknown, doubled or out of range.
     """
     if not isinstance(name, str):
         raise InputError(f"task={name!r}: expected a task's name such as walker-walk")
     base, *words = name.strip().split("+")
+    base, at, observed = base.partition("@")
+    seen, parts = None, ""
+    if at:
+        if observed != "pixels":
+            raise InputError(f"task={name}: @{observed}: expected @pixels, or nothing to observe states")
+        domain = "gym" if base.startswith(GYMNASIUM_PREFIX) else TASKS[base].domain if base in TASKS else ""
+        seen, parts, words = pixels.parse(name, domain, words)
     modifiers = _parse_modifiers(name, words)
-    canonical = base + "".join(
+    if seen and modifiers.obs_noise:
+        raise InputError(f"task={name}: obs_noise is in the units of states; from pixels, use action_noise or sticky")
+    canonical = f"{base}{at}{observed}{parts}" + "".join(
         f"+{field.name}={_shortest(getattr(modifiers, field.name))}"
         for field in fields(modifiers)
         if getattr(modifiers, field.name)
@@ -174,17 +205,19 @@ def parse(name: str) -> TaskRef:
             raise InputError(
                 f"task={name}: expected gym:<id> or gym:<module>:<id>, such as gym:CartPole-v1 or gym:my_tasks:Maze-v0"
             )
-        return TaskRef(canonical, "gym", base[len(GYMNASIUM_PREFIX) :], "medium", modifiers)
+        return TaskRef(canonical, "gym", base[len(GYMNASIUM_PREFIX) :], "medium", modifiers, pixels=seen)
     if base not in TASKS:
         raise InputError(f"task={name}: no such task{_suggestion(base)} (python -m iqrl tasks lists them)")
     row = TASKS[base]
-    return TaskRef(canonical, row.domain, row.task, row.group, modifiers, row.custom)
+    return TaskRef(canonical, row.domain, row.task, row.group, modifiers, row.custom, seen)
 
 
 def _parse_modifiers(name: str, words: list[str]) -> Modifiers:
     values: dict[str, float] = {}
     for word in words:
         key, _, text = word.partition("=")
+        if key in pixels.NAMES and "@" not in name:
+            raise InputError(f"task={name}: {key} is of tasks seen as images; expected @pixels before it")
         if key not in _LIMITS:
             raise InputError(f"task={name}: no modifier {key!r}; expected one of {', '.join(_LIMITS)}")
         if key in values:

@@ -84,7 +84,7 @@ class Evaluator:
             if self.stop():
                 return None
             noise = [engine.random.evaluation(run.place, run.progress.decisions, step, count) for run in runs]
-            observed = observation.reshape(n, count, -1)
+            observed = observation.reshape(n, count, *self.pack.spec.observation_shape)
             chosen, carry = engine.act(places, observed, carry, noise, self.pack.progress)
             action[: len(keys)] = chosen.reshape(len(keys), -1)
             for i in np.flatnonzero(active & ~fit(action)).tolist():
