@@ -40,6 +40,7 @@ from pathlib import Path
 import torch
 
 from benchmarks.speed import PEERS, check_peer, machine_name, read_words
+from iqrl import processes
 from iqrl.agents import agent_class
 from iqrl.config import runs_folder_writable
 from iqrl.errors import BAD_INPUT, FAILED, INTERRUPTED, InputError, did_you_mean
@@ -153,6 +154,7 @@ def execute(command: Command, seconds: float, log: Path) -> tuple[str, float, st
         process = subprocess.Popen(
             [sys.executable, *command.words], stdout=file, stderr=subprocess.STDOUT, cwd=ROOT,
             env={**os.environ, "PYTHONPATH": paths, "PYTHONUNBUFFERED": "1"}, start_new_session=True,
+            preexec_fn=processes.terminate_with_parent,
         )  # fmt: skip
         grace = min(GRACE, seconds / 4)
         outcome = ""
