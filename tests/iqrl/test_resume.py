@@ -36,6 +36,7 @@ from training import (
 
 from iqrl import __main__ as command_line
 from iqrl import processes
+from iqrl.errors import INTERRUPTED
 from iqrl.runs import checkpoints as saved
 from iqrl.runs.directory import RunDirectory
 from iqrl.training.execution import fast_bfloat16
@@ -485,14 +486,16 @@ def test_a_run_that_starts_over_costs_its_pack_nothing(tmp_path: Path, undisturb
 
 def test_a_second_process_on_this_machine_is_refused(tmp_path: Path) -> None:
     runs = tmp_path / "runs"
-    process = fork(words("td3", runs), tmp_path / "said")
+    asked = words("td3", runs, "train.env_steps=1000000")  # still going, however long the second takes to start
+    process = fork(asked, tmp_path / "said")
     wait_for(lambda: any(p.glob("lease/*") and env_step(p) >= 0 for p in runs.glob("td3*")))
-    second = run(words("td3", runs))
+    second = run(asked)
     assert second.returncode == 2
     (line,) = second.stderr.splitlines()
     assert line.startswith("error: ") and str(process.pid) in line
+    process.terminate()
     process.join(300)
-    assert process.exitcode == 0
+    assert process.exitcode == INTERRUPTED
 
 
 def test_a_process_is_known_by_its_start_or_without_proc_by_its_number() -> None:
