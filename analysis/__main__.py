@@ -73,6 +73,11 @@ KEYS = {
     "published": Key(None, Path, "a checkout with published results, one of its files, or a tidy Parquet file"),
     "algorithms": Key(None, str, "published algorithms to show, separated by commas, or all"),
     "replicates": Key(2000, _count, "bootstrap replicates, a number of at least 1"),
+    "interval": Key(
+        "percentile",
+        _one_of("percentile", "bca", "t"),
+        "percentile or bca (bootstrap), or t (Student's, on the jackknife: wide enough with few seeds)",
+    ),
     "short": Key("cut", _one_of("cut", "drop"), "cut (an arm ends where its shortest run does) or drop (short runs)"),
     "at": Key(
         None, _count, "the env step at which arms are compared (default, and at most: the last that all have reached)"
@@ -92,8 +97,8 @@ KEYS = {
     "cache": Key(True, _switch, "on or off: keep the tables in runs/.analysis"),
 }
 _STUDY = (
-    "runs", "out", "sweep", "replicates", "short", "at", "cache", "baseline", "arms", "tasks", "labels", "ylim",
-    "pvalues",
+    "runs", "out", "sweep", "replicates", "short", "at", "cache", "interval", "baseline", "arms", "tasks", "labels",
+    "ylim", "pvalues",
 )  # fmt: skip
 
 

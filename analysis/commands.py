@@ -55,7 +55,8 @@ def _published(options: dict[str, Any]) -> Published | None:
 def _contexts(studies: list[Study], options: dict[str, Any]) -> list[Context]:
     overlay = _published(options)
     chosen = style.STYLES[options.get("style", "neurips")]
-    own = {key: options[key] for key in ("caption", "clean", "pvalues") if key in options}
+    own: dict[str, Any] = {key: options[key] for key in ("caption", "clean", "pvalues") if key in options}
+    own["method"] = options["interval"]
     return [Context(study, chosen, options["replicates"], overlay, **own) for study in studies]
 
 
@@ -82,7 +83,7 @@ def figures(options: dict[str, Any]) -> None:
 
 
 def tables(options: dict[str, Any]) -> None:
-    from analysis.tables import markdown
+    from analysis.typesetting import markdown
 
     studies, problems, _ = _studies(options)
     for name, made in _tables(_contexts(studies, options), options).items():
@@ -161,7 +162,7 @@ def compare(options: dict[str, Any]) -> None:
         InputError: nothing is published for any task and env step that own runs have.
     """
     from analysis import compare as comparison
-    from analysis.tables import markdown, write
+    from analysis.typesetting import markdown, write
 
     overlay = _published(options)
     if overlay is None:
@@ -239,12 +240,13 @@ def _print_export(written: dict[str, int], out: Path) -> None:
 
 def _tables(contexts: list[Context], options: dict[str, Any], write: bool = True) -> dict[str, list[Any]]:
     from analysis import tables as module
+    from analysis import typesetting
 
     made = {context.study.name: module.tables(context) for context in contexts}
     if write:
         for name, own in made.items():
             make_folder(options["out"] / name / "tables")
-            module.write(own, options["out"] / name / "tables")
+            typesetting.write(own, options["out"] / name / "tables")
     return made
 
 

@@ -11,7 +11,7 @@ from analysis.runs import records
 from analysis.scales import quantity, score_name
 from analysis.statistics import is_recent, student_t
 from analysis.studies import Study
-from analysis.tables import Table
+from analysis.typesetting import Table
 
 MARKS = (100_000, 500_000, 1_000_000)
 

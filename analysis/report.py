@@ -19,7 +19,7 @@ from analysis import style
 from analysis.render import Rendered, as_json
 from analysis.runs import records
 from analysis.studies import Problem, Study
-from analysis.tables import Table
+from analysis.typesetting import Table
 
 MOST_RUNS = 2000  # rows in the list of runs; a browser sorts more only slowly
 PAGE = Path(__file__).parent / "page"

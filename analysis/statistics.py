@@ -203,6 +203,18 @@ def _influence(values: np.ndarray, estimate: np.ndarray, statistic: Statistic, c
 
 
 INTERVALS = {"percentile": percentile, "bca": bca, "t": jackknife_t}
+# Share of simulated studies in which the percentile interval of the IQM held the truth, by (tasks, seeds): see
+# benchmarks/coverage.py and docs/analysis.md.
+COVERAGE = {
+    (1, 3): 0.76, (1, 5): 0.90, (1, 10): 0.93, (2, 3): 0.84, (2, 5): 0.90, (2, 10): 0.94,
+    (3, 3): 0.82, (3, 5): 0.91, (3, 10): 0.94, (10, 3): 0.87, (10, 5): 0.91, (10, 10): 0.93,
+}  # fmt: skip
+
+
+def simulated(tasks: int, seeds: int) -> tuple[int, int]:
+    """The key of COVERAGE with at most as many tasks and seeds; the least one where there is none."""
+    few = [key for key in COVERAGE if key[0] <= max(tasks, 1) and key[1] <= max(seeds, 3)]
+    return max(few)
 
 
 def student_t(values: np.ndarray) -> Estimate:
@@ -233,12 +245,33 @@ def welch(first: np.ndarray, second: np.ndarray) -> Estimate:
     difference = np.array([first.mean() - second.mean()])
     if min(len(first), len(second)) < FEWEST_RUNS:
         return Estimate(difference, np.array([np.nan]), np.array([np.nan]))
-    a, b = first.var(ddof=1) / len(first), second.var(ddof=1) / len(second)
-    if a + b == 0:
-        return Estimate(difference, difference, difference)
-    freedom = (a + b) ** 2 / (a**2 / (len(first) - 1) + b**2 / (len(second) - 1))
-    half = special.stdtrit(freedom, _TAILS[1]) * np.sqrt(a + b)
+    error, freedom = _welch(first, second)
+    half = special.stdtrit(freedom, _TAILS[1]) * error if error > 0 else 0.0
     return Estimate(difference, difference - half, difference + half)
+
+
+def _welch(first: np.ndarray, second: np.ndarray) -> tuple[float, float]:
+    """Standard error of a difference of means, and its degrees of freedom."""
+    a, b = (values.var(ddof=1) / len(values) for values in (first, second))
+    shares = a**2 / (len(first) - 1) + b**2 / (len(second) - 1)
+    return float(np.sqrt(a + b)), float((a + b) ** 2 / shares) if shares > 0 else np.inf
+
+
+def welch_p(first: np.ndarray, second: np.ndarray) -> float:
+    """Two-sided p value of Welch's t test; NaN where either has fewer than FEWEST_RUNS runs or nothing varies."""
+    if min(len(first), len(second)) < FEWEST_RUNS:
+        return float("nan")
+    error, freedom = _welch(first, second)
+    return float(2 * special.stdtr(freedom, -abs(first.mean() - second.mean()) / error)) if error > 0 else float("nan")
+
+
+def holm(p: np.ndarray) -> np.ndarray:
+    """p values corrected for their number after Holm (1979), in their order; NaN are no comparisons."""
+    result = np.full(len(p), np.nan)
+    rising = np.argsort(p)[: np.isfinite(p).sum()]
+    steps = p[rising] * np.arange(len(rising), 0, -1)
+    result[rising] = np.maximum.accumulate(steps).clip(max=1)
+    return result
 
 
 # -------------------------------------------------------------------------------------------- pairs of arms, and curves

@@ -1,40 +1,27 @@
-"""Tables of a study: scores, differences and sample efficiency, as LaTeX (booktabs), Markdown and CSV."""
+"""Tables of a study: scores, differences, sample efficiency, an ablation's answer, hyperparameters."""
 
 from __future__ import annotations
 
-import re
+import contextlib
+import json
 from collections import Counter
-from dataclasses import dataclass, field
 from functools import reduce
-from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from analysis import statistics, style
-from analysis.figures.drawing import Context, bootstrap_text, by_arm, describe, not_in, problem_line
+from analysis.figures import arms
+from analysis.figures.drawing import Context, Skip, bootstrap_text, by_arm, describe, not_in, problem_line
+from analysis.runs import records
 from analysis.scales import quantity, said, score_name
 from analysis.statistics import Estimate
 from analysis.studies import Arm, Study
+from analysis.typesetting import Table
 
 FEW_STEPS = 10  # from here on trapezia are near the area under a learning curve
 SHARE = 0.9  # of the best arm's final mean, for "steps to reach"
-
-
-@dataclass
-class Table:
-    """Cells as text with the ones to print bold, and the same as numbers, tidy, for the CSV file."""
-
-    name: str
-    caption: str
-    columns: list[str]
-    rows: list[list[str]]
-    numbers: pd.DataFrame
-    bold: set[tuple[int, int]] = field(default_factory=set)
-    rules: tuple[int, ...] = ()  # rows above which a line is drawn
-    study: str = ""
-    named: str = ""  # the part of the caption that names what is incomplete, by run directory
-    counted: str = ""  # what a paper's caption says in its place
 
 
 def tables(context: Context) -> list[Table]:
@@ -42,7 +29,9 @@ def tables(context: Context) -> list[Table]:
     made = [scores(context), efficiency(context)]
     if len(context.study.arms) > 1:
         made.append(differences(context))
-    return made
+        with contextlib.suppress(Skip):
+            made.append(ablation(context))
+    return [*made, hyperparameters(context)]
 
 
 def _final(study: Study, arm: Arm, task: str) -> np.ndarray:
@@ -58,7 +47,7 @@ def scores(context: Context) -> Table:
     """Per-task mean return with its half interval, and the aggregates; the best and all within its interval bold."""
     study = context.study
     rows: list[list[str]] = []
-    numbers: list[dict[str, object]] = []
+    numbers: list[dict[str, Any]] = []
     bold: set[tuple[int, int]] = set()
     for task in study.tasks:
         estimates = [_mean(_final(study, arm, task)) for arm in study.arms]
@@ -95,7 +84,7 @@ def differences(context: Context) -> Table:
     reference = study.reference
     others = [arm for arm in study.arms if arm != reference]
     rows: list[list[str]] = []
-    numbers: list[dict[str, object]] = []
+    numbers: list[dict[str, Any]] = []
     bold: set[tuple[int, int]] = set()
     for task in study.tasks:
         first, finals = _final(study, reference, task), [_final(study, arm, task) for arm in others]
@@ -110,8 +99,10 @@ def differences(context: Context) -> Table:
             if estimate.low[0] > 0 or estimate.high[0] < 0:
                 bold.add((len(rows), 1 + i))
             row.append(_bounds(estimate, 0, sign=True))
-            numbers.append(_number(task, arm, estimate))
+            numbers.append(_number(task, arm, estimate) | {"p": statistics.welch_p(final, first)})
         rows.append(row)
+    if context.pvalues:
+        _with_p_values(rows, numbers, others)
     last = len(rows)
     shared = study.shared_tasks()
     if shared:
@@ -136,16 +127,99 @@ def differences(context: Context) -> Table:
         f"{below if shared else ''}.{not_in(study, shared)} {_what(study)} Bold: intervals without zero, "
         "of three seeds or more (each taken alone: not corrected for the number of comparisons)."
     )
+    columns_of_numbers = ["row", "arm", "point", "low", "high"]
+    if context.pvalues:
+        caption += " p: Welch's test, corrected after Holm for all comparisons of the table but the IQM's."
+        columns_of_numbers += ["p", "p_holm"]
     columns = ["Task", *map(style.label, others)]
-    frame = pd.DataFrame(numbers, columns=["row", "arm", "point", "low", "high"])  # with its header, if no arms meet
+    frame = pd.DataFrame(numbers, columns=columns_of_numbers)  # with its header, if no arms meet
     return Table("differences", caption, columns, rows, frame, bold, (last,), *_origin(study))
+
+
+def _with_p_values(rows: list[list[str]], numbers: list[dict[str, Any]], arms: list[Arm]) -> None:
+    """Write Holm's p value behind each difference, and into its number."""
+    corrected = statistics.holm(np.array([number["p"] for number in numbers]))
+    for number, p in zip(numbers, corrected, strict=True):
+        number["p_holm"] = p
+    cells = iter(corrected)
+    for row in rows:
+        for i in range(1, 1 + len(arms)):
+            if row[i] and np.isfinite(p := next(cells)):
+                row[i] += " p < 0.001" if p < 0.001 else f" p = {p:.3f}"
+
+
+def ablation(context: Context) -> Table:
+    """An ablation's answer: IQM, latent rank and codebook use at the compared env step, an arm a row.
+
+    Raises:
+        Skip: the arms share no task with a known return scale.
+    """
+    study, digits = context.study, {"score": 3, "rank_0.01": 0, "active_codebook_mean": 0}
+    frame = arms.data(context)
+    shown = [name for name in arms.PANELS if name in set(frame["quantity"])]
+    cells = {(row.arm, row.quantity): row for row in records(frame)}
+
+    def cell(arm: Arm, name: str) -> str:
+        row = cells.get((arm.name, name))
+        if row is None:
+            return ""
+        return _bounds(Estimate(*(np.array([value]) for value in (row.point, row.low, row.high))), digits[name])
+
+    rows = [[style.label(arm), *(cell(arm, name) for name in shown)] for arm in study.arms]
+    numbers = frame.rename(columns={"quantity": "row"})[["row", "arm", "point", "low", "high"]]
+    caption = (
+        f"Score, rank and codebook use at {style.steps(study.mark)} environment steps, with {bootstrap_text(context)}. "
+        f"Rank at tolerance 0.01; rank and codebook are means over tasks.{not_in(study, study.shared_tasks())} "
+        f"{_what(study)}"
+    )
+    return Table(
+        "ablation",
+        caption,
+        ["Arm", *(arms.PANELS[quantity] for quantity in shown)],
+        rows,
+        numbers,
+        set(),
+        (),
+        *_origin(study),
+    )
+
+
+def hyperparameters(context: Context) -> Table:
+    """The configuration of every arm, for an appendix; bold where it is not that of the reference.
+
+    A key whose value differs by task has the values that occur.
+    """
+    study = context.study
+    values: dict[str, dict[str, list[str]]] = {}
+    for row in records(study.members):
+        for key, value in json.loads(row.config).items():
+            if key not in ("seed", "task", "agent.name", "agent.source", "agent.init_from"):
+                text = json.dumps(value) if isinstance(value, list | dict | bool) else str(value)
+                own = values.setdefault(key, {}).setdefault(row.arm, [])
+                own.extend([text] if text not in own else [])
+    cells = {key: [" or ".join(own.get(arm.name, [])) for arm in study.arms] for key, own in values.items()}
+    keys = sorted(cells, key=lambda key: (not key.startswith("agent."), list(cells).index(key)))
+    place = study.arms.index(study.reference)
+    rows = [[key.removeprefix("agent.").replace("_", " "), *cells[key]] for key in keys]
+    bold = {(i, 1 + j) for i, key in enumerate(keys) for j, text in enumerate(cells[key]) if text != cells[key][place]}
+    numbers = pd.DataFrame(
+        [(key, arm.name, text) for key in keys for arm, text in zip(study.arms, cells[key], strict=True)],
+        columns=["row", "arm", "value"],
+    )
+    caption = (
+        f"Hyperparameters. Bold: other than with {style.label(study.reference)}."
+        if len(study.arms) > 1
+        else ("Hyperparameters.")
+    )
+    columns = ["Hyperparameter", *map(style.label, study.arms)]
+    return Table("hyperparameters", caption, columns, rows, numbers, bold, (), study.name)
 
 
 def efficiency(context: Context) -> Table:
     """Env steps to reach a share of the best arm's final mean (median over seeds), and area under the curve."""
     study = context.study
     rows: list[list[str]] = []
-    numbers: list[dict[str, object]] = []
+    numbers: list[dict[str, Any]] = []
     bold: set[tuple[int, int]] = set()
     unreachable: list[str] = []
     for task in study.tasks:
@@ -265,75 +339,3 @@ def _origin(study: Study) -> tuple[str, str, str]:
     kinds = Counter(problem.kind for problem in study.problems if problem.kind != "remark")
     counts = ", ".join(f"{count} {kind}" for kind, count in kinds.items())
     return study.name, problem_line(study), f"Incomplete: {counts}." if counts else ""
-
-
-# ------------------------------------------------------------------------------------------------------------ rendering
-
-
-def markdown(table: Table) -> str:
-    bold = [[f"**{text}**" if (i, j) in table.bold else text for j, text in enumerate(row)]
-            for i, row in enumerate(table.rows)]  # fmt: skip
-    cells = [[text.replace("|", r"\|") for text in row] for row in [table.columns, *bold]]
-    widths = [max(len(row[j]) for row in cells) for j in range(len(table.columns))]
-    lines = ["| " + " | ".join(text.ljust(width) for text, width in zip(row, widths, strict=True)) + " |"
-             for row in cells]  # fmt: skip
-    lines.insert(
-        1,
-        "|"
-        + "|".join("-" * (width + 2) if j == 0 else "-" * (width + 1) + ":" for j, width in enumerate(widths))
-        + "|",
-    )
-    return "\n".join([*lines, "", table.caption, ""])
-
-
-def latex(table: Table) -> str:
-    """A table environment that needs the packages booktabs and graphicx.
-
-    It is shrunk where it would be wider than the text, and takes both columns of a page from four arms on. What is
-    incomplete is counted in its caption and named in a comment.
-    """
-    environment = "table*" if len(table.columns) > 4 else "table"
-    caption = table.caption.replace(table.named, table.counted) if table.named else table.caption
-    lines = [
-        r"% needs \usepackage{booktabs,graphicx}", *([f"% {table.named}"] if table.named else []),
-        rf"\begin{{{environment}}}[t]", r"\centering",
-        rf"\caption{{{_tex(caption)}}}",
-        rf"\label{{tab:{'-'.join(filter(None, [table.study, table.name]))}}}",
-        r"\resizebox{\ifdim\width>\linewidth\linewidth\else\width\fi}{!}{%",
-        rf"\begin{{tabular}}{{l{'r' * (len(table.columns) - 1)}}}", r"\toprule",
-        " & ".join(map(_tex, table.columns)) + r" \\", r"\midrule",
-    ]  # fmt: skip
-    for i, row in enumerate(table.rows):
-        if i in table.rules and i:
-            lines.append(r"\midrule")
-        cells = [rf"\textbf{{{_tex(text)}}}" if (i, j) in table.bold else _tex(text) for j, text in enumerate(row)]
-        lines.append(" & ".join(cells) + r" \\")
-    return "\n".join([*lines, r"\bottomrule", r"\end{tabular}}", rf"\end{{{environment}}}", ""])
-
-
-_TEX = {
-    "\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_",
-    "{": r"\{", "}": r"\}", "|": r"\textbar{}",
-    "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "±": r"$\pm$", "<": r"$<$", ">": r"$>$",
-    "×": r"$\times$", "≤": r"$\leq$", "≥": r"$\geq$", "→": r"$\to$", "∞": r"$\infty$",
-}  # fmt: skip
-_GREEK = (
-    "alpha", "beta", "gamma", "delta", "epsilon", "zeta", "eta", "theta", "iota", "kappa", "lambda", "mu", "nu", "xi",
-    "pi", "rho", "sigma", "tau", "upsilon", "phi", "chi", "psi", "omega", "Gamma", "Delta", "Theta", "Lambda", "Xi",
-    "Pi", "Sigma", "Phi", "Psi", "Omega",
-)  # fmt: skip
-_TEX |= {letter: rf"$\{name}$" for letter, name in zip("αβγδεζηθικλμνξπρστυφχψωΓΔΘΛΞΠΣΦΨΩ", _GREEK, strict=True)}
-
-
-def _tex(text: str) -> str:
-    escaped = "".join(_TEX.get(letter, letter) for letter in text)
-    return re.sub(r"(?<![\w.])([+-])(?=\d)", r"$\1$", escaped)
-
-
-def write(made: list[Table], folder: Path) -> None:
-    """`<folder>/<table>.tex|md|csv`."""
-    folder.mkdir(parents=True, exist_ok=True)
-    for table in made:
-        (folder / f"{table.name}.md").write_text(markdown(table))
-        (folder / f"{table.name}.tex").write_text(latex(table))
-        table.numbers.to_csv(folder / f"{table.name}.csv", index=False)

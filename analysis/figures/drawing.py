@@ -19,7 +19,7 @@ from matplotlib.ticker import FuncFormatter
 
 from analysis import style
 from analysis.published import Published, agent_of
-from analysis.statistics import REPLICATES, Estimate, Statistic, interval, iqm
+from analysis.statistics import COVERAGE, REPLICATES, Estimate, Statistic, interval, iqm, simulated
 from analysis.studies import Arm, Study
 from analysis.style import Look
 
@@ -246,9 +246,19 @@ def bootstrap_text(context: Context) -> str:
     """How the intervals were made; and how far they can be trusted."""
     study = context.study
     low, high = study.seeds
-    text = f"95% stratified bootstrap intervals over seeds ({style.counted(context.replicates, 'replicate')})"
+    tasks = len(study.shared_tasks())
+    if context.method == "t":
+        text = "95% intervals by Student's t over seeds, on the stratified jackknife"
+    else:
+        kind = "BCa " if context.method == "bca" else ""
+        replicates = style.counted(context.replicates, "replicate")
+        text = f"95% stratified bootstrap {kind}intervals over seeds ({replicates})"
     text += "; none for an arm with one seed on a task" if low < 2 else ""
-    text += "; with fewer than 5 seeds such intervals are too narrow" if low < 5 and high > 1 else ""
+    if context.method != "t" and high > 1 and (low < 5 or tasks <= 3):
+        few = simulated(tasks, low)
+        text += "; with fewer than 5 seeds such intervals are too narrow" if low < 5 else ""
+        known = f"{style.counted(few[1], 'seed')} on {style.counted(few[0], 'task')}"
+        text += f"; in simulations with {known} {COVERAGE[few]:.0%} of them held the truth"
     uneven = study.seed_counts().groupby("arm").nunique().max() > 1
     return text + ("; tasks count alike, whatever their seeds" if uneven else "")
 

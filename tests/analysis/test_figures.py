@@ -77,7 +77,10 @@ def test_iqm_lines_are_the_iqm_of_the_runs(study: Context) -> None:
 def test_captions_state_seeds_tasks_interval_and_budget(study: Context) -> None:
     text = words(drawn("iqm_return", study))
     assert "2 tasks (cartpole-swingup, walker-walk), 5 seeds each, budget 100k environment steps" in text
-    assert "95% stratified bootstrap intervals over seeds (100 replicates)" in text
+    assert "95% stratified bootstrap intervals over seeds (100 replicates); in simulations with 5 seeds on 2" in text
+    given = Context(study.study, study.style, 100, method="t")
+    told = words(drawn("iqm_return", given))
+    assert "95% intervals by Student's t over seeds, on the stratified jackknife." in told and "simulations" not in told
 
 
 def test_rank_and_codebook_leave_out_agents_that_have_none(study: Context) -> None:
@@ -183,7 +186,8 @@ def test_captions_say_what_few_and_unequal_seeds_do(runs: Path) -> None:
     assert not [p for band in drawing.figure.axes[0].collections for p in band.get_paths() if len(p.vertices)]
     assert (
         "(100 replicates); none for an arm with one seed on a task; with fewer than 5 seeds such intervals are "
-        "too narrow; tasks count alike, whatever their seeds." in words(drawing)
+        "too narrow; in simulations with 3 seeds on 2 tasks 84% of them "
+        "held the truth; tasks count alike, whatever their seeds." in words(drawing)
     )
 
 

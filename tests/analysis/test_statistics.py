@@ -83,6 +83,56 @@ def test_intervals_are_those_of_a_bootstrap_run_by_run(name: str, seeds: tuple[i
     assert [estimate.low[0], estimate.high[0]] == pytest.approx([low, high], abs=0.06 * (high - low))
 
 
+@pytest.mark.parametrize("name", ["IQM", "Mean", "Optimality gap"])
+@pytest.mark.parametrize("seeds", [(5, 5, 5), (3, 6, 4)])
+def test_jackknife_and_bca_are_those_of_run_by_run(name: str, seeds: tuple[int, ...]) -> None:
+    """Leave each run out in turn, in plain numpy."""
+    random = np.random.default_rng(4)
+    own = [random.beta(2, 3, size=count) + 0.1 * i for i, count in enumerate(seeds)]
+
+    def of(tasks: list[np.ndarray]) -> float:
+        """Where one is left out the same weight is cut as of all."""
+        cut = int(0.25 * sum(seeds)) / sum(seeds) if len(set(seeds)) == 1 else 0.25
+        if name != "IQM":
+            return RESTATED[name](tasks)
+        runs = sorted((float(v), 1 / (len(tasks) * len(task))) for task in tasks for v in task)
+        upto = total = 0.0
+        for value, weight in runs:
+            total += value * max(min(upto + weight, 1 - cut) - max(upto, cut), 0.0)
+            upto += weight
+        return total / (1 - 2 * cut)
+
+    whole, variance, freedom, cubes, squares = of(own), 0.0, 0.0, 0.0, 0.0
+    for i, task in enumerate(own):
+        n = len(task)
+        left = [of([*own[:i], np.delete(task, j), *own[i + 1 :]]) for j in range(n)]
+        influence = (n - 1) * (whole - np.array(left))
+        share = influence.var(ddof=1) / n
+        variance, freedom = variance + share, freedom + share**2 / (n - 1)
+        cubes, squares = cubes + ((influence / n) ** 3).sum(), squares + ((influence / n) ** 2).sum()
+    half = stats.t.ppf(0.975, variance**2 / freedom) * np.sqrt(variance)
+    scores = [task[:, None] for task in own]
+    estimate = interval(scores, AGGREGATES[name], method="t")
+    assert [estimate.low[0], estimate.high[0]] == pytest.approx([whole - half, whole + half])
+    draws = [of([random.choice(task, len(task)) for task in own]) for _ in range(4000)]
+    bias = stats.norm.ppf((np.array(draws) < whole).mean() + (np.array(draws) == whole).mean() / 2)
+    z = bias + stats.norm.ppf([0.025, 0.975])
+    low, high = np.quantile(draws, stats.norm.cdf(bias + z / (1 - cubes / (6 * squares**1.5) * z)))
+    estimate = interval(scores, AGGREGATES[name], 4000, method="bca")
+    assert [estimate.low[0], estimate.high[0]] == pytest.approx([low, high], abs=0.1 * (high - low))
+
+
+def test_the_t_interval_of_one_task_is_students() -> None:
+    values = np.random.default_rng(6).normal(size=(5, 3))
+    own, theirs = interval([values], mean, method="t"), statistics.student_t(values)
+    assert own.low == pytest.approx(theirs.low) and own.high == pytest.approx(theirs.high)
+
+
+def test_what_a_caption_says_of_coverage_is_what_was_simulated() -> None:
+    assert statistics.simulated(1, 2) == statistics.simulated(0, 4) == (1, 3)
+    assert statistics.simulated(5, 9) == (3, 5) and statistics.simulated(28, 10) == (10, 10)
+
+
 def test_tasks_with_unequal_seeds() -> None:
     """One array a task gives nearly what the matrix gives when the numbers of runs are nearly equal."""
     own = scores(20, 6)

@@ -1,0 +1,81 @@
+"""How often the 95% intervals of the analysis hold the truth: ``python -m benchmarks.coverage [repetitions]``.
+
+Made-up studies are drawn again and again: a task's scores are of a beta distribution of its own, as skewed as scores
+at a budget are, and the truth is the statistic of these distributions themselves. Printed is the share of studies whose
+interval holds it, and the mean width of the intervals. Uneven: every other task has one seed fewer.
+"""
+
+from __future__ import annotations
+
+import sys
+from itertools import product
+
+import numpy as np
+
+from analysis.statistics import AGGREGATES, INTERVALS, Statistic, interval, student_t, welch
+
+TASKS, SEEDS = (1, 2, 3, 10), (3, 5, 10)
+STATISTICS = ("IQM", "Mean")
+POPULATION = 200_000  # draws a task that stand for its distribution
+
+
+def tasks_of(count: int, random: np.random.Generator) -> np.ndarray:
+    """The two shapes of each task's beta distribution: (count, 2)."""
+    return random.uniform(1, 6, size=(count, 2))
+
+
+def covered(
+    statistic: Statistic, method: str, tasks: int, seeds: int, uneven: bool, repetitions: int
+) -> tuple[float, float]:
+    """Share of studies whose interval holds the truth, and their mean width. Every study has tasks of its own."""
+    random = np.random.default_rng(tasks)
+    hits, widths = [], []
+    for _ in range(10):  # ten sets of tasks, as many studies of each
+        shapes = tasks_of(tasks, random)
+        population = [random.beta(a, b, (POPULATION // tasks, 1)) for a, b in shapes]
+        weights = np.full((POPULATION // tasks * tasks, 1), 1 / (POPULATION // tasks * tasks))
+        truth = statistic(np.concatenate(population), weights, (POPULATION // tasks,) * tasks)[0, 0]
+        counts = [seeds - (uneven and i % 2 == 1) for i in range(tasks)]
+        # The studies stand where the steps of a curve are elsewhere.
+        drawn = [random.beta(a, b, (n, repetitions // 10)) for (a, b), n in zip(shapes, counts, strict=True)]
+        estimate = interval(drawn, statistic, method=method)
+        hits.append((estimate.low <= truth) & (truth <= estimate.high))
+        widths.append(estimate.high - estimate.low)
+    return float(np.mean(hits)), float(np.mean(widths))
+
+
+def students(seeds: int, repetitions: int) -> tuple[float, float]:
+    """Coverage of Student's t over seeds of one task, and of Welch's for the difference of two."""
+    random = np.random.default_rng(seeds)
+    one = two = 0
+    for _ in range(repetitions):
+        (a, b), (c, d) = tasks_of(2, random)
+        x, y = random.beta(a, b, seeds), random.beta(c, d, seeds)
+        own, difference = student_t(x[:, None]), welch(x, y)
+        one += own.low[0] <= a / (a + b) <= own.high[0]
+        two += difference.low[0] <= a / (a + b) - c / (c + d) <= difference.high[0]
+    return one / repetitions, two / repetitions
+
+
+def main(arguments: list[str]) -> int:
+    repetitions = int(arguments[0]) if arguments else 4000
+    print("| statistic | tasks | seeds | " + " | ".join(INTERVALS) + " |")
+    print("|---|---|---|" + "---|" * len(INTERVALS))
+    for name, tasks, seeds, uneven in product(STATISTICS, TASKS, SEEDS, (False, True)):
+        if uneven and (tasks == 1 or seeds == 10):
+            continue
+        cells = []
+        for method in INTERVALS:
+            share, width = covered(AGGREGATES[name], method, tasks, seeds, uneven, repetitions)
+            cells.append(f"{share:.1%} ({width:.2f})")
+        count = f"{seeds} and {seeds - 1}" if uneven else str(seeds)
+        print(f"| {name} | {tasks} | {count} | " + " | ".join(cells) + " |", flush=True)
+    print("\n| seeds | Student's t, one task | Welch's t, a difference |\n|---|---|---|")
+    for seeds in SEEDS:
+        one, two = students(seeds, repetitions)
+        print(f"| {seeds} | {one:.1%} | {two:.1%} |", flush=True)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
