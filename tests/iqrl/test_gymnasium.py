@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 import csv
-import json
 from pathlib import Path
 
 import numpy as np
 import pytest
+import yaml
 from training import finish, run_directories
 
 from iqrl.config import load_run, parse_words, resolve
 from iqrl.environments.environment import Environment, task_spec
+from iqrl.runs.group import read_group
 
 gymnasium = pytest.importorskip("gymnasium")
 
 LOCOMOTION = ("HalfCheetah", "Hopper", "Walker2d", "Ant", "Humanoid")
-RUN = Path(__file__).parents[2] / "results" / "reference" / "discrete" / "mrq-gym_CartPole-v1-s0-edb8d3fe"
+KEPT = Path(__file__).parents[2] / "results" / "reference" / "discrete"
 
 
 @pytest.mark.parametrize("version", ["v4", "v5"])
@@ -57,12 +58,14 @@ def test_action_repeat_is_the_suites_unless_said() -> None:
     assert repeat("task=walker-walk", "train.action_repeat=4") == (4, True)
 
 
-def test_a_run_from_before_there_was_a_choice_keeps_its_action_repeat() -> None:
+def test_a_run_from_before_there_was_a_choice_keeps_its_action_repeat(tmp_path: Path) -> None:
     """Gymnasium's tasks had an action repeat of 2 then, and their folders do not say so."""
-    assert "action_repeat" not in (RUN / "config.yaml").read_text()
-    run = load_run(RUN)
+    kept = {run.name: run for run in read_group(KEPT)}["mrq-gym_CartPole-v1-s0-edb8d3fe"]
+    assert "action_repeat" not in kept.config()["train"]
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(kept.config()))
+    run = load_run(tmp_path)
     assert run.train.action_repeat == 2 and run.spec.episode_decisions == 250
-    assert run.identity == json.loads((RUN / "provenance.json").read_text())["identity"]
+    assert run.identity == kept.provenance()["identity"]
     assert task_spec(run.task, 1).episode_decisions == 500
 
 
