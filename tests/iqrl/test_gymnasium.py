@@ -62,8 +62,10 @@ def test_a_run_from_before_there_was_a_choice_keeps_its_action_repeat(tmp_path: 
     """Gymnasium's tasks had an action repeat of 2 then, and their folders do not say so."""
     kept = {run.name: run for run in read_group(KEPT)}["mrq-gym_CartPole-v1-s0-edb8d3fe"]
     assert "action_repeat" not in kept.config()["train"]
-    (tmp_path / "config.yaml").write_text(yaml.safe_dump(kept.config()))
-    run = load_run(tmp_path)
+    folder = tmp_path / kept.name
+    folder.mkdir()
+    (folder / "config.yaml").write_text(yaml.safe_dump(kept.config()))
+    run = load_run(folder)
     assert run.train.action_repeat == 2 and run.spec.episode_decisions == 250
     assert run.identity == kept.provenance()["identity"]
     assert task_spec(run.task, 1).episode_decisions == 500
