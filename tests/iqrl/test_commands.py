@@ -356,7 +356,7 @@ def test_a_thousand_bad_inputs(
         (["train.env_stepss=5"], ["train.env_stepss=5", "train.env_steps"]),
         (["runs=/dev/null/x"], ["runs=/dev/null/x", "cannot be written"]),
         (["runs=/proc/x"], ["runs=/proc/x", "No such file"]),
-        (["task=gym:Reacher-v5", "agent.horizon=30"], ["slices of 30 decisions", "an episode of 25", "agent.horizon"]),
+        (["task=gym:Reacher-v5", "agent.horizon=60"], ["slices of 60 decisions", "an episode of 50", "agent.horizon"]),
     ],
 )
 def test_messages_name_the_key_the_value_and_what_was_expected(
