@@ -81,7 +81,7 @@ figures: $(ready) ## draw every figure from the files in RUNS (SWEEP, STYLE=neur
 report: $(ready) ## the same as one HTML page
 	@$(python) -m analysis report $(drawn) $(ARGS)
 
-watch: $(ready) ## refresh the report while a sweep runs
+watch: $(ready) ## a live page, on this machine alone, while a sweep runs
 	@$(python) -m analysis watch $(drawn) $(ARGS)
 
 test: $(ready) ## lint, types and the test suite (under 12 minutes on 2 cores)

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from ablations import display
 from ablations.sweep_file import SCALES, at_scale, find, one_of, read, shown, within
 from iqrl import config
 from iqrl.config import RunConfig
@@ -66,6 +67,7 @@ class Sweep:
     Attributes:
         name: of its manifest and figures: the file's, and the scale's where it is not the file's own default.
         note: text that every figure bears; "" at full scale.
+        display: how figures show it (ablations/display.py).
         runs: arm after arm, task after task. A run that two arms share is there twice.
     """
 
@@ -78,6 +80,7 @@ class Sweep:
     note: str
     arms: list[Arm]
     runs: list[PlannedRun]
+    display: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
     def unique_runs(self) -> list[PlannedRun]:
         """What there is to execute: every run once, those that others start from first."""
@@ -96,7 +99,7 @@ class Sweep:
             for run in self.runs
             for c in [run.config]
         ]
-        return content
+        return content | ({"display": dict(self.display)} if self.display else {})
 
 
 def load(name: str, scale: str | None = None) -> Sweep:
@@ -141,6 +144,8 @@ def resolve(stem: str, content: Mapping[str, Any], scale: str | None = None) -> 
         if arm.start_from:
             with within(f"arm {arm.name}"):
                 runs[arm.name] = _starting_from_others(arm, {a.name: a for a in arms}, runs)
+    every_task = _tasks([*dict.fromkeys([*content["tasks"], *all_tasks])])
+    shown_as = display.check(content.get("display", {}), list(content["arms"]), every_task)
     return Sweep(
         name=stem if scale == own else f"{stem}-{scale}",
         scale=scale,
@@ -151,6 +156,7 @@ def resolve(stem: str, content: Mapping[str, Any], scale: str | None = None) -> 
         figure=content.get("figure", "arms"),
         arms=arms,
         runs=[run for of_arm in runs.values() for run in of_arm.values()],
+        display=display.at_scale(shown_as, list(arms_written), all_tasks),
     )
 
 

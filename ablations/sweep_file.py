@@ -14,6 +14,11 @@ A sweep is a YAML file of this folder (or anywhere):
     tasks: [walker-walk, acrobot-swingup]
     seeds: 0..4
     env_steps: 1000000                 # or by task group or task: {easy: 500000, hard: 3000000}
+    display:                           # how figures show it; each may be left out, and be said by an option instead
+      baseline: default                # the arm that the others are compared with
+      arms: [default, short, td3]      # which, in this order; tasks likewise
+      labels: {walker-walk: Walker}    # of tasks and arms
+      ylim: {iqm_return: [0, 1]}       # by figure
     scale: full                        # what is run unless SCALE says otherwise; default: full
     lite:                              # what differs with scale=lite, and the note that figures then bear
       note: preset=small (narrow networks, batches of 128)
@@ -44,7 +49,7 @@ SCALES = ("full", "lite")
 FIGURES = ("arms", "iqm_return", "tasks", "latent_rank", "active_codebook", "rank_return", "aggregates")
 
 _REQUIRED = ("title", "question", "finding", "arms", "tasks", "seeds", "env_steps")
-_KEYS = (*_REQUIRED, "figure", "base", "scale", "note", "lite")
+_KEYS = (*_REQUIRED, "figure", "base", "scale", "note", "lite", "display")
 _BASE_KEYS = ("agent", "preset")
 _ARM_KEYS = (*_BASE_KEYS, "label", "tasks", "start_from")
 _LITE_KEYS = ("note", "preset", "tasks", "seeds", "env_steps", "arms")

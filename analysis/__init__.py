@@ -14,5 +14,19 @@ The modules, in the order in which data passes through them:
     figures/     one module a figure: data and drawing apart
     tables       LaTeX, Markdown and CSV
     report       one HTML file
+    frames       the tables, studies and statistics for a notebook: from analysis import load, study
     exports      TensorBoard and W&B
 """
+
+from __future__ import annotations
+
+from typing import Any
+
+
+def __getattr__(name: str) -> Any:
+    """`load` and `study`, for notebooks; late, so that the command line answers at once."""
+    if name in ("load", "study"):
+        from analysis import frames
+
+        return getattr(frames, name)
+    raise AttributeError(f"module 'analysis' has no attribute {name!r}")

@@ -93,6 +93,7 @@ KEYS = {
     "only": Key(None, str, "figures to draw, by name, separated by commas"),
     "every": Key(60, _count, "seconds between two looks at the runs"),
     "times": Key(None, _count, "stop after this many reports (default: when no run is left to wait for)"),
+    "port": Key(8000, int, "a port of 127.0.0.1, or the next free one, that serves the report; 0 serves none"),
     "format": Key("parquet", _one_of("parquet", "csv"), "parquet or csv"),
     "cache": Key(True, _switch, "on or off: keep the tables in runs/.analysis"),
 }
@@ -133,9 +134,9 @@ COMMANDS = {
         ("python -m analysis report", "python -m analysis report sweep=quickstart out=page"),
     ),
     "watch": Command(
-        "write the report again and again while a sweep runs",
-        (*_STUDY, "style", "published", "algorithms", "every", "times"),
-        ("python -m analysis watch every=30",),
+        "serve the report on this machine alone, and write it again and again while a sweep runs",
+        (*_STUDY, "style", "published", "algorithms", "every", "times", "port"),
+        ("python -m analysis watch every=30", "python -m analysis watch port=0"),
     ),
     "compare": Command(
         "set own results beside published ones at 100k, 500k and 1M env steps, or at=STEP",

@@ -22,6 +22,12 @@ from analysis.runs import RunTables, records
 from analysis.statistics import is_recent
 from analysis.studies import Problem, Study
 
+# Latent quantities that figures draw.
+DRAWN = (
+    "rank_0.01", "condition_number", "active_codebook_mean", "active_codebook_min", "active_codebook_max",
+    "dormant_percent",
+)  # fmt: skip
+
 
 def telling(config: str) -> dict[str, Any]:
     """What of a run's configuration may make an arm: not what names the run, nor how it is only looked at.
@@ -202,7 +208,7 @@ def _latents(study: Study) -> list[Problem]:
     """Runs without a quantity that others of their arm have, and rows in which one is not a number."""
     problems = []
     latents = study.latents
-    quantities = [name for name in latents.columns if name not in ("key", "run", "env_step")]
+    quantities = [name for name in DRAWN if name in latents.columns]
     known = latents[quantities].notna().assign(key=latents["key"].astype(str)).groupby("key")
     some, every = known.any(), known.all()
     for arm in study.arms:

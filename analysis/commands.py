@@ -16,9 +16,10 @@ from analysis.display import Display
 from analysis.errors import InputError
 from analysis.figures import BARS, FIGURES
 from analysis.figures.drawing import Context
-from analysis.manifests import read_manifests
+from analysis.manifests import progress, read_manifests
 from analysis.published import Published
 from analysis.render import make_folder, render
+from analysis.server import LivePage
 from analysis.studies import UNLISTED, Problem, Study
 
 MOST_PROBLEMS = 12  # of a study, printed on the terminal; all are in its problems.csv
@@ -109,7 +110,21 @@ def report(options: dict[str, Any]) -> None:
 
 
 def watch(options: dict[str, Any]) -> None:
-    """The report, again whenever a run has written something; ends when no run is left to wait for."""
+    """The report, again whenever a run has written something; ends when no run is left to wait for.
+
+    Meanwhile it is served on this machine alone, unless port=0.
+    """
+    page = LivePage(options["out"] / "report.html", options["port"]) if options["port"] else None
+    if page:
+        print(f"{page.address} shows it, on this machine alone", flush=True)
+    try:
+        _watch(options, page)
+    finally:
+        if page:
+            page.close()
+
+
+def _watch(options: dict[str, Any], live: LivePage | None) -> None:
     before: Any = None
     reports = 0
     while True:
@@ -117,13 +132,15 @@ def watch(options: dict[str, Any]) -> None:
         state, waiting = tuple(loaded.runs["signature"]), bool(_awaited(options, loaded))
         if state != before:
             before = state
-            reports += _watch_once(options, loaded, waiting)
+            reports += _watch_once(options, loaded, waiting, live)
+        if live:
+            live.state = {"reports": reports, "progress": progress(options["runs"], loaded, options["sweep"])}
         if not waiting or (options["times"] is not None and reports >= options["times"]):
             return
         time.sleep(options["every"])
 
 
-def _watch_once(options: dict[str, Any], loaded: runs.RunTables, waiting: bool) -> int:
+def _watch_once(options: dict[str, Any], loaded: runs.RunTables, waiting: bool, live: LivePage | None) -> int:
     counts = ", ".join(f"{count} {status}" for status, count in loaded.runs["status"].value_counts().items())
     try:
         studies, problems = _build(loaded, options)
@@ -136,7 +153,7 @@ def _watch_once(options: dict[str, Any], loaded: runs.RunTables, waiting: bool) 
     contexts = _contexts(studies, options)
     rendered = render(contexts, None, svg=True)
     made = _tables(contexts, options, write=False)
-    page = _write_report(options, studies, problems, loaded, rendered, made, refresh=options["every"])
+    page = _write_report(options, studies, problems, loaded, rendered, made, refresh=None if live else options["every"])
     print(f"{time.strftime('%H:%M:%S')} {page}: {counts}", flush=True)
     return 1
 

@@ -8,6 +8,7 @@ from typing import Any
 
 from analysis.display import from_manifest
 from analysis.errors import InputError
+from analysis.runs import RunTables
 from analysis.studies import UNLISTED, Problem
 
 MANIFEST: dict[str, type] = {"name": str, "arms": list, "runs": list}
@@ -59,6 +60,23 @@ def read_manifests(folders: list[Path]) -> tuple[list[dict[str, Any]], list[Prob
                 detail = str(error).splitlines()[0]
                 problems.append(Problem("unreadable", f"sweeps/{path.name}", detail, "left out"))
     return manifests, problems
+
+
+def progress(folders: list[Path], tables: RunTables, sweep: str | None = None) -> list[dict[str, Any]]:
+    """How far each sweep, or the one that is named, is: name, done and runs, and the share of its env steps."""
+    found = tables.runs.drop_duplicates("run").set_index("run")
+    rows = []
+    manifests, _ = read_manifests(folders)
+    for name in dict.fromkeys(manifest["name"] for manifest in manifests):
+        if sweep in (None, name):
+            own = merged([manifest for manifest in manifests if manifest["name"] == name])
+            budgets = {row["run"]: row["env_steps"] for row in own["runs"]}
+            there = found[found.index.isin(budgets)]
+            reached = sum(min(max(step, 0), budgets[run]) for run, step in there["env_step"].items())
+            done = int((there["status"] == "done").sum())
+            share = reached / max(sum(budgets.values()), 1)
+            rows.append({"name": name, "done": done, "runs": len(budgets), "share": round(float(share), 4)})
+    return rows
 
 
 def merged(manifests: list[dict[str, Any]]) -> dict[str, Any]:

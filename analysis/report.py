@@ -84,7 +84,7 @@ def _header(studies: list[Study], runs: pd.DataFrame, command: str) -> str:
     )
     made = datetime.now().astimezone().strftime("%Y-%m-%d %H:%M %Z")
     return (
-        f"<header><h1>Self-predictive RL: report</h1><p>{chips}</p>"
+        f'<header><h1>Self-predictive RL: report</h1><p>{chips}</p><div id="progress"></div>'
         f"<p>Made {made} by <code>{_text(command)}</code></p></header>"
     )
 

@@ -12,6 +12,7 @@ from functools import cached_property
 import numpy as np
 import pandas as pd
 
+from analysis import training
 from analysis.display import Display
 from analysis.runs import RunTables
 from analysis.scales import quantity, scale
@@ -130,7 +131,7 @@ class Study:
     def _columns(self, quantity: str) -> dict[str, tuple[np.ndarray, np.ndarray]]:
         """key -> (env steps, values) of one quantity, evaluations first, then latents."""
         if quantity not in self._cached_columns:
-            table = next(t for t in self._series.values() if quantity in t.columns)
+            table = next((t for t in self._series.values() if quantity in t.columns), self.training)
             codes, uniques = pd.factorize(table["key"])
             steps, values = table["env_step"].to_numpy(), table[quantity].to_numpy(float)
             order = np.argsort(codes, kind="stable")
@@ -144,6 +145,11 @@ class Study:
     @cached_property
     def _cached_columns(self) -> dict[str, dict[str, tuple[np.ndarray, np.ndarray]]]:
         return {}
+
+    @cached_property
+    def training(self) -> pd.DataFrame:
+        """Rows of training.csv of the runs of this study, read when they are first asked for."""
+        return training.read(sorted(self.members["key"]))
 
     @property
     def latents(self) -> pd.DataFrame:
@@ -187,14 +193,17 @@ class Study:
                 yield arm, steps, self.runs(arm.name, task, quantity(task), steps)
 
     @cached_property
-    def _keys(self) -> dict[tuple[str, str], list[str]]:
-        """(arm, task) -> keys of its runs, by seed."""
-        groups = self.members.sort_values("seed", kind="stable").groupby(["arm", "task"])["key"]
-        return {(str(arm), str(task)): list(keys) for (arm, task), keys in groups}
+    def _keys(self) -> dict[tuple[str, str], list[tuple[str, int]]]:
+        """(arm, task) -> keys and seeds of its runs, by seed."""
+        groups = self.members.sort_values("seed", kind="stable").groupby(["arm", "task"])
+        return {(str(arm), str(task)): list(zip(own["key"], own["seed"], strict=True)) for (arm, task), own in groups}
 
-    def keys(self, arm: str, task: str) -> list[str]:
+    def keys_and_seeds(self, arm: str, task: str) -> list[tuple[str, int]]:
         """The runs of an arm on a task, as the rows of `runs` have them: by seed."""
         return self._keys.get((arm, task), [])
+
+    def keys(self, arm: str, task: str) -> list[str]:
+        return [key for key, _ in self.keys_and_seeds(arm, task)]
 
     def scores(self, arm: str, steps: np.ndarray, tasks: list[str] | None = None) -> list[np.ndarray]:
         """Normalised returns, one (runs, steps) array a task, of the tasks with a known scale."""

@@ -82,3 +82,30 @@ for (const plot of document.querySelectorAll(".plot")) {
   });
   svg.addEventListener("pointerleave", () => { values.hidden = true; });
 }
+
+// Where a figure or a table is wider than the page, say that it scrolls.
+for (const wide of document.querySelectorAll(".plot, .scroll")) {
+  const hint = Object.assign(document.createElement("p"), { className: "hint sideways", textContent: "Scrolls sideways \u2192" });
+  const update = () => { hint.hidden = wide.scrollWidth <= wide.clientWidth + 1; };
+  wide.before(hint);
+  update();
+  new ResizeObserver(update).observe(wide);
+}
+
+// Served by `python -m analysis watch`: how far the sweeps are, and the page again when there is a new report.
+if (location.protocol === "http:") {
+  const bars = document.getElementById("progress");
+  let seen = null;
+  setInterval(async () => {
+    let state;
+    try { state = await (await fetch("state")).json(); } catch { return; }
+    if (seen !== null && state.reports !== seen) location.reload();
+    seen = state.reports ?? seen;
+    bars.replaceChildren(...(state.progress ?? []).map(({ name, done, runs, share }) => {
+      const line = document.createElement("p");
+      const bar = Object.assign(document.createElement("progress"), { max: 1, value: share });
+      line.append(bar, ` ${name}: ${done} of ${runs} runs done, ${Math.round(100 * share)}% of the env steps`);
+      return line;
+    }));
+  }, 2000);
+}

@@ -1,6 +1,7 @@
 """The loader: from a file to runs, arms, budgets and a manifest."""
 
 import dataclasses
+import re
 
 import pytest
 
@@ -99,6 +100,35 @@ def test_manifest(file):
     }
     assert runs[0].pop("run").startswith("iqrl-walker-walk-s7-")
     assert runs[0] == {"arm": "a", "agent": "iqrl", "task": "walker-walk", "seed": 7, "env_steps": 1000}
+
+
+def test_how_it_is_shown_is_in_the_manifest(file):
+    display = "display: {baseline: b, arms: [b, c], labels: {dog-run: Dog}, ylim: {tasks: [0, null]}}"
+    file.write_text(file.read_text() + display + "\n")
+    said = ablations.load(str(file)).manifest()["display"]
+    assert said == {"baseline": "b", "arms": ["b", "c"], "labels": {"dog-run": "Dog"}, "ylim": {"tasks": [0, None]}}
+    lite = ablations.load(str(file), "lite").manifest()["display"]  # without arm c and dog-run
+    assert lite == {"baseline": "b", "arms": ["b"], "labels": {}, "ylim": {"tasks": [0, None]}}
+    from analysis.display import from_manifest
+
+    assert from_manifest(said).ylim == {"tasks": (0, None)}
+
+
+@pytest.mark.parametrize(
+    ("display", "message"),
+    [
+        ("{colour: red}", "expected a mapping of baseline, arms, tasks, labels, ylim"),
+        ("{baseline: x}", "display.baseline: x: not in this sweep"),
+        ("{arms: b}", "display.arms=b: expected a list of names"),
+        ("{tasks: [dog-walk]}", "display.tasks: dog-walk: not in this sweep"),
+        ("{labels: [b]}", "expected a mapping"),
+        ("{ylim: {tasks: 3}}", "display.ylim.tasks=3: expected"),
+    ],
+)
+def test_a_display_of_something_else_is_refused(file, display, message):
+    file.write_text(file.read_text() + f"display: {display}\n")
+    with pytest.raises(InputError, match=re.escape(message)):
+        ablations.load(str(file))
 
 
 def test_runs_that_arms_share_are_executed_once(tmp_path):

@@ -147,7 +147,7 @@ def _write_latents(run: Path, agent: str, steps: np.ndarray, rank: float, random
 
 
 def _write_training(run: Path, steps: np.ndarray, random: np.random.Generator) -> None:
-    rows = ["env_step,episode,updates,episode_return,critic_loss,actor_loss"]
+    rows = ["env_step,episode,updates,episode_return,critic_loss,q_mean"]
     for episode, step in enumerate(steps.tolist()):
         losses = f"{random.uniform()!r},{random.uniform()!r}" if episode else ","
         rows.append(f"{step},{episode},{step // 2},{100.0 * episode!r},{losses}")

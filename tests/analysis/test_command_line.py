@@ -94,8 +94,9 @@ def test_export_writes_tidy_tables(runs: Path, tmp_path: Path) -> None:
 
 def test_watch_ends_when_no_run_is_left_to_wait_for(runs: Path, tmp_path: Path) -> None:
     write_study(runs)
-    done = analysis("watch", f"runs={runs}", f"out={tmp_path}", "replicates=20", "every=1")
+    done = analysis("watch", f"runs={runs}", f"out={tmp_path}", "replicates=20", "every=1", "port=0")
     assert done.returncode == 0 and "report.html: 8 done" in done.stdout
+    assert "127.0.0.1" not in done.stdout
     assert 'http-equiv="refresh"' in (tmp_path / "report.html").read_text()
 
 

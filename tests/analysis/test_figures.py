@@ -446,6 +446,25 @@ def test_clean_leaves_every_word_to_the_captions(runs: Path, tmp_path: Path) -> 
         assert "Note: narrow networks" in drawing.caption.text and made[0].name in drawing.caption.text
 
 
+def test_losses_and_values_are_medians_of_the_runs(runs: Path) -> None:
+    made = write_study(runs, agents=("iqrl", "td3"), tasks=("walker-walk",), seeds=5)
+    for i, run in enumerate(made):
+        rows = [f"{step},{step // 1000},{step},0.0,{i + step / 1e5!r},-{i}.0" for step in range(0, 101_000, 1000)]
+        header = "env_step,episode,updates,episode_return,critic_loss,q_mean"
+        (run / "training.csv").write_text("\n".join([header, *rows]) + "\n")
+        (run / "DONE").unlink()
+    given = context(runs)
+    losses, values = drawn("losses", given), drawn("values", given)
+    assert [axes.get_title() for axes in losses.figure.axes] == ["critic loss"]
+    frame = losses.data[(losses.data["arm"] == "td3") & (losses.data["env_step"] == 40_000)]
+    assert frame[["point", "low", "high"]].to_numpy().tolist() == [pytest.approx([7.4, 6.4, 8.4])]
+    assert values.data.loc[values.data["arm"] == "iqrl", "point"].unique().tolist() == [-2.0]
+    for run in made:
+        (run / "training.csv").unlink()
+    with pytest.raises(Skip, match="no run has such a column in a training.csv"):
+        drawn("losses", context(runs))
+
+
 def test_every_figure_has_its_numbers_beside_it(runs: Path, tmp_path: Path) -> None:
     write_study(runs, agents=("iqrl", "tcrl", "td3"), seeds=3)
     given = context(runs)
@@ -479,7 +498,7 @@ def test_files_are_pdf_with_type_42_fonts_and_png(study: Context, tmp_path: Path
 
 def test_a_figure_is_one_module_and_one_name() -> None:
     folder = Path(importlib.import_module("analysis.figures").__file__).parent
-    shared = {"__init__", "drawing", "latent_curves"}
+    shared = {"__init__", "drawing", "latent_curves", "training_curves"}
     assert {path.stem for path in folder.glob("*.py")} - shared == set(FIGURES)
     for name in FIGURES:
         module = importlib.import_module(f"analysis.figures.{name}")

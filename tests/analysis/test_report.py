@@ -68,6 +68,10 @@ for (let i = 0; i < boxes.length; i++) for (let j = i + 1; j < boxes.length; j++
 }
 return found;
 """
+HINTS = """
+return [...document.querySelectorAll('.plot, .scroll')].filter((e) => e.getClientRects().length)
+  .map((e) => [!e.previousElementSibling.hidden, e.scrollWidth > e.clientWidth + 1]);
+"""
 TOO_WIDE = """
 return [...document.querySelectorAll('body *')]
   .filter((e) => !e.closest('.plot, .scroll') && e.id !== 'values')
@@ -86,6 +90,9 @@ def test_in_a_real_browser(report: Path, tmp_path: Path, width: int) -> None:
         assert browser.script(TOO_WIDE) == []
         assert browser.script(OVERLAPS) == []
         assert browser.script("return document.querySelectorAll('.plot svg').length") >= 10
+        hints = browser.script(HINTS)
+        assert hints and all(shown == scrolls for shown, scrolls in hints)
+        assert any(shown for shown, _ in hints) or width > 400
         _values_follow_the_pointer(browser)
         _tables_sort(browser)
         assert [entry for entry in browser.log() if entry["level"] in ("SEVERE", "WARNING")] == []
