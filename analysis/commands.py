@@ -151,7 +151,7 @@ def _watch_once(options: dict[str, Any], loaded: runs.RunTables, waiting: bool, 
         print(f"{counts or 'no run yet'}: {error}", flush=True)
         return 0
     contexts = _contexts(studies, options)
-    rendered = render(contexts, None, svg=True)
+    rendered = render(contexts, None, svg=True, processes=1 if live else None)  # no fork beside the server's thread
     made = _tables(contexts, options, write=False)
     page = _write_report(options, studies, problems, loaded, rendered, made, refresh=None if live else options["every"])
     print(f"{time.strftime('%H:%M:%S')} {page}: {counts}", flush=True)

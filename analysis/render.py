@@ -18,7 +18,7 @@ from analysis.errors import InputError
 from analysis.figures import FIGURES
 from analysis.figures.drawing import CAPTION, Context, Drawing, Skip
 
-PARALLEL_FROM = 200  # runs in all studies from which a second process pays for its start
+PARALLEL_FROM = 8  # figures from which a second process pays for its start
 
 
 @dataclass
@@ -36,7 +36,11 @@ class Rendered:
 
 
 def render(
-    contexts: list[Context], out: Path | None, svg: bool = False, only: tuple[str, ...] = FIGURES
+    contexts: list[Context],
+    out: Path | None,
+    svg: bool = False,
+    only: tuple[str, ...] = FIGURES,
+    processes: int | None = None,
 ) -> list[Rendered]:
     """Draw the figures of several studies; files go to `out/<study>/<figure>.pdf|png`, and
     the numbers that they draw to `out/<study>/data/<figure>.csv`, unless `out` is None."""
@@ -44,9 +48,8 @@ def render(
     if out is not None:
         for context in contexts:
             make_folder(out / context.study.name / "data")
-    runs = sum(len(context.study.members) for context in contexts)
-    processes = min(os.cpu_count() or 1, 4)
-    if processes > 1 and runs >= PARALLEL_FROM and hasattr(os, "fork"):
+    processes = min(os.cpu_count() or 1, 4) if processes is None else processes
+    if processes > 1 and len(jobs) >= PARALLEL_FROM and hasattr(os, "fork"):
         _JOBS[:] = [(contexts, out, svg)]  # inherited by the forked workers: the tables are not copied
         slowest_first = sorted(jobs, key=lambda job: job[1] not in ("tasks", "iqm_return", "gpu_hours", "latent_rank"))
         import multiprocessing

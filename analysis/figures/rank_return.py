@@ -61,7 +61,7 @@ def draw(context: Context) -> Drawing:
         rows = frame[frame["arm"] == arm.name]
         if len(rows):
             marker, colour = context.markers[arm.name], context.colours[arm.name]
-            size = 30 if len(frame) < 30 else 12 if len(frame) < 300 else 5
+            size = (30 if len(frame) < 30 else 12 if len(frame) < 300 else 5) * (context.style.font_size / 9) ** 2
             ax.scatter(
                 rows["rank_percent"],
                 rows["score"],
