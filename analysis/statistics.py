@@ -188,13 +188,25 @@ def jackknife_t(
 
     Of the mean over one task it is Student's t interval itself. No bootstrap, so `replicates` and `seed` do nothing.
     """
+    half = _t_half(*_jackknife(values, estimate, statistic, counts))
+    return np.stack([estimate - half, estimate + half])
+
+
+def _jackknife(
+    values: np.ndarray, estimate: np.ndarray, statistic: Statistic, counts: tuple[int, ...]
+) -> tuple[np.ndarray, np.ndarray]:
+    """A statistic's variance by the stratified jackknife, and the sum over tasks of squared parts over their degrees of
+    freedom, which Satterthwaite's formula needs: each (steps,).
+    """
     tasks = np.split(_influence(values, estimate, statistic, counts), np.cumsum(counts)[:-1])
     variances = np.array([task.var(axis=0, ddof=1) / len(task) for task in tasks])
-    total = variances.sum(axis=0)
-    over = np.array(counts)[:, None] - 1
-    freedom = total**2 / np.where(total > 0, (variances**2 / over).sum(axis=0), 1)
-    half = special.stdtrit(np.maximum(freedom, 1), _TAILS[1]) * np.sqrt(total)
-    return np.stack([estimate - half, estimate + half])
+    return variances.sum(axis=0), (variances**2 / (np.array(counts)[:, None] - 1)).sum(axis=0)
+
+
+def _t_half(variance: np.ndarray, squares: np.ndarray) -> np.ndarray:
+    """How far Student's t interval reaches to each side, with Satterthwaite's degrees of freedom."""
+    freedom = variance**2 / np.where(squares > 0, squares, 1)
+    return special.stdtrit(np.maximum(freedom, 1), _TAILS[1]) * np.sqrt(variance)
 
 
 def _influence(values: np.ndarray, estimate: np.ndarray, statistic: Statistic, counts: tuple[int, ...]) -> np.ndarray:
@@ -306,19 +318,27 @@ def aggregate_difference(
     statistic: Statistic = iqm,
     replicates: int = REPLICATES,
     seed: int = 0,
+    method: str = "percentile",
 ) -> Estimate:
-    """statistic(first) - statistic(second) with both resampled: independent seeds, the same tasks.
+    """statistic(first) - statistic(second) with both resampled, or by "t": independent seeds, the same tasks.
 
     Scores must have one step. The interval is NaN where an arm has one run on a task.
     """
-    draws = np.zeros(1)
-    for tasks, own_seed, sign in ((first, 2 * seed, 1), (second, 2 * seed + 1, -1)):
-        counts = tuple(map(len, tasks))
-        draws = draws + sign * statistic(np.concatenate(tasks), _resampled(counts, replicates, own_seed), counts)
-    low, high = np.quantile(draws, _TAILS, axis=0)
+    difference = point(first, statistic) - point(second, statistic)
     if any(len(task) == 1 for task in [*first, *second]):
-        low = high = np.full_like(low, np.nan)
-    return Estimate(point(first, statistic) - point(second, statistic), low, high)
+        return Estimate(difference, np.full_like(difference, np.nan), np.full_like(difference, np.nan))
+    draws, variance, squares = np.zeros(1), np.zeros(1), np.zeros(1)
+    for tasks, own_seed, sign in ((first, 2 * seed, 1), (second, 2 * seed + 1, -1)):
+        counts, values = tuple(map(len, tasks)), np.concatenate(tasks)
+        if method == "t":
+            own, parts = _jackknife(values, point(tasks, statistic), statistic, counts)
+            variance, squares = variance + own, squares + parts
+        else:
+            draws = draws + sign * statistic(values, _resampled(counts, replicates, own_seed), counts)
+    if method == "t":
+        half = _t_half(variance, squares)
+        return Estimate(difference, difference - half, difference + half)
+    return Estimate(difference, *np.quantile(draws, _TAILS, axis=0))
 
 
 def pairs(names: list[str]) -> list[tuple[str, str]]:

@@ -114,13 +114,14 @@ def differences(context: Context) -> Table:
                 study.scores(arm.name, mark, shared),
                 study.scores(reference.name, mark, shared),
                 replicates=context.replicates,
+                method=context.method,
             )
             if enough and (estimate.low[0] > 0 or estimate.high[0] < 0):
                 bold.add((len(rows), 1 + i))
             row.append(_bounds(estimate, 3, sign=True))
             numbers.append(_number("IQM", arm, estimate))
         rows.append(row)
-    below = f"; for the IQM, {bootstrap_text(context)}"
+    below = f"; for the IQM, {bootstrap_text(context, difference=True)}"
     caption = (
         f"{_score_name(study)} minus that of {style.label(reference)} at {style.steps(study.mark)} environment "
         f"steps, with Welch's t 95% intervals over seeds{_few(study)}"

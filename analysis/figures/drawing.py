@@ -242,23 +242,27 @@ def not_in(study: Study, tasks: list[str], members: pd.DataFrame | None = None) 
     return f" Left out of means over tasks: {', '.join(absent)}." if absent else ""
 
 
-def bootstrap_text(context: Context) -> str:
-    """How the intervals were made; and how far they can be trusted."""
+def bootstrap_text(context: Context, difference: bool = False) -> str:
+    """How the intervals were made; and how far they can be trusted.
+
+    difference: of two arms, of which the bootstrap's percentiles stand for BCa too, and which were not simulated.
+    """
     study = context.study
     low, high = study.seeds
     tasks = len(study.shared_tasks())
     if context.method == "t":
         text = "95% intervals by Student's t over seeds, on the stratified jackknife"
     else:
-        kind = "BCa " if context.method == "bca" else ""
+        kind = "BCa " if context.method == "bca" and not difference else ""
         replicates = style.counted(context.replicates, "replicate")
         text = f"95% stratified bootstrap {kind}intervals over seeds ({replicates})"
     text += "; none for an arm with one seed on a task" if low < 2 else ""
-    if context.method != "t" and high > 1 and (low < 5 or tasks <= 3):
+    if context.method != "t" and 1 < high and low < 5:
+        text += "; with fewer than 5 seeds such intervals are too narrow"
+    if context.method == "percentile" and not difference and high > 1 and (low < 5 or tasks <= 3):
         few = simulated(tasks, low)
-        text += "; with fewer than 5 seeds such intervals are too narrow" if low < 5 else ""
         known = f"{style.counted(few[1], 'seed')} on {style.counted(few[0], 'task')}"
-        text += f"; in simulations with {known} {COVERAGE[few]:.0%} of them held the truth"
+        text += f"; in simulations with {known} {COVERAGE[few]:.0%} of those of the IQM held the truth"
     uneven = study.seed_counts().groupby("arm").nunique().max() > 1
     return text + ("; tasks count alike, whatever their seeds" if uneven else "")
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pandas as pd
 
@@ -65,10 +67,11 @@ def draw(context: Context) -> Drawing:
     other.spines["right"].set_visible(False)
     ax.grid(axis="y", visible=False)
     ax.set_xlabel("P(left beats right)")
+    intervals = bootstrap_text(replace(context, method="percentile"), difference=True)
     caption = (
         f"{TITLE} at {style.steps(study.mark)} environment steps: probability that a run of the arm on the "
         f"left scores higher than one of the arm on the right on the same task, mean over shared tasks, ties "
-        f"counted half; {describe(study, study.normalised_tasks)}. Bars: {bootstrap_text(context)}."
+        f"counted half; {describe(study, study.normalised_tasks)}. Bars: {intervals}."
         + (" Circles: one seed, or the same in every resample: no interval." if frame["low"].isna().any() else "")
     )
     return Drawing(figure, finish(context, figure, caption), frame)

@@ -186,8 +186,8 @@ def test_captions_say_what_few_and_unequal_seeds_do(runs: Path) -> None:
     assert not [p for band in drawing.figure.axes[0].collections for p in band.get_paths() if len(p.vertices)]
     assert (
         "(100 replicates); none for an arm with one seed on a task; with fewer than 5 seeds such intervals are "
-        "too narrow; in simulations with 3 seeds on 2 tasks 84% of them "
-        "held the truth; tasks count alike, whatever their seeds." in words(drawing)
+        "too narrow; in simulations with 3 seeds on 2 tasks 84% of those "
+        "of the IQM held the truth; tasks count alike, whatever their seeds." in words(drawing)
     )
 
 

@@ -282,6 +282,20 @@ def test_the_difference_of_iqms_is_antisymmetric() -> None:
     assert same.low[0] < 0 < same.high[0] and same.point[0] == 0
 
 
+def test_the_t_interval_of_a_difference_is_welchs_on_one_task() -> None:
+    """Of means; over tasks variances add up, and so do the parts of Satterthwaite's formula."""
+    random = np.random.default_rng(8)
+    x, y = [random.normal(2, 1, (5, 1))], [random.normal(1, 2, (4, 1))]
+    own, theirs = statistics.aggregate_difference(x, y, mean, method="t"), statistics.welch(x[0][:, 0], y[0][:, 0])
+    assert [own.low[0], own.high[0]] == pytest.approx([theirs.low[0], theirs.high[0]])
+    x, y = [random.normal(size=(n, 1)) for n in (3, 5)], [random.normal(size=(n, 1)) for n in (4, 4)]
+    parts = [(task.var(ddof=1) / len(task) / 4, len(task) - 1) for task in [*x, *y]]
+    variance = sum(part for part, _ in parts)
+    half = stats.t.ppf(0.975, variance**2 / sum(p**2 / df for p, df in parts)) * np.sqrt(variance)
+    own = statistics.aggregate_difference(x, y, mean, method="t")
+    assert (own.high[0] - own.low[0]) / 2 == pytest.approx(half)
+
+
 def test_area_under_curve() -> None:
     steps = np.array([0, 10, 30])
     assert statistics.area_under_curve(np.array([[0.0, 1.0, 1.0]]), steps)[0, 0] == pytest.approx(25 / 30)

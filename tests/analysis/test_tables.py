@@ -78,9 +78,19 @@ def test_two_seeds_are_no_evidence_of_a_difference(runs: Path) -> None:
     assert table.rows[0] == ["walker-walk", "-600"] and table.rows[1][1].startswith("-0.600 [")
     assert table.bold == set()
     assert "over seeds (none where an arm has one or two seeds on a task); for the IQM, 95% strat" in table.caption
-    for made in tables.tables(of(built, 100))[:3]:
+    assert "too narrow. 1 task" in table.caption  # of a difference nothing was simulated
+    for made in tables.tables(of(built, 100))[:2]:
         told = "(100 replicates); with fewer than 5 seeds such intervals are too narrow; in simulations with "
-        assert f"{told}3 seeds on 1 task 76% of them held the truth. 1 task" in made.caption
+        assert f"{told}3 seeds on 1 task 76% of those of the IQM held the truth. 1 task" in made.caption
+
+
+def test_a_caption_says_what_interval_a_difference_has(study: Study) -> None:
+    by_t = tables.differences(of(study, 100, method="t"))
+    assert "for the IQM, 95% intervals by Student's t over seeds, on the stratified jackknife." in by_t.caption
+    assert by_t.rows[-1] != tables.differences(of(study, 100)).rows[-1]
+    by_bca = tables.differences(of(study, 100, method="bca"))
+    assert "for the IQM, 95% stratified bootstrap intervals" in by_bca.caption
+    assert by_bca.rows[-1] == tables.differences(of(study, 100)).rows[-1]
 
 
 def test_efficiency(study: Study) -> None:
