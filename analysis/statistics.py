@@ -1,13 +1,14 @@
 """Estimates with intervals, on aligned scores.
 
 Scores are a list of arrays, one a task, each (runs, steps): tasks may differ in their number of runs. The
-bootstrap is the stratified one of rliable (arXiv 2108.13264): runs are resampled independently within each task. A
-resample is what each run weighs in it, so that a statistic takes all resamples at once and sorts the runs only once.
+bootstrap is rliable's stratified one (arXiv 2108.13264): runs are resampled independently within each task. A
+resample is kept as what each run weighs in it, so that a statistic takes all at once and sorts the runs only once.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import combinations, pairwise
@@ -105,10 +106,28 @@ def _weights(counts: tuple[int, ...]) -> np.ndarray:
 
 @lru_cache(maxsize=16)
 def _resampled(counts: tuple[int, ...], replicates: int, seed: int) -> np.ndarray:
-    """What each run weighs in each resample: (runs, replicates)."""
-    random = np.random.default_rng(seed)
-    drawn = [random.multinomial(n, np.full(n, 1 / n), replicates).T / (n * len(counts)) for n in counts]
-    return np.concatenate(drawn)
+    """What each run weighs in each resample of rliable's stratified bootstrap: (runs, replicates)."""
+    from rliable.library import StratifiedIndependentBootstrap  # late: it brings arch and statsmodels, two seconds
+
+    runs = [np.arange(count)[:, None] for count in counts]  # resampled in place of their scores
+    weights = np.empty((sum(counts), replicates))
+    with _numpy_seed(seed):
+        for i, (drawn, _) in enumerate(StratifiedIndependentBootstrap(*runs).bootstrap(replicates)):
+            weights[:, i] = np.concatenate(
+                [np.bincount(own[:, 0], minlength=n) / (n * len(counts)) for own, n in zip(drawn, counts, strict=True)]
+            )
+    return weights
+
+
+@contextmanager
+def _numpy_seed(seed: int) -> Iterator[None]:
+    """rliable draws from NumPy's global generator, whatever it is given: seeded within, as it was after."""
+    state = np.random.get_state()
+    np.random.seed(seed)
+    try:
+        yield
+    finally:
+        np.random.set_state(state)
 
 
 def _one_left_out(counts: tuple[int, ...]) -> np.ndarray:

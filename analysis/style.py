@@ -9,6 +9,8 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any
 
+import seaborn as sns
+
 from analysis.studies import Arm
 
 COLOURS = {
@@ -55,11 +57,10 @@ class Style:
 
     @property
     def rc(self) -> Any:
-        """Settings on top of matplotlib's; Type 42 fonts, which the venues ask for."""
+        """Settings on top of seaborn's theme; Type 42 fonts, which the venues ask for."""
         small = self.font_size - 1
         return {
-            **dict.fromkeys(("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color"), ".15"),
-            "patch.edgecolor": "w", "patch.force_edgecolor": True, "lines.solid_capstyle": "round",
+            **sns.axes_style("ticks"),
             "pdf.fonttype": 42, "ps.fonttype": 42, "svg.fonttype": "path", "svg.hashsalt": "analysis",
             "font.family": self.family, "mathtext.fontset": "stix" if "STIX" in self.family else "dejavusans",
             "font.size": self.font_size, "axes.titlesize": self.font_size, "axes.labelsize": self.font_size,

@@ -37,6 +37,21 @@ def test_iqm_drops_the_floor_of_a_quarter() -> None:
     assert point([np.array([[0.0], [1.0], [5.0]])], iqm)[0] == pytest.approx(2.0)
 
 
+@pytest.mark.parametrize("runs", [5, 3])
+def test_intervals_are_rliables_own_from_the_same_draws(runs: int) -> None:
+    """What its `get_interval_estimates` gives, but for rounding; and NumPy's global generator is as before."""
+    own = [task[:, :1] for task in scores(runs=runs)]
+    before = np.random.get_state()
+    estimate = interval(own, iqm, replicates=300, seed=4)
+    assert all(np.array_equal(a, b) for a, b in zip(np.random.get_state(), before, strict=True))
+    np.random.seed(4)
+    _, bounds = library.get_interval_estimates(
+        {"": own}, lambda *tasks: np.array([metrics.aggregate_iqm(np.concatenate(tasks, axis=1))]), reps=300
+    )
+    np.random.set_state(before)
+    np.testing.assert_allclose([estimate.low[0], estimate.high[0]], bounds[""][:, 0], rtol=1e-12)
+
+
 def test_intervals_are_those_of_rliable_to_bootstrap_error() -> None:
     own = scores()
     np.random.seed(1)
