@@ -80,27 +80,13 @@ class TD7(Agent[Config]):
         super().__init__(config, spec, dtype)
         o, a, w = spec.observation_dim, spec.action_dim, config.width
         embedded = w if config.use_sale else 0
-        self.encoder = ParameterGroup(
-            {
-                "f": MLP(o, (w, w), w, "elu", "none", precise_input=True),
-                "g": MLP(w + a, (w, w), w, "elu", "none"),
-            },
-            dtype,
-        )
-        self.actor = ParameterGroup(
-            {
-                "input": MLP(o, (), w, precise_input=True),
-                "trunk": MLP(w + embedded, (w, w), a, "relu", "none", precise_output=True),
-            },
-            dtype,
-        )
-        self.critic = ParameterGroup(
-            {
-                "input": MLP(o + a, (), w, ensemble=2, precise_input=True),
-                "trunk": MLP(w + 2 * embedded, (w, w), 1, "elu", "none", ensemble=2, precise_output=True),
-            },
-            dtype,
-        )
+        f, g = MLP(o, (w, w), w, "elu", "none", precise_input=True), MLP(w + a, (w, w), w, "elu", "none")
+        policy = MLP(w + embedded, (w, w), a, "relu", "none", precise_output=True)
+        value = MLP(w + 2 * embedded, (w, w), 1, "elu", "none", ensemble=2, precise_output=True)
+        self.encoder = ParameterGroup({"f": f, "g": g}, dtype)
+        self.actor = ParameterGroup({"input": MLP(o, (), w, precise_input=True), "trunk": policy}, dtype)
+        first = MLP(o + a, (), w, ensemble=2, precise_input=True)
+        self.critic = ParameterGroup({"input": first, "trunk": value}, dtype)
         self.encoder_optimiser = Adam(config.enc_lr)
         self.actor_optimiser, self.critic_optimiser = Adam(config.actor_lr), Adam(config.critic_lr)
 

@@ -16,7 +16,6 @@ from packs import (
     make_engine,
     random_batch,
     random_noise,
-    relative_difference,
     slope,
     update,
 )
@@ -671,25 +670,6 @@ def test_task_groups(task: str, expected: tuple[Any, ...]) -> None:
 # --- packs, compilation, learning
 
 
-def test_pack_equals_packs_of_one() -> None:
-    agent = make_agent("dcwm")
-    pack, together = make_engine(agent, [0, 1, 2], packed=True)
-    update(pack, together, 20)
-    observation = np.random.default_rng(0).normal(size=(3, SPEC.observation_dim)).astype(np.float32)
-    for p in together:
-        p.episodes, p.decisions = 12, 480
-    actions, carry = pack.explore([0, 1, 2], observation, pack.initial_carry(3, 1), together)
-    for seed in (0, 1, 2):
-        alone, progress = make_engine(agent, [seed])
-        update(alone, progress, 20)
-        for k, v in alone.state.items():
-            assert relative_difference(pack.state[k][seed], v[0]) < 1e-5, (k, seed)
-        progress[0].episodes, progress[0].decisions = 12, 480
-        action, mean = alone.explore([0], observation[seed : seed + 1], alone.initial_carry(1, 1), progress)
-        np.testing.assert_allclose(actions[seed], action[0], atol=1e-4)
-        torch.testing.assert_close(carry["mean"][seed], mean["mean"][0], atol=1e-4, rtol=0)
-
-
 def test_a_pack_plans_for_all_its_evaluation_environments_at_once() -> None:
     agent, calls = make_agent("dcwm"), 0
     engine, progress = make_engine(agent, [0, 1, 2], packed=True)
@@ -740,27 +720,6 @@ def test_large_plans_are_made_for_one_environment_after_another() -> None:
     assert sizes[6:] == [(1, 3)] * 2
     np.testing.assert_allclose(alone, together, atol=1e-5)
     torch.testing.assert_close(own_mean["mean"], mean["mean"], atol=1e-5, rtol=0)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("words, seeds", [
-    ([], [0]), ([], [0, 1]), (["agent.quantizer=vq", "agent.head_encoding=onehot"], [0, 1]),
-])  # fmt: skip
-def test_compiled_equals_eager(words: list[str], seeds: list[int], capfd: pytest.CaptureFixture[str]) -> None:
-    agent = make_agent("dcwm", *words)
-    eager, progress = make_engine(agent, seeds, packed=True)
-    compiled, other = make_engine(agent, seeds, packed=True, compiled=True)
-    update(eager, progress, 4)
-    update(compiled, other, 4)
-    for k, v in eager.state.items():
-        assert relative_difference(compiled.state[k], v) < 1e-5, (k, seeds)
-    observation = np.random.default_rng(0).normal(size=(len(seeds), SPEC.observation_dim)).astype(np.float32)
-    for p in (*progress, *other):
-        p.episodes, p.decisions = 12, 480
-    acted = [e.explore(seeds, observation, e.initial_carry(len(seeds), 1), p)
-             for e, p in ((eager, progress), (compiled, other))]  # fmt: skip
-    np.testing.assert_allclose(acted[0][0], acted[1][0], atol=1e-4)
-    assert "warning" not in capfd.readouterr().err  # it did compile
 
 
 def test_losses_go_down() -> None:

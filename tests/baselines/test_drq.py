@@ -7,7 +7,7 @@ import dataclasses
 import numpy as np
 import pytest
 import torch
-from packs import SPEC, initial_state, make_agent, make_engine, random_batch, random_noise, relative_difference, update
+from packs import initial_state, make_agent, make_engine, random_batch, random_noise, update
 
 from baselines import drq, mrq
 from iqrl.environments.tasks import TaskSpec
@@ -104,27 +104,3 @@ def test_each_difference_changes_the_update(word: str) -> None:
         engine.state[k].shape != other.state[k].shape or not torch.equal(engine.state[k], other.state[k])
         for k in ("encoder", "policy", "value")
     )
-
-
-def test_pack_of_three_equals_three_packs_of_one() -> None:
-    agent = make_agent("drq", "agent.target_every=6")
-    together, progress = make_engine(agent, [3, 4, 5], packed=True, ends="termination")
-    update(together, progress, 20)
-    for place, seed in enumerate((3, 4, 5)):
-        alone, own = make_engine(agent, [seed], ends="termination")
-        update(alone, own, 20)
-        for k, v in alone.state.items():
-            assert relative_difference(together.state[k][place], v[0]) < 1e-5, k
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("seeds", [[0], [0, 1, 2]])
-def test_compiled_equals_eager(seeds: list[int], capfd: pytest.CaptureFixture[str]) -> None:
-    agent = make_agent("drq", "agent.target_every=3", spec=SPEC)
-    eager, first = make_engine(agent, seeds, packed=True, ends="termination")
-    compiled, second = make_engine(agent, seeds, packed=True, compiled=True, ends="termination")
-    update(eager, first, 7)
-    update(compiled, second, 7)
-    assert "warning" not in capfd.readouterr().err  # it did compile
-    for k, v in eager.state.items():
-        assert relative_difference(compiled.state[k], v) < 1e-4, k

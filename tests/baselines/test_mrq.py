@@ -18,7 +18,6 @@ from packs import (
     make_engine,
     random_batch,
     random_noise,
-    relative_difference,
     slope,
     update,
 )
@@ -458,34 +457,6 @@ def test_looking_inside() -> None:
 
 
 # --- packs, compilation, learning
-
-
-@pytest.mark.parametrize("spec", [SPEC, DISCRETE], ids=["continuous", "discrete"])
-def test_pack_of_three_equals_three_packs_of_one(spec: TaskSpec) -> None:
-    agent = make_agent("mrq", "agent.target_every=6", spec=spec)
-    together, progress = make_engine(agent, [3, 4, 5], packed=True, ends="termination")
-    update(together, progress, 20)
-    for place, seed in enumerate((3, 4, 5)):
-        alone, own = make_engine(agent, [seed], ends="termination")
-        update(alone, own, 20)
-        for k, v in alone.state.items():
-            assert relative_difference(together.state[k][place], v[0]) < 1e-5, k
-        assert together.replay.priority is not None and alone.replay.priority is not None
-        torch.testing.assert_close(together.replay.priority.values[place], alone.replay.priority.values[0])
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("spec", [SPEC, DISCRETE], ids=["continuous", "discrete"])
-@pytest.mark.parametrize("seeds", [[0], [0, 1, 2]])
-def test_compiled_equals_eager(seeds: list[int], spec: TaskSpec, capfd: pytest.CaptureFixture[str]) -> None:
-    agent = make_agent("mrq", "agent.target_every=3", spec=spec)
-    eager, first = make_engine(agent, seeds, packed=True, ends="termination")
-    compiled, second = make_engine(agent, seeds, packed=True, compiled=True, ends="termination")
-    update(eager, first, 7)
-    update(compiled, second, 7)
-    assert "warning" not in capfd.readouterr().err  # it did compile
-    for k, v in eager.state.items():
-        assert relative_difference(compiled.state[k], v) < 1e-4, k
 
 
 def test_losses_go_down() -> None:

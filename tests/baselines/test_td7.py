@@ -451,20 +451,6 @@ def test_configuration() -> None:
 # --- packs, compilation, learning
 
 
-def test_pack_of_three_equals_three_packs_of_one() -> None:
-    agent = make_agent("td7", "agent.target_every=6")
-    together, progress = make_engine(agent, [3, 4, 5], packed=True, ends="termination")
-    update(together, progress, 20)
-    for place, seed in enumerate((3, 4, 5)):
-        alone, own = make_engine(agent, [seed], ends="termination")
-        update(alone, own, 20)
-        for k, v in alone.state.items():
-            assert relative_difference(together.state[k][place], v[0]) < 1e-5, k
-        assert together.replay.priority is not None and alone.replay.priority is not None
-        torch.testing.assert_close(together.replay.priority.values[place], alone.replay.priority.values[0])
-        assert together.metrics(place) == pytest.approx(alone.metrics(0), rel=1e-4)
-
-
 def test_acting_in_a_pack() -> None:
     agent = make_agent("td7")
     engine, progress = make_engine(agent, [0, 1, 2], packed=True)
@@ -475,20 +461,6 @@ def test_acting_in_a_pack() -> None:
         for i in range(3):
             alone, _ = engine.act([i], observation[i : i + 1], {}, numbers[i : i + 1], progress)
             np.testing.assert_allclose(together[i], alone[0], rtol=1e-5, atol=1e-6)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("seeds", [[0], [0, 1, 2]])
-def test_compiled_equals_eager(seeds: list[int], capfd: pytest.CaptureFixture[str]) -> None:
-    agent = make_agent("td7", "agent.target_every=3")
-    eager, first = make_engine(agent, seeds, packed=True)
-    compiled, second = make_engine(agent, seeds, packed=True, compiled=True)
-    for engine, progress in ((eager, first), (compiled, second)):
-        update(engine, progress, 7)
-        engine.run("checkpoint_policy", range(len(seeds)), progress)
-    assert "warning" not in capfd.readouterr().err  # it did compile
-    for k, v in eager.state.items():
-        assert relative_difference(compiled.state[k], v) < 1e-4, k
 
 
 def test_losses_go_down() -> None:
