@@ -2,7 +2,7 @@
 
 Made-up studies are drawn again and again: a task's scores are of a beta distribution of its own, as skewed as scores
 at a budget are, and the truth is the statistic of these distributions themselves. Printed is the share of studies whose
-interval holds it, and the mean width of the intervals. Uneven: every other task has one seed fewer.
+interval holds it, and the mean width of the intervals. "3 and 2": every other task has one seed fewer.
 """
 
 from __future__ import annotations
@@ -12,10 +12,22 @@ from itertools import product
 
 import numpy as np
 
-from analysis.statistics import AGGREGATES, INTERVALS, Statistic, interval, student_t, welch
+from analysis.statistics import (
+    AGGREGATES,
+    INTERVALS,
+    Estimate,
+    Statistic,
+    aggregate_difference,
+    interval,
+    probability_of_improvement,
+    profile,
+    student_t,
+    welch,
+)
 
 TASKS, SEEDS = (1, 2, 3, 10), (3, 5, 10)
-STATISTICS = ("IQM", "Mean")
+STATISTICS = {**AGGREGATES, "Profile at 0.5": profile(np.array([0.5]))}
+UNEVEN = ("IQM", "Mean")  # also with one seed fewer on every other task
 POPULATION = 200_000  # draws a task that stand for its distribution
 
 
@@ -44,6 +56,31 @@ def covered(
     return float(np.mean(hits)), float(np.mean(widths))
 
 
+def differences(tasks: int, seeds: int, repetitions: int) -> dict[str, float]:
+    """Coverage of what compares two arms: the probability of improvement, and the difference of two IQMs."""
+    random = np.random.default_rng(tasks)
+    hits: dict[str, list[np.ndarray]] = {"improvement": [], **{name: [] for name in ("percentile", "t")}}
+
+    def note(name: str, estimate: Estimate, truth: float) -> None:
+        known = np.isfinite(estimate.low)  # all wins or all losses: no interval is drawn, and none is counted
+        hits[name].append(((estimate.low <= truth) & (truth <= estimate.high))[known])
+
+    for _ in range(10):
+        shapes = tasks_of(2 * tasks, random).reshape(2, tasks, 2)
+        many = [[random.beta(a, b, POPULATION // tasks) for a, b in arm] for arm in shapes]
+        wins = [np.searchsorted(np.sort(y), x).mean() / len(y) for x, y in zip(*many, strict=True)]
+        flat = np.full((POPULATION // tasks * tasks, 1), 1 / (POPULATION // tasks * tasks))
+        counts = (POPULATION // tasks,) * tasks
+        truths = [AGGREGATES["IQM"](np.concatenate(arm)[:, None], flat, counts)[0, 0] for arm in many]
+        for _ in range(repetitions // 10):
+            first, second = ([random.beta(a, b, seeds) for a, b in arm] for arm in shapes)
+            note("improvement", probability_of_improvement(first, second), float(np.mean(wins)))
+            own, other = ([task[:, None] for task in arm] for arm in (first, second))
+            for method in ("percentile", "t"):
+                note(method, aggregate_difference(own, other, method=method), truths[0] - truths[1])
+    return {name: float(np.concatenate(found).mean()) for name, found in hits.items()}
+
+
 def students(seeds: int, repetitions: int) -> tuple[float, float]:
     """Coverage of Student's t over seeds of one task, and of Welch's for the difference of two."""
     random = np.random.default_rng(seeds)
@@ -62,14 +99,19 @@ def main(arguments: list[str]) -> int:
     print("| statistic | tasks | seeds | " + " | ".join(INTERVALS) + " |")
     print("|---|---|---|" + "---|" * len(INTERVALS))
     for name, tasks, seeds, uneven in product(STATISTICS, TASKS, SEEDS, (False, True)):
-        if uneven and (tasks == 1 or seeds == 10):
+        if uneven and (tasks == 1 or seeds == 10 or name not in UNEVEN):
             continue
         cells = []
         for method in INTERVALS:
-            share, width = covered(AGGREGATES[name], method, tasks, seeds, uneven, repetitions)
+            share, width = covered(STATISTICS[name], method, tasks, seeds, uneven, repetitions)
             cells.append(f"{share:.1%} ({width:.2f})")
         count = f"{seeds} and {seeds - 1}" if uneven else str(seeds)
         print(f"| {name} | {tasks} | {count} | " + " | ".join(cells) + " |", flush=True)
+    print("\n| tasks | seeds | probability of improvement | difference of IQMs, percentile | difference of IQMs, t |")
+    print("|---|---|---|---|---|")
+    for tasks, seeds in product(TASKS, SEEDS):
+        shares = differences(tasks, seeds, repetitions // 4)
+        print(f"| {tasks} | {seeds} | " + " | ".join(f"{share:.1%}" for share in shares.values()) + " |", flush=True)
     print("\n| seeds | Student's t, one task | Welch's t, a difference |\n|---|---|---|")
     for seeds in SEEDS:
         one, two = students(seeds, repetitions)
