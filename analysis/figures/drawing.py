@@ -296,6 +296,26 @@ def draw_curves(context: Context, axes: Axes, frame: pd.DataFrame, small: bool =
     return series
 
 
+def draw_panels(
+    context: Context, frame: pd.DataFrame, titles: dict[str, str]
+) -> tuple[Figure, list[tuple[Axes, list[dict[str, Any]]]]]:
+    """A panel a quantity of the frame (its column `quantity`), in the order of `titles`; and what `hover` holds."""
+    names = [name for name in titles if (frame["quantity"] == name).any()]
+    columns = min(3, len(names))
+    rows = math.ceil(len(names) / columns)
+    figure, axes = canvas(context, height=0.7 + 1.6 * rows, rows=rows, columns=columns, wide=True)
+    hover = []
+    for ax, name in zip(axes.flat, names, strict=False):
+        hover.append((ax, draw_curves(context, ax, frame[frame["quantity"] == name], small=columns > 1)))
+        ax.set_title(titles[name])
+        step_axis(ax, label=False)
+        ax.locator_params(nbins=4)
+    for ax in axes.flat[len(names) :]:
+        ax.set_visible(False)
+    legend_above(context, figure, arms=frame["arm"], small=columns > 1)
+    return figure, hover
+
+
 def _marker(context: Context, arm: Arm, small: bool) -> str:
     """None in small panels, but where arms are more than colours."""
     return "" if small and len(context.study.listed) <= len(style.SPARE) else context.markers[arm.name]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 
 import numpy as np
@@ -13,14 +12,11 @@ from analysis.figures.drawing import (
     Context,
     Drawing,
     Skip,
-    canvas,
     describe,
-    draw_curves,
+    draw_panels,
     finish,
     frame_of,
-    legend_above,
     not_in,
-    step_axis,
 )
 from analysis.statistics import Estimate
 
@@ -53,19 +49,7 @@ def data(context: Context, wanted: Callable[[str], bool]) -> pd.DataFrame:
 
 def draw(context: Context, title: str, what: str, wanted: Callable[[str], bool]) -> Drawing:
     frame = data(context, wanted)
-    names = list(frame["quantity"].unique())
-    columns = min(3, len(names))
-    rows = math.ceil(len(names) / columns)
-    figure, axes = canvas(context, height=0.7 + 1.6 * rows, rows=rows, columns=columns, wide=True)
-    hover = []
-    for ax, name in zip(axes.flat, names, strict=False):
-        hover.append((ax, draw_curves(context, ax, frame[frame["quantity"] == name], small=columns > 1)))
-        ax.set_title(name.replace("_", " "))
-        step_axis(ax, label=False)
-        ax.locator_params(nbins=4)
-    for ax in axes.flat[len(names) :]:
-        ax.set_visible(False)
-    legend_above(context, figure, arms=frame["arm"], small=columns > 1)
+    figure, hover = draw_panels(context, frame, {name: name.replace("_", " ") for name in frame["quantity"].unique()})
     tasks = context.study.common_tasks()
     runs = describe(context.study, tasks)
     caption = (

@@ -127,7 +127,8 @@ def write_run(
 def _write_latents(run: Path, agent: str, steps: np.ndarray, rank: float, random: np.random.Generator) -> None:
     rows = [
         "env_step,samples,width,rank_0.1,rank_0.01,rank_0.001,condition_number,"
-        "active_codebook_mean,active_codebook_min,active_codebook_max,dormant_percent,dormant_count"
+        "active_codebook_mean,active_codebook_min,active_codebook_max,dormant_percent,dormant_count,"
+        "effective_rank,target_cosine,prediction_cosine,drift,observation_r2,reward_r2"
     ]
     budget = max(int(steps[-1]), 1) if len(steps) else 1
     for step in steps[1:].tolist():  # with the first evaluation there is nothing in the replay to diagnose
@@ -142,7 +143,10 @@ def _write_latents(run: Path, agent: str, steps: np.ndarray, rank: float, random
             share = float((40 if agent == "iqrl" else 33) + 30 * step / budget + random.normal(0, 2))
             codebook = f"{share!r},{max(share - 15, 0)!r},{min(share + 15, 100)!r}"
         dormant = float(max(0, 2 + 5 * step / budget + random.normal(0, 0.5)))
-        rows.append(f"{step},{ranks},{condition},{codebook},{dormant!r},{int(dormant * 20)}")
+        qualities = ",,,,,"
+        if agent in LATENT_AGENTS:
+            qualities = ",".join(repr(float(value)) for value in [0.5 * full, *random.uniform(0.2, 0.9, 5)])
+        rows.append(f"{step},{ranks},{condition},{codebook},{dormant!r},{int(dormant * 20)},{qualities}")
     (run / "latents.csv").write_text("\n".join(rows) + "\n")
 
 
