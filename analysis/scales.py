@@ -28,7 +28,7 @@ class Scale:
 
 SUITE = Scale("mean_return", 0.0, 1000.0, "return / 1000")
 SUCCESS = Scale("success_percent", 0.0, 100.0, "success rate")
-# Random's return, and TD3's at 1M env steps, as MR.Q's paper (arXiv 2501.16142) is said to use; not read there.
+# Random's return, and TD3's at 1M env steps, of the TD7 paper (docs/tasks.md).
 _RANDOM_AND_TD3 = {
     "gym:Ant-v4": (-70.288, 3942.0),
     "gym:HalfCheetah-v4": (-289.415, 10574.0),
