@@ -35,7 +35,7 @@ chosen = $(if $(filter command line,$(origin SWEEP)),$(name)$(if $(filter-out $(
 drawn = runs=$(RUNS) out=$(FIGURES) style=$(STYLE) $(addprefix sweep=,$(chosen)) $(addprefix published=,$(PUBLISHED))
 
 .DEFAULT_GOAL := help
-.PHONY: help setup sweep status figures report watch test test-slow lint bench fidelity gpu storm clean-runs
+.PHONY: help setup myosuite sweep status figures report watch test test-slow lint bench fidelity gpu storm clean-runs
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
@@ -62,6 +62,13 @@ $(ready): requirements.txt
 	    $(python) -m pip install --quiet --disable-pip-version-check torch==2.13.0 2> $(VENV)/pip.log \
 	        || { cat $(VENV)/pip.log >&2; exit 1; }; \
 	fi
+	@touch $@
+
+myosuite: $(VENV)-myosuite/.ready ## make a Python of its own for MyoSuite, in $(VENV)-myosuite
+
+$(VENV)-myosuite/.ready: requirements-myosuite.txt $(ready)
+	$(PYTHON) -m venv $(VENV)-myosuite
+	$(VENV)-myosuite/bin/python -m pip install --quiet --disable-pip-version-check --no-deps -r $<
 	@touch $@
 
 sweep: $(ready) ## run a sweep of ablations/ (SWEEP, SCALE=lite|full, CLUSTER=local|slurm, PROFILE, RUNS)

@@ -192,7 +192,7 @@ def _read_tidy(file: Path) -> tuple[str, pd.DataFrame] | None:
     if "variant" in frame:
         frame = frame[frame["variant"] == ""]
     if "suite" in frame:
-        frame = frame[frame["suite"].isin(["dmc", "metaworld", "gym"])]
+        frame = frame[frame["suite"].isin(["dmc", "metaworld", "myosuite", "gym"])]
     source = frame["source"] if "source" in frame else file.stem
     return "tidy", frame.assign(source=source)
 

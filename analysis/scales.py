@@ -41,7 +41,7 @@ _RANDOM_AND_TD3 = {
 def scale(task: str) -> Scale | None:
     """The scale of a task; None for a Gymnasium task without one."""
     base = task.partition("+")[0]
-    if base.startswith("mw-"):
+    if base.startswith(("mw-", "myo-")):
         return SUCCESS
     if not base.startswith("gym:"):
         return SUITE

@@ -7,6 +7,7 @@ Losses and plans are those of one seed, plans of one environment.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -53,10 +54,16 @@ class DCWM(Agent[Config]):
             values["nstep"] = 2
         if base == "cartpole-swingup-sparse":
             values["noise_episodes"] = 250
-        if task.startswith(("gym:", "mw-")):
+        if task.startswith(("gym:", "mw-", "myo-")):
             values["bound_reward"] = False
         if domain == "mw":  # MetaWorld in the released configuration (docs/tasks.md)
             values |= {"nstep": 3, "noise_final": 0.05, "noise_episodes": 500 if group == "hard" else 250}
+        if domain == "myo":  # and MyoSuite
+            values |= {"noise_final": 0.05, "noise_episodes": 250, "symlog_reward": True}
+            if base in ("myo-pose", "myo-reach"):
+                values["nstep"] = 5
+            if base == "myo-pose":
+                values["plan_temperature"] = 0.2
         return values
 
     @classmethod
@@ -258,6 +265,8 @@ class DCWM(Agent[Config]):
     def update_critic(self, state: State, batch: Batch, noise: Tensors, schedule: Tensors) -> Update:
         """World model, critics, target critics."""
         c, codebook = self.config, self.model.codebook(state)
+        if c.symlog_reward:
+            batch = replace(batch, reward=batch.reward.sign() * batch.reward.abs().log1p())
         gradient, (loss, parts) = grad_and_value(self.model.loss, has_aux=True)(
             state["world"], codebook, batch, noise.get("propagation")
         )

@@ -45,7 +45,10 @@ class Config:
     consistency_coef: float = setting(1.0, "weight of the consistency loss", low=0.0, high=1e6)
     reward_coef: float = setting(1.0, "weight of the reward loss", low=0.0, high=1e6)
     use_decoder: bool = setting(False, "reconstruct observations, weight 1")
-    bound_reward: bool = setting(True, "rewards lie in [0, action repeat]; not on Gymnasium's tasks")
+    symlog_reward: bool = setting(
+        False, "learn from sign(r) log(1 + |r|); true on MyoSuite", omit_default_from_identity=True
+    )
+    bound_reward: bool = setting(True, "rewards lie in [0, action repeat]; on DeepMind Control alone")
     enc_lr: float = setting(1e-4, "AdamW learning rate of the world model", low=0.0, high=1.0)
     enc_weight_decay: float = setting(0.01, "AdamW weight decay of the world model", low=0.0, high=1.0)
     clip: float = setting(20.0, "largest gradient norm of world model, critics, actor each; 0: none", low=0.0, high=1e6)

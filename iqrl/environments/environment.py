@@ -10,15 +10,18 @@ import numpy as np
 
 from iqrl.environments import tasks
 from iqrl.environments.image_task import ImageTask
+from iqrl.environments.suites import suite_of
 from iqrl.environments.tasks import TaskRef, TaskSpec
 from iqrl.errors import InputError
 
 if TYPE_CHECKING:
+    from iqrl.environments.apart import TaskApart
     from iqrl.environments.control_suite import ControlSuiteTask
     from iqrl.environments.gymnasium_suite import GymnasiumTask
     from iqrl.environments.metaworld_suite import MetaWorldTask
+    from iqrl.environments.myosuite_suite import MyoSuiteTask
 
-    Task = ControlSuiteTask | GymnasiumTask | MetaWorldTask
+    Task = ControlSuiteTask | GymnasiumTask | MetaWorldTask | MyoSuiteTask | TaskApart
 
 # Second entry of an episode's key: in training, in an evaluation during training, in one of a checkpoint afterwards.
 TRAINING, EVALUATION, CHECKPOINT_EVALUATION = 0, 1, 2
@@ -34,7 +37,7 @@ def check_key(key: tuple[int, ...]) -> None:
         raise ValueError(f"episode key {key}: expected entries from 0 to {2**32 - 1}")
 
 
-def _load(ref: TaskRef) -> "Task":
+def load(ref: TaskRef) -> "Task":
     """The task itself. Simulators are imported here: much is asked of tasks where none is needed."""
     if ref.domain == "gym":
         from iqrl.environments.gymnasium_suite import GymnasiumTask
@@ -44,6 +47,14 @@ def _load(ref: TaskRef) -> "Task":
         from iqrl.environments.metaworld_suite import MetaWorldTask
 
         return MetaWorldTask(ref)
+    if ref.domain == "myo" and suite_of(ref.name).here:
+        from iqrl.environments.myosuite_suite import MyoSuiteTask
+
+        return MyoSuiteTask(ref)
+    if ref.domain == "myo":
+        from iqrl.environments.apart import TaskApart
+
+        return TaskApart(ref)
     from iqrl.environments.control_suite import ControlSuiteTask
 
     return ControlSuiteTask(ref)
@@ -70,7 +81,7 @@ class Environment:
             action_repeat = ref.action_repeat
         if not isinstance(action_repeat, int) or not 1 <= action_repeat <= _LARGEST_REPEAT:
             raise InputError(f"action_repeat={action_repeat}: expected a whole number from 1 to {_LARGEST_REPEAT}")
-        self._task: Any = _load(ref)
+        self._task: Any = load(ref)
         if ref.pixels:
             self._task = ImageTask(self._task, ref.pixels.stack)
         self._modifiers = ref.modifiers

@@ -44,8 +44,8 @@ def parse(task: str, domain: str, words: list[str]) -> tuple[Pixels, str, list[s
         InputError: a part is doubled, out of range, or not for this task.
     """
     given: dict[str, Any] = {}
-    if domain == "mw":
-        raise InputError(f"task={task}: MetaWorld's tasks are observed as states only")
+    if domain in ("mw", "myo"):
+        raise InputError(f"task={task}: {suite_of(task).title}'s tasks are observed as states only")
     default = Pixels(camera=_CAMERAS.get(domain, 0), repeat=suite_of(task).action_repeat)
     for word in words:
         key, _, text = word.partition("=")

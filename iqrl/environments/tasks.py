@@ -1,7 +1,7 @@
 """Tasks by name: the table, task modifiers, and what an agent needs to know of a task.
 
-A name is ``walker-walk``, ``mw-reach`` for a MetaWorld task, or ``gym:CartPole-v1`` for a Gymnasium task
-(``gym:module:id`` for one that a module registers), followed by modifiers that make the task stochastic:
+A name is ``walker-walk``, ``mw-reach`` (MetaWorld), ``myo-reach`` (MyoSuite), or ``gym:CartPole-v1`` for a Gymnasium
+task (``gym:module:id`` for one that a module registers), followed by modifiers that make the task stochastic:
 ``walker-walk+action_noise=0.2+sticky=0.25``.
 Modifiers act once a decision, in this order:
 
@@ -82,14 +82,17 @@ stick-push sweep sweep-into window-close window-open
 """
 _METAWORLD_HARD = ("assembly", "pick-place", "stick-pull")
 
+# MyoSuite's tasks of the hand, by the names that TD-MPC2 gives them; in "hard" ones the goal is drawn anew.
+_MYOSUITE = {"reach": "Reach", "pose": "Pose", "obj-hold": "ObjHold", "key-turn": "KeyTurn", "pen-twirl": "PenTwirl"}
+
 
 @dataclass(frozen=True)
 class TaskRow:
     """One task of the table."""
 
     name: str  # as users type it
-    domain: str  # module of dm_control's suite, or "mw"
-    task: str  # function of that module, or of custom_tasks.py; MetaWorld's name
+    domain: str  # module of dm_control's suite, "mw" or "myo"
+    task: str  # function of that module, or of custom_tasks.py; MetaWorld's name, MyoSuite's id
     group: str  # "easy" | "medium" | "hard"
     custom: bool  # not one of the suite's own
 
@@ -106,6 +109,10 @@ def _table() -> dict[str, TaskRow]:
     for task in _METAWORLD.split():
         group = "hard" if task in _METAWORLD_HARD else "medium"
         rows[f"mw-{task}"] = TaskRow(f"mw-{task}", "mw", task, group, custom=False)
+    for task, name in _MYOSUITE.items():
+        for suffix, goal in (("", "Fixed"), ("-hard", "Random")):
+            id = f"myoHand{name}{goal}-v0"
+            rows[f"myo-{task}{suffix}"] = TaskRow(f"myo-{task}{suffix}", "myo", id, "medium", custom=False)
     return dict(sorted(rows.items()))
 
 
@@ -130,7 +137,7 @@ class TaskRef:
     """A checked task name."""
 
     name: str  # canonical: modifiers in alphabetical order, numbers in shortest form
-    domain: str  # "gym" for Gymnasium, "mw" for MetaWorld
+    domain: str  # "gym" for Gymnasium, "mw" for MetaWorld, "myo" for MyoSuite
     task: str
     group: str  # "easy" | "medium" | "hard"
     modifiers: Modifiers

@@ -56,11 +56,14 @@ class Plan:
     def provenance(self) -> dict[str, Any]:
         """What a session's record says of it."""
         versions = {}
-        for package in (*PACKAGES, *(["gymnasium"] if "gymnasium" in sys.modules else [])):  # whose task it is
+        of_tasks = [package for package in ("gymnasium", "metaworld", "myosuite") if package in sys.modules]
+        for package in (*PACKAGES, *of_tasks):
             try:
                 versions[package] = importlib.metadata.version(package)
             except importlib.metadata.PackageNotFoundError:
                 versions[package] = "unknown"
+        if apart := sys.modules.get("iqrl.environments.apart"):
+            versions |= apart.versions
         return {
             "device": str(self.device),
             "device_name": device_name(self.device),

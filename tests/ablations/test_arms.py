@@ -12,6 +12,7 @@ from iqrl import config
 from iqrl.agent import Batch, Progress
 from iqrl.diagnostics import diagnose
 from iqrl.environments.environment import Environment
+from iqrl.environments.suites import suite_of
 from iqrl.training.engine import Engine
 from iqrl.training.replay import Replay
 
@@ -32,6 +33,8 @@ def arms():
                 task = usual if usual in arm.tasks else arm.tasks[0]
                 rest = {"preset": "tiny", "task": task, "seeds": list(SEEDS), "agent": {"buffer_size": 1000}}
                 runs = config.resolve([*sweep.arm_layers(arm, base), ("test", rest)])[0]
+                if suite_of(task).missing():
+                    continue
                 settings = {k: v for k, v in runs[0].resolved()["agent"].items() if k != "profile"}
                 key = runs[0].task, runs[0].agent.name, str(settings)
                 found.setdefault(key, pytest.param(runs, id=f"{name}-{arm.name}-{scale}"))

@@ -660,11 +660,29 @@ def test_schedules() -> None:
     ("humanoid-walk", (1024, 1, 500, True)), ("cartpole-swingup-sparse", (512, 3, 250, True)),
     ("cup-spin", (512, 3, 50, True)), ("finger-turn-hard", (512, 2, 150, True)), ("reacher-easy", (512, 3, 150, True)),
     ("gym:Pendulum-v1", (512, 1, 150, False)), ("mw-reach", (512, 3, 250, False)),
-    ("mw-assembly+sticky=0.1", (512, 3, 500, False)),
+    ("mw-assembly+sticky=0.1", (512, 3, 500, False)), ("myo-reach-hard", (512, 1, 250, False)),
+    ("myo-pose", (512, 5, 250, False)),
 ])  # fmt: skip
 def test_task_groups(task: str, expected: tuple[Any, ...]) -> None:
     settings = resolve([("test", parse_words(["agent=dcwm", f"task={task}"]))])[0][0].settings
     assert (settings.latent_dim, settings.nstep, settings.noise_episodes, settings.bound_reward) == expected
+    assert settings.symlog_reward == task.startswith("myo-")
+    assert settings.plan_temperature == (0.2 if task == "myo-pose" else 0.5)
+
+
+def test_rewards_are_learned_from_through_symlog() -> None:
+    """As if the batch had held the scaled ones, in the model and in the targets alike."""
+    found = []
+    for word in ("agent.symlog_reward=true", "agent.symlog_reward=false"):
+        agent = make_agent("dcwm", word, "agent.bound_reward=false")
+        batch = random_batch(agent)
+        if not agent.config.symlog_reward:
+            reward = batch.reward.numpy()
+            scaled = torch.tensor(np.sign(reward) * np.log(1.0 + np.abs(reward)))
+            batch = dataclasses.replace(batch, reward=scaled)
+        found.append(agent.update_critic(initial_state(agent), batch, random_noise(agent, "update_critic"), {})[0])
+    for k, v in found[0].items():
+        torch.testing.assert_close(v, found[1][k], rtol=1e-4, atol=1e-6)
 
 
 # --- packs, compilation, learning

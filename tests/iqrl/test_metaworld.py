@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from training import assert_same_runs, finish, run_directories
+from training import StopAt, assert_same_runs, finish, run_directories
 
 from iqrl.environments import tasks
 from iqrl.environments.environment import Environment, task_spec
@@ -138,7 +138,7 @@ def test_training_writes_success_and_resumes_bitwise(tmp_path: Path) -> None:
     said = finish([*words, f"runs={tmp_path / 'whole'}"], tmp_path / "output")
     assert "success" in said
     for decisions in (130, 250):
-        finish([*words, f"runs={tmp_path / 'parts'}"], tmp_path / "output", 75, prepare=_StopAt(decisions))
+        finish([*words, f"runs={tmp_path / 'parts'}"], tmp_path / "output", 75, prepare=StopAt(decisions))
     finish([*words, f"runs={tmp_path / 'parts'}"], tmp_path / "output")
     assert_same_runs(tmp_path / "parts", tmp_path / "whole")
     (run,) = run_directories(tmp_path / "whole")
@@ -148,21 +148,3 @@ def test_training_writes_success_and_resumes_bitwise(tmp_path: Path) -> None:
     for row in [*evaluations, *training]:
         assert row["success"] in ("0", "1")
     assert all(row["success_at_end"] <= row["success"] for row in evaluations)
-
-
-class _StopAt:
-    """Makes a training in another process stop itself, as by a signal, when it has made so many decisions."""
-
-    def __init__(self, decisions: int) -> None:
-        self.decisions = decisions
-
-    def __call__(self) -> None:
-        from iqrl.training.trainer import Trainer
-
-        inner = Trainer._loop
-
-        def loop(trainer: Trainer) -> str:
-            trainer.stop = lambda: trainer.pack.progress[0].decisions >= self.decisions
-            return inner(trainer)
-
-        Trainer._loop = loop  # type: ignore[method-assign]

@@ -58,13 +58,13 @@ def test_table_is_the_whole_suite_and_the_custom_tasks():
 
     from iqrl.environments import custom_tasks
 
-    rows = [row for row in tasks.TASKS.values() if row.domain != "mw"]
+    rows = [row for row in tasks.TASKS.values() if row.domain not in ("mw", "myo")]
     assert {(row.domain, row.task) for row in rows if not row.custom} == set(suite.ALL_TASKS)
     assert {(row.domain, row.task) for row in rows if row.custom} == set(custom_tasks._BUILDERS)
-    assert tasks.names() == sorted(tasks.TASKS) and len(tasks.names()) == 51 + 9 + 50
+    assert tasks.names() == sorted(tasks.TASKS) and len(tasks.names()) == 51 + 9 + 50 + 10
 
 
-@pytest.mark.parametrize("name", [name for name in tasks.names() if not name.startswith("mw-")])
+@pytest.mark.parametrize("name", [name for name in tasks.names() if not name.startswith(("mw-", "myo-"))])
 def test_every_task_loads_and_steps(name):
     environment = Environment(name)
     assert environment.spec.name == name

@@ -127,3 +127,21 @@ def assert_same_runs(runs: Path, expected: Path) -> None:
 def kill(process: Any) -> None:
     os.kill(process.pid, signal.SIGKILL)
     process.join() if hasattr(process, "join") else process.wait()
+
+
+class StopAt:
+    """Makes a training in another process stop itself, as by a signal, when it has made so many decisions."""
+
+    def __init__(self, decisions: int) -> None:
+        self.decisions = decisions
+
+    def __call__(self) -> None:
+        from iqrl.training.trainer import Trainer
+
+        inner = Trainer._loop
+
+        def loop(trainer: Trainer) -> str:
+            trainer.stop = lambda: trainer.pack.progress[0].decisions >= self.decisions
+            return inner(trainer)
+
+        Trainer._loop = loop  # type: ignore[method-assign]
