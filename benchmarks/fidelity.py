@@ -31,6 +31,7 @@ from benchmarks import speed
 from benchmarks.worker import update_period
 from iqrl import config, counter_random
 from iqrl.agent import Agent, Batch, Noise
+from iqrl.agents import agent_class
 from iqrl.errors import BAD_INPUT, InputError
 from iqrl.runs.code import code_version
 
@@ -42,6 +43,7 @@ WORDS = {
     "tcrl": [],
     "dcwm": ["agent.released_nstep=true", "agent.released_pi_noise=true"],
     "mrq": ["agent.reward_mask=released"],
+    "drqv2": [],
     "drq": ["agent.released_infonce_mask=true", "agent.target_every=20"],  # `peer.drq` says why 20
 }
 DEFAULTS = {
@@ -49,7 +51,14 @@ DEFAULTS = {
     "out": "bench/fidelity",
 }  # fmt: skip
 COLUMNS = ["agent", "updates", "what", "parameters", "moved", "difference", "official_commit", "commit", "date"]
-ENDS = {"iqrl": 0.1, "td3": 0.1, "td7": 0.1, "mrq": 0.1, "drq": 0.1}  # share of transitions that terminate
+ENDS = {
+    "iqrl": 0.1,
+    "td3": 0.1,
+    "td7": 0.1,
+    "mrq": 0.1,
+    "drq": 0.1,
+    "drqv2": 0.1,
+}  # share of transitions that terminate
 CYCLE = 8  # different batches, and sets of random numbers
 ACTIONS = 8
 
@@ -76,13 +85,21 @@ def random_numbers(wanted: Mapping[str, Noise], generator: torch.Generator) -> d
     return {name: draw[n.kind](n.shape) for name, n in wanted.items()}
 
 
+def observations(shape: Sequence[int], generator: torch.Generator) -> torch.Tensor:
+    """Of vectors (..., O) or of images (..., C, height, width)."""
+    if len(shape) < 4:
+        return torch.randn(shape, generator=generator)
+    return torch.randint(0, 256, shape, generator=generator, dtype=torch.uint8)
+
+
 def weights(agent: Agent, state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """Every network's parameters, by "STATE/NETWORK/PARAMETER"; not those of policies kept aside."""
     groups = agent.groups()
     found: dict[str, torch.Tensor] = {}
     for entry, flat in state.items():
         kind = entry.removeprefix("fixed_").removeprefix("target_").removesuffix("_target")
-        kind = "target" if entry == "target_encoder" else kind
+        if kind in groups and groups[kind].size != len(flat):  # of a part of its networks
+            kind = "target"
         if kind in groups and not entry.startswith("checkpoint_"):
             for network, parameters in groups[kind].unpack(flat).items():
                 found |= {f"{entry}/{network}/{k}": v for k, v in parameters.items()}
@@ -96,7 +113,7 @@ def follow(agent: Agent, options: dict[str, str]) -> tuple[dict[str, Any], dict[
 
     def batch() -> tuple[torch.Tensor, ...]:
         shape = (slices.horizon, slices.batch_size)
-        observation = torch.randn(shape[0] + 1, shape[1], spec.observation_dim, generator=generator)
+        observation = observations((shape[0] + 1, shape[1], *spec.observation_shape), generator)
         action = torch.rand(*shape, spec.action_dim, generator=generator) * 2 - 1
         ended = (torch.rand(shape, generator=generator) < ENDS.get(agent.name, 0.0)).double()
         return observation, action, torch.rand(shape, generator=generator), ended
@@ -126,7 +143,7 @@ def follow(agent: Agent, options: dict[str, str]) -> tuple[dict[str, Any], dict[
             given["noise"].append((name, numbers[name][place % CYCLE]))
             changed, _ = agent.run_stage(name, state, sample, numbers[name][place % CYCLE], schedule)
             state = {**state, **changed}
-    given["observation"] = torch.randn(ACTIONS, spec.observation_dim, generator=generator)
+    given["observation"] = observations((ACTIONS, *spec.observation_shape), generator)
     given["act_noise"], actions = [], []
     carry = {k: v[None] for k, v in agent.carry().items()}
     for observation in given["observation"]:
@@ -157,7 +174,8 @@ def compare(name: str, checkout: str, options: dict[str, str]) -> list[dict[str,
     Raises:
         InputError: if the checkout's process fails.
     """
-    words = [f"agent={name}", "task=walker-walk", f"agent.batch_size={options['size']}", *WORDS[name]]
+    task = agent_class(name)[0].observed("walker-walk")
+    words = [f"agent={name}", f"task={task}", f"agent.batch_size={options['size']}", *WORDS[name]]
     run = config.resolve([("fidelity", config.parse_words(words))])[0][0]
     agent = run.agent(run.settings, run.spec, torch.float64)
     if not int(options["updates"]):

@@ -27,17 +27,21 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-OBSERVATION, ACTION = 24, 6
+OBSERVATION, ACTION, IMAGE = 24, 6, (9, 84, 84)
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 # Equal on both sides: the released iQRL has 5 critics, pairs drawn at random, and N = 3 on half of its tasks.
 IQRL_SETTINGS = {"num_critics": 5, "q_sample_size": 2, "nstep": 3, "horizon": 5}
-# What the other two set for walker-walk outside of the module that is imported: in cfgs/, and in envs/.
+# What others set for walker-walk outside of the module that is imported: in cfgs/, and in envs/.
 TCRL_SETTINGS = {"mlp_dims": [512, 512], "latent_dim": 50, "lr": 3e-4, "std_schedule": "linear(1.0, 0.1, 50)"}
 DCWM_SETTINGS = {"r_min": 0.0, "r_max": 2.0}
+DRQV2_SETTINGS = {
+    "lr": 1e-4, "feature_dim": 50, "hidden_dim": 1024, "critic_target_tau": 0.01, "num_expl_steps": 2000,
+    "update_every_steps": 2, "stddev_schedule": "1.0", "stddev_clip": 0.3, "use_tb": False,
+}  # fmt: skip
 
 Slice = tuple[Tensor, ...]  # observations (H + 1, B, O), actions (H, B, A), rewards and terminations (H, B)
 Slices = Callable[[int, int], Iterator[Slice]]  # of so many steps and so many in a batch, without end
-Draws = dict[str, list[Tensor]]  # random numbers in the order of use: "normal", "order" (of critics), "exponential"
+Draws = dict[str, list[Tensor]]  # random numbers in the order of use, by kind, as of QUEUES
 
 
 @dataclass
@@ -74,6 +78,12 @@ def random_slices(steps: int, size: int) -> Iterator[Slice]:
         return observations, actions, torch.rand(steps, size, device=DEVICE), torch.zeros(steps, size, device=DEVICE)
 
     return itertools.cycle([make() for _ in range(8)])
+
+
+def random_images(steps: int, size: int) -> Iterator[Slice]:
+    """Fewer: they are large."""
+    for _, *rest in itertools.cycle(list(itertools.islice(random_slices(steps, size), 2))):
+        yield torch.randint(0, 256, (steps + 1, size, *IMAGE), dtype=torch.uint8, device=DEVICE), *rest
 
 
 def converted(slices: Iterator[Slice], convert: Callable[..., Any]) -> Iterator[Any]:
@@ -403,7 +413,33 @@ def drq(path: str, slices: Slices, size: int = 0) -> Peer:
     return mrq(path, slices, size, "DRQ", 20 if size else 250, types.SimpleNamespace(add_scalar=lambda *_, **__: None))
 
 
-PEERS = {"iqrl": iqrl, "td3": td3, "leanrl": leanrl, "td7": td7, "tcrl": tcrl, "dcwm": dcwm, "mrq": mrq, "drq": drq}
+def drqv2(path: str, slices: Slices, size: int = 0) -> Peer:
+    stand_in("hydra")
+    sys.path.insert(0, path)
+    import drqv2 as official
+
+    agent = official.DrQV2Agent(IMAGE, (ACTION,), DEVICE, **DRQV2_SETTINGS)
+
+    def convert(observation: Tensor, action: Tensor, reward: Tensor, ended: Tensor) -> Any:
+        return observation[0], action[0], reward[0, :, None], 0.99 * (1.0 - ended[0, :, None]), observation[1]
+
+    batches = converted(slices(1, size or 512), convert)
+
+    def draws(stage: str, noise: dict[str, Tensor]) -> Draws:
+        shifts = [torch.floor(9 * noise[k])[:, None, None] for k in ("shift", "next_shift")]
+        return {"integer": shifts, "normal": [noise["next_action"], noise["action"]]}
+
+    networks = {"critic/encoder": agent.encoder.convnet}
+    networks |= {"actor/trunk": agent.actor.trunk, "actor/policy": agent.actor.policy}
+    for state, c in (("critic", agent.critic), ("target_critic", agent.critic_target)):
+        networks |= {f"{state}/trunk": c.trunk, f"{state}/q": [c.Q1, c.Q2]}
+    act = lambda o, noise: agent.actor(agent.encoder(o), 1.0).mean  # noqa: E731
+    return Peer(repeat(lambda: agent.update(batches, 0)), networks, draws, act)
+
+
+PEERS = {"iqrl": iqrl, "td3": td3, "leanrl": leanrl, "td7": td7, "tcrl": tcrl, "dcwm": dcwm, "mrq": mrq, "drq": drq,
+         "drqv2": drqv2}  # fmt: skip
+FROM_IMAGES = ("drqv2",)
 
 
 # --- doing as another did
@@ -425,13 +461,18 @@ def views(network: Any) -> dict[str, list[Tensor]]:
                 layer += 1
                 found.setdefault(f"{layer}.weight", []).append(module.weight.data.t())
                 found.setdefault(f"{layer}.bias", []).append(module.bias.data)
+            elif isinstance(module, nn.Conv2d | nn.ConvTranspose2d):
+                layer += 1
+                found.setdefault(f"{layer}.weight", []).append(module.weight.data)
+                found.setdefault(f"{layer}.bias", []).append(module.bias.data)
             elif isinstance(module, nn.LayerNorm):
                 found.setdefault(f"{layer}.scale", []).append(module.weight.data)
                 found.setdefault(f"{layer}.shift", []).append(module.bias.data)
     return found
 
 
-QUEUES: dict[str, deque[Tensor]] = {k: deque() for k in ("normal", "order", "exponential", "uniform")}
+# Normal, uniform and whole numbers, the order of critics, and what a Gumbel-softmax draws.
+QUEUES: dict[str, deque[Tensor]] = {k: deque() for k in ("normal", "uniform", "integer", "order", "exponential")}
 
 
 def supply(draws: Draws) -> None:
@@ -462,6 +503,7 @@ def take_over_random_numbers() -> None:
     torch.randn_like = torch.randn = normal  # type: ignore[assignment]
     torch.normal = lambda mean, std, **_: mean + std * normal(std)  # type: ignore[assignment]
     torch.Tensor.normal_ = lambda self, *_: self.copy_(normal(self))  # type: ignore[assignment]
+    torch.randint = lambda *_, size, **__: take("integer").view(size).clone()  # type: ignore[assignment]
     torch.randperm = lambda n, **_: take("order")  # type: ignore[assignment]
     torch.Tensor.exponential_ = lambda self, *_: self.copy_(take("exponential"))  # type: ignore[assignment]
     torch.distributions.Categorical.sample = category  # type: ignore[assignment]
@@ -472,6 +514,7 @@ def follow(name: str, path: str, file: str) -> None:
     given = torch.load(file, map_location=DEVICE)
     torch.set_default_dtype(torch.float64)
     torch.float = torch.float32 = torch.float64  # type: ignore[misc]  # before the checkout, which names them, is imported
+    torch.Tensor.float = torch.Tensor.double  # type: ignore[method-assign]
 
     def slices(steps: int, size: int) -> Iterator[Slice]:
         return itertools.cycle([(o[: steps + 1], *(x[:steps] for x in rest)) for o, *rest in given["slices"]])
@@ -510,7 +553,7 @@ def main() -> None:
     try:
         if len(sys.argv) == 5:
             return follow(name, path, sys.argv[4])
-        update = PEERS[name](path, random_slices).update
+        update = PEERS[name](path, random_images if name in FROM_IMAGES else random_slices).update
     except ModuleNotFoundError as error:
         sys.exit(
             f"error: {name}: no module {error.name} in {path}, nor in {sys.executable}; expected a checkout of "

@@ -13,6 +13,8 @@ import pytest
 import torch
 
 from iqrl.config import parse_words, resolve
+from iqrl.environments.environment import Environment
+from iqrl.errors import InputError
 from iqrl.runs import reader
 from iqrl.runs.directory import RunDirectory
 from iqrl.training import execution
@@ -25,6 +27,8 @@ COMMON = [
 BALANCE = ["task=cartpole-balance", "train.env_steps=2200", "eval.every=2200", "eval.episodes=1", *COMMON]
 CARTPOLE = ["task=gym:CartPole-v1", "train.action_repeat=2", "train.env_steps=800", "eval.every=400",
             "eval.episodes=3", *COMMON]  # fmt: skip
+PIXELS = ["task=cartpole-balance@pixels+render=fast+repeat=8+size=16+stack=2", "train.env_steps=2400",
+          "eval.every=2400", "eval.episodes=1", *COMMON]  # fmt: skip
 CASES = {  # configuration with a short warm-up, and after how many decisions and updates to stop, in three sessions
     "td7": ([*BALANCE, "agent.warmup_decisions=500", "agent.target_every=70", "agent.checkpoint_late=300",
              "agent.checkpoint_episodes=2"], (100, 1200, 500)),
@@ -32,6 +36,7 @@ CASES = {  # configuration with a short warm-up, and after how many decisions an
     "dcwm": ([*BALANCE, "agent.warmup_episodes=1", "agent.utd=0.1", "agent.plan_iterations=1"], (100, 1025, 200)),
     "mrq": ([*BALANCE, "agent.warmup_decisions=700", "agent.target_every=40"], (100, 1100, 300)),
     "drq": ([*BALANCE, "agent.warmup_decisions=700", "agent.target_every=40"], (100, 1100, 300)),
+    "drqv2": ([*PIXELS, "agent.warmup_decisions=100"], (60, 330, 100)),
     "mrq discrete": ([*CARTPOLE, "agent.warmup_decisions=200", "agent.target_every=40"], (5, 200, 250)),
 }  # fmt: skip
 CLOCKLESS = ("evaluations.csv", "training.csv", "latents.csv")
@@ -67,6 +72,13 @@ def test_whoever_watches_is_told_how_far_things_are(tmp_path: Path, monkeypatch:
     assert re.fullmatch(line, told[-1]), told[-1]
 
 
+def skip_without_renderer() -> None:
+    try:
+        Environment("cartpole-balance@pixels+render=fast+size=16")
+    except InputError:
+        pytest.skip("no renderer on this machine")
+
+
 def rows(path: Path) -> list[dict[str, Any]]:
     with path.open() as file:
         return list(csv.DictReader(file))
@@ -75,6 +87,8 @@ def rows(path: Path) -> list[dict[str, Any]]:
 @pytest.mark.parametrize("case", CASES)
 def test_stopped_runs_go_on_bitwise(case: str, tmp_path: Path) -> None:
     """Stopped within the first evaluation, within an episode, and among updates or decisions after the first."""
+    if "@pixels" in CASES[case][0][0]:
+        skip_without_renderer()
     whole = train(case, tmp_path / "whole")
     evaluating, *calls = CASES[case][1]
     first = train(case, tmp_path / "parts", evaluating).pack.runs[0]
