@@ -31,7 +31,6 @@ from benchmarks import speed
 from benchmarks.worker import update_period
 from iqrl import config, counter_random
 from iqrl.agent import Agent, Batch, Noise
-from iqrl.agents import agent_class
 from iqrl.errors import BAD_INPUT, InputError
 from iqrl.runs.code import code_version
 
@@ -44,6 +43,7 @@ WORDS = {
     "dcwm": ["agent.released_nstep=true", "agent.released_pi_noise=true"],
     "mrq": ["agent.reward_mask=released"],
     "drqv2": [],
+    "sac_ae": ["task=walker-walk@pixels", "agent.warmup_decisions=0"],  # whose first updates count as those after
     "drq": ["agent.released_infonce_mask=true", "agent.target_every=20"],  # `peer.drq` says why 20
 }
 DEFAULTS = {
@@ -51,14 +51,8 @@ DEFAULTS = {
     "out": "bench/fidelity",
 }  # fmt: skip
 COLUMNS = ["agent", "updates", "what", "parameters", "moved", "difference", "official_commit", "commit", "date"]
-ENDS = {
-    "iqrl": 0.1,
-    "td3": 0.1,
-    "td7": 0.1,
-    "mrq": 0.1,
-    "drq": 0.1,
-    "drqv2": 0.1,
-}  # share of transitions that terminate
+# Share of transitions that terminate.
+ENDS = dict.fromkeys(("iqrl", "td3", "td7", "mrq", "drq", "drqv2", "sac_ae"), 0.1)
 CYCLE = 8  # different batches, and sets of random numbers
 ACTIONS = 8
 
@@ -120,7 +114,7 @@ def follow(agent: Agent, options: dict[str, str]) -> tuple[dict[str, Any], dict[
 
     batches = [batch() for _ in range(CYCLE)]
     numbers = {
-        name: [with_exponentials(agent, random_numbers(agent.stage(name).noise, generator)) for _ in range(CYCLE)]
+        name: [drawn_out(agent, random_numbers(agent.stage(name).noise, generator)) for _ in range(CYCLE)]
         for name in sorted({name for u in range(1, updates + 1) for name in agent.stages(u)})
     }
     state = {k: v.double() for k, v in agent.initialise(generator).items()}
@@ -158,8 +152,14 @@ def follow(agent: Agent, options: dict[str, str]) -> tuple[dict[str, Any], dict[
     return given, weights(agent, state), torch.stack(actions)
 
 
-def with_exponentials(agent: Agent, noise: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """DC-MPC's samples in the form in which PyTorch's Gumbel-softmax draws them: -log u, (H, B, d, |C|)."""
+def drawn_out(agent: Agent, noise: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """With the random numbers that a key stands for, in the form in which PyTorch would draw them.
+
+    DC-MPC's samples by a Gumbel-softmax: -log u, (H, B, d, |C|); SAC+AE's dither (B, C, height, width).
+    """
+    if "dither" in noise:
+        shape = (agent.slices.batch_size, *agent.spec.observation_shape)
+        return {**noise, "dithered": counter_random.uniform(noise["dither"], shape)}
     if "propagation" not in noise:
         return noise
     model, size = agent.model, agent.slices.batch_size  # type: ignore[attr-defined]
@@ -174,8 +174,7 @@ def compare(name: str, checkout: str, options: dict[str, str]) -> list[dict[str,
     Raises:
         InputError: if the checkout's process fails.
     """
-    task = agent_class(name)[0].observed("walker-walk")
-    words = [f"agent={name}", f"task={task}", f"agent.batch_size={options['size']}", *WORDS[name]]
+    words = [f"agent={name}", f"agent.batch_size={options['size']}", *WORDS[name]]
     run = config.resolve([("fidelity", config.parse_words(words))])[0][0]
     agent = run.agent(run.settings, run.spec, torch.float64)
     if not int(options["updates"]):

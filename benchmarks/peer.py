@@ -31,6 +31,11 @@ OBSERVATION, ACTION, IMAGE = 24, 6, (9, 84, 84)
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 # Equal on both sides: the released iQRL has 5 critics, pairs drawn at random, and N = 3 on half of its tasks.
 IQRL_SETTINGS = {"num_critics": 5, "q_sample_size": 2, "nstep": 3, "horizon": 5}
+# Of the training script.
+SAC_AE_SETTINGS = {
+    "hidden_dim": 1024, "init_temperature": 0.1, "alpha_lr": 1e-4, "alpha_beta": 0.5, "critic_tau": 0.01,
+    "encoder_tau": 0.05, "decoder_latent_lambda": 1e-6, "decoder_weight_lambda": 1e-7,
+}  # fmt: skip
 # What others set for walker-walk outside of the module that is imported: in cfgs/, and in envs/.
 TCRL_SETTINGS = {"mlp_dims": [512, 512], "latent_dim": 50, "lr": 3e-4, "std_schedule": "linear(1.0, 0.1, 50)"}
 DCWM_SETTINGS = {"r_min": 0.0, "r_max": 2.0}
@@ -437,9 +442,37 @@ def drqv2(path: str, slices: Slices, size: int = 0) -> Peer:
     return Peer(repeat(lambda: agent.update(batches, 0)), networks, draws, act)
 
 
+def sac_ae(path: str, slices: Slices, size: int = 0) -> Peer:
+    stand_in("gym", "Wrapper")
+    sys.path.insert(0, path)
+    import sac_ae as official
+
+    agent = official.SacAeAgent(IMAGE, (ACTION,), DEVICE, **SAC_AE_SETTINGS)
+
+    def convert(observation: Tensor, action: Tensor, reward: Tensor, ended: Tensor) -> Any:
+        seen, after = observation[0].float(), observation[1].float()
+        return seen, action[0], reward[0, :, None], after, 1.0 - ended[0, :, None]
+
+    batches, steps = converted(slices(1, size or 128), convert), itertools.count(1)
+    replay = types.SimpleNamespace(sample=lambda: next(batches))
+    silent = types.SimpleNamespace(log=lambda *_: None)
+
+    def draws(stage: str, noise: dict[str, Tensor]) -> Draws:
+        return {"normal": [noise[k] for k in ("next_action", "action") if k in noise], "uniform": [noise["dithered"]]}
+
+    networks = {"actor/trunk": nn.Sequential(agent.actor.encoder.fc, agent.actor.encoder.ln)}
+    networks |= {"actor/policy": agent.actor.trunk, "temperature/alpha": agent.log_alpha}
+    networks |= {"decoder/linear": agent.decoder.fc, "decoder/convolutions": agent.decoder.deconvs}
+    for state, c in (("", agent.critic), ("target_", agent.critic_target)):
+        networks |= {f"{state}encoder/convolutions": c.encoder.convs, f"{state}critic/q": [c.Q1, c.Q2]}
+        networks[f"{state}encoder/trunk"] = nn.Sequential(c.encoder.fc, c.encoder.ln)
+    act = lambda o, noise: agent.actor(o, False, False)[0]  # noqa: E731
+    return Peer(repeat(lambda: agent.update(replay, silent, next(steps))), networks, draws, act)
+
+
 PEERS = {"iqrl": iqrl, "td3": td3, "leanrl": leanrl, "td7": td7, "tcrl": tcrl, "dcwm": dcwm, "mrq": mrq, "drq": drq,
-         "drqv2": drqv2}  # fmt: skip
-FROM_IMAGES = ("drqv2",)
+         "drqv2": drqv2, "sac_ae": sac_ae}  # fmt: skip
+FROM_IMAGES = ("drqv2", "sac_ae")
 
 
 # --- doing as another did
@@ -448,6 +481,8 @@ FROM_IMAGES = ("drqv2",)
 def views(network: Any) -> dict[str, list[Tensor]]:
     """Weights of a network by our names ("0.weight", ...), each member's, shaped as ours: matrices are (I, O)."""
     found: dict[str, list[Tensor]] = {}
+    if isinstance(network, Tensor):
+        return {"log": [network.data]}
     if hasattr(network, "params_dict"):  # members stacked by torch.func
         for name, values in zip(network.params_dict, network.params, strict=True):
             layer, _, kind = name.partition(".")
@@ -501,6 +536,7 @@ def take_over_random_numbers() -> None:
         return (upto <= take("uniform") * upto[-1]).sum().clamp(max=upto.shape[-1] - 1)
 
     torch.randn_like = torch.randn = normal  # type: ignore[assignment]
+    torch.rand_like = lambda like, **_: take("uniform")  # type: ignore[assignment]
     torch.normal = lambda mean, std, **_: mean + std * normal(std)  # type: ignore[assignment]
     torch.Tensor.normal_ = lambda self, *_: self.copy_(normal(self))  # type: ignore[assignment]
     torch.randint = lambda *_, size, **__: take("integer").view(size).clone()  # type: ignore[assignment]

@@ -91,6 +91,7 @@ PEERS = {
     "mrq": ("mrq", []),
     "drq": ("drq", []),
     "drqv2": ("drqv2", []),
+    "sac_ae": ("sac_ae", ["task=walker-walk@pixels", "agent.warmup_decisions=0"]),
 }
 
 

@@ -47,6 +47,8 @@ CASES = {
     "dcwm": Case("dcwm", updates=4, tolerance=1e-5),
     "dcwm-vq": Case("dcwm", VQ, updates=4, tolerance=1e-5),
     "drqv2": Case("drqv2", spec=PIXELS),
+    "sac_ae": Case("sac_ae", ("agent.warmup_decisions=0",), PIXELS),
+    "sac": Case("sac_ae", ends="termination"),
 }
 
 
