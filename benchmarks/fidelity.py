@@ -1,6 +1,6 @@
 """make fidelity: the same updates by this project and by official code, and how far apart they end.
 
-    python -m benchmarks.fidelity peer=NAME:CHECKOUT [updates=0] [size=64] [seed=0] [limit=1e-6]
+    python -m benchmarks.fidelity peer=NAME:CHECKOUT [updates=0] [size=64] [seed=0] [limit=1e-6] [task=]
                                   [peer_python=PYTHON] [out=bench/fidelity]
 
 Both sides start from equal weights, see equal batches (of random numbers, `size` in each) and use equal random numbers;
@@ -11,6 +11,7 @@ compute. This compares learning steps and actions: not when a step is due, nor w
 code departs from its paper, the switches of WORDS make this project follow the release; some transitions terminate,
 where it has a mask for that (ENDS; DC-MPC's differs, dcwm.md W8).
 
+task=walker-walk@pixels compares MR.Q and DR.Q from images; without it, agents that see nothing else do so.
 updates=0 is as many as reach every kind of update three times. Ends with 1 if a difference is above `limit`.
 """
 
@@ -47,7 +48,7 @@ WORDS = {
     "drq": ["agent.released_infonce_mask=true", "agent.target_every=20"],  # `peer.drq` says why 20
 }
 DEFAULTS = {
-    "peer": "", "updates": "0", "size": "64", "seed": "0", "limit": "1e-6", "peer_python": sys.executable,
+    "peer": "", "task": "", "updates": "0", "size": "64", "seed": "0", "limit": "1e-6", "peer_python": sys.executable,
     "out": "bench/fidelity",
 }  # fmt: skip
 COLUMNS = ["agent", "updates", "what", "parameters", "moved", "difference", "official_commit", "commit", "date"]
@@ -175,6 +176,10 @@ def compare(name: str, checkout: str, options: dict[str, str]) -> list[dict[str,
         InputError: if the checkout's process fails.
     """
     words = [f"agent={name}", f"agent.batch_size={options['size']}", *WORDS[name]]
+    if options["task"]:
+        words = [*(word for word in words if not word.startswith("task=")), f"task={options['task']}"]
+    if "@pixels" in options["task"] and name == "mrq":
+        words.append("agent.target_every=20")  # 250 take long from images; `peer.mrq` does the same
     run = config.resolve([("fidelity", config.parse_words(words))])[0][0]
     agent = run.agent(run.settings, run.spec, torch.float64)
     if not int(options["updates"]):
@@ -235,7 +240,7 @@ def main(words: Sequence[str]) -> int:
     for row in rows:
         moved = f"{row['moved']:.1e}" if row["moved"] != "" else ""
         print(f"{row['what']:40s} {row['parameters']:10d} {moved:>7s}  {row['difference']:.1e}")
-    path = Path(options["out"], f"{name}.csv")
+    path = Path(options["out"], f"{name}{'-pixels' if '@pixels' in options['task'] else ''}.csv")
     try:
         speed.write(path, rows, COLUMNS, digits=3)
     except OSError as error:

@@ -377,36 +377,62 @@ def mrq(path: str, slices: Slices, size: int = 0, name: str = "MRQ", period: int
     sys.path.insert(0, os.path.join(path, name))
     official = importlib.import_module(name)
 
+    long = list(itertools.islice(slices(5, size or 256), 8))
+    images = long[0][0].dtype == torch.uint8
+    shape = IMAGE if images else (OBSERVATION,)
+    period = 20 if images and size else period
+
     def ahead(observation: Tensor, action: Tensor, reward: Tensor, ended: Tensor) -> Any:
+        observation = observation.float()
         going = 1.0 - ended[..., None]
         late = (x.transpose(0, 1) for x in (observation[:-1], action, observation[1:], reward[..., None], going))
         return tuple(late)
 
     def single(observation: Tensor, action: Tensor, reward: Tensor, ended: Tensor) -> Any:
-        return observation[0], action[0], observation[-1], reward.t()[..., None], 1.0 - ended.t()[..., None]
+        return (
+            observation[0].float(),
+            action[0],
+            observation[-1].float(),
+            reward.t()[..., None],
+            1.0 - ended.t()[..., None],
+        )
 
-    long = list(itertools.islice(slices(5, size or 256), 8))
     unrolled, single_batches = converted(iter(long), ahead), converted(slices(3, size or 256), single)
     # In place of the prioritised replay, which asks for a GPU: as for TD7.
     replay = types.SimpleNamespace(
         size=10**6,
-        state_shape=[OBSERVATION],
+        state_shape=list(shape),
         env_terminates=any(ended.any() for *_, ended in long),
         sample=lambda horizon, include_intermediate: next(unrolled if include_intermediate else single_batches),
         update_priority=lambda priority: None,
         reward_scale=lambda: 0.5,
     )
     official.buffer.ReplayBuffer = lambda *_, **__: replay
-    agent = official.Agent((OBSERVATION,), ACTION, 1.0, pixel_obs=False, discrete=False, device=torch.device(DEVICE))
+    agent = official.Agent(shape, ACTION, 1.0, pixel_obs=images, discrete=False, device=torch.device(DEVICE))
     agent.target_update_freq = period
     networks = {}
     for state, e in (("encoder", agent.encoder), ("target_encoder", agent.encoder_target)):
-        networks |= {f"{state}/f": e.zs_mlp, f"{state}/embedding": e.za, f"{state}/g": e.zsa}
+        seen = (
+            {"convolutions": nn.Sequential(e.zs_cnn1, e.zs_cnn2, e.zs_cnn3, e.zs_cnn4), "head": e.zs_lin}
+            if images
+            else e.zs_mlp
+        )
+        networks |= {f"{state}/f": seen, f"{state}/embedding": e.za, f"{state}/g": e.zsa}
     networks["encoder/m"] = agent.encoder.model
     for state, p, v in (("", agent.policy, agent.value), ("target_", agent.policy_target, agent.value_target)):
         networks |= {f"{state}policy/policy": p.policy, f"{state}value/value": [v.q1, v.q2]}
+
+    def draws(stage: str, noise: dict[str, Tensor]) -> Draws:
+        """Shifts of the first observation and of those after it; of all that official code shifts, these are used."""
+        if not images or stage == "synchronise":
+            return smoothing(stage, noise)
+        whole = torch.floor(9 * noise["shift"])  # (6, B, 2)
+        if stage == "update_rl":
+            return {**smoothing(stage, noise), "integer": [torch.cat([whole[0], whole[3]])]}
+        return {"integer": [torch.cat([whole[:-1].transpose(0, 1), whole[1:].transpose(0, 1)])]}
+
     act = lambda o, noise: agent.policy.act(agent.encoder.zs(o))  # noqa: E731
-    return Peer(repeat(lambda: agent.train(*arguments)), networks, smoothing, act)
+    return Peer(repeat(lambda: agent.train(*arguments)), networks, draws, act)
 
 
 def drq(path: str, slices: Slices, size: int = 0) -> Peer:
@@ -481,6 +507,8 @@ FROM_IMAGES = ("drqv2", "sac_ae")
 def views(network: Any) -> dict[str, list[Tensor]]:
     """Weights of a network by our names ("0.weight", ...), each member's, shaped as ours: matrices are (I, O)."""
     found: dict[str, list[Tensor]] = {}
+    if isinstance(network, dict):  # parts of one
+        return {f"{part}.{k}": v for part, module in network.items() for k, v in views(module).items()}
     if isinstance(network, Tensor):
         return {"log": [network.data]}
     if hasattr(network, "params_dict"):  # members stacked by torch.func

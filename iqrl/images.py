@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from iqrl.agent import Batch, Noise, Slices
 from iqrl.errors import InputError
-from iqrl.networks import ACTIVATIONS, Parameters
+from iqrl.networks import ACTIVATIONS, MLP, Network, Parameters
 
 KERNEL = 3  # height and width of every convolution
 
@@ -76,18 +78,53 @@ class Convolutions:
         return initialise_kernels(self.shapes(), self.initialisation, generator)
 
     def __call__(self, parameters: Parameters, *inputs: Tensor, hidden: list[Tensor] | None = None) -> Tensor:
-        """(B, C, height, width) -> (B, outputs) in float32.
+        """(..., C, height, width) -> (..., outputs) in float32.
 
-        To `hidden` goes every layer's output as (B * height * width, filters): a unit is a filter.
+        To `hidden` goes every layer's output as (images * height * width, filters): a unit is a filter.
         """
-        (x,) = inputs
+        (images,) = inputs
+        x = images.flatten(0, -4)
         for i, stride in enumerate(self.strides):
             weight = parameters[f"{i}.weight"]
             bias = parameters[f"{i}.bias"].to(weight.dtype)
             x = ACTIVATIONS[self.activation](F.conv2d(x.to(weight.dtype), weight, bias, stride))
             if hidden is not None:
                 hidden.append(x.movedim(1, -1).flatten(0, -2).float())
-        return x.flatten(1).float()
+        return x.reshape(*images.shape[:-3], self.outputs).float()
+
+
+@dataclass(frozen=True)
+class ImageEncoder:
+    """Convolutions and what follows them as one network, of images in bytes.
+
+    Attributes:
+        convolutions: of images divided by 255, less 0.5.
+        head: takes their output.
+    """
+
+    convolutions: Convolutions
+    head: MLP
+
+    @property
+    def parts(self) -> dict[str, Network]:
+        return {"convolutions": self.convolutions, "head": self.head}
+
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        return {f"{part}.{k}": v for part, network in self.parts.items() for k, v in network.shapes().items()}
+
+    def castable(self, name: str) -> bool:
+        part, _, rest = name.partition(".")
+        return self.parts[part].castable(rest)
+
+    def initialise(self, generator: torch.Generator) -> dict[str, Tensor]:
+        return {f"{p}.{k}": v for p, network in self.parts.items() for k, v in network.initialise(generator).items()}
+
+    def __call__(self, parameters: Parameters, *inputs: Tensor, hidden: list[Tensor] | None = None) -> Tensor:
+        """(..., C, height, width) uint8 -> (..., head.outputs) in float32; `hidden` as of its parts."""
+        (images,) = inputs
+        own = {part: {k: parameters[f"{part}.{k}"] for k in network.shapes()} for part, network in self.parts.items()}
+        features = self.convolutions(own["convolutions"], images / 255.0 - 0.5, hidden=hidden)
+        return self.head(own["head"], features, hidden=hidden)
 
 
 @dataclass(frozen=True)
@@ -159,13 +196,26 @@ def random_shift(images: Tensor, uniform: Tensor, pad: int) -> Tensor:
     What a shift brings in repeats the border.
 
     Args:
-        images: (B, C, height, width), of any type.
-        uniform: (B, 2) in [0, 1); draws the shifts, horizontal ones first.
+        images: (..., C, height, width), of any type.
+        uniform: (..., 2) in [0, 1); draws the shifts, horizontal ones first.
     """
-    batch, channels, height, width = images.shape
-    device = images.device
-    shift = torch.clamp((uniform * (2 * pad + 1)).long(), max=2 * pad) - pad
-    row = torch.clamp(torch.arange(height, device=device) + shift[:, 1:], 0, height - 1)  # (B, height)
-    column = torch.clamp(torch.arange(width, device=device) + shift[:, :1], 0, width - 1)  # (B, width)
-    image, channel = torch.arange(batch, device=device), torch.arange(channels, device=device)
-    return images[image[:, None, None, None], channel[:, None, None], row[:, None, :, None], column[:, None, None, :]]
+    flat, device = images.flatten(0, -4), images.device
+    count, channels, height, width = flat.shape
+    shift = torch.clamp((uniform.view(count, 2) * (2 * pad + 1)).long(), max=2 * pad) - pad
+    row = torch.clamp(torch.arange(height, device=device) + shift[:, 1:], 0, height - 1)  # (count, height)
+    column = torch.clamp(torch.arange(width, device=device) + shift[:, :1], 0, width - 1)  # (count, width)
+    image, channel = torch.arange(count, device=device), torch.arange(channels, device=device)
+    places = (image[:, None, None, None], channel[:, None, None], row[:, None, :, None], column[:, None, None, :])
+    return flat[places].view(images.shape)
+
+
+def shift_noise(slices: Slices) -> Noise:
+    """What `shifted` draws from, an amount for every image of a batch."""
+    return Noise((slices.horizon + 1, slices.batch_size, 2), "uniform")
+
+
+def shifted(batch: Batch, noise: Mapping[str, Tensor], pad: int) -> Batch:
+    """The batch with every image shifted by an amount of its own, if `noise` has "shift"; as it is otherwise."""
+    if "shift" not in noise:
+        return batch
+    return replace(batch, observation=random_shift(batch.observation, noise["shift"], pad))

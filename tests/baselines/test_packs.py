@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 
 import numpy as np
@@ -36,6 +37,7 @@ class Case:
     stage: str = ""  # run once, at the end
 
 
+LARGER_PIXELS = dataclasses.replace(PIXELS, frame_shape=(1, 31, 31), observation_dim=2 * 31 * 31)  # for strides of 8
 MRQ = ("agent.target_every=3",)
 VQ = ("agent.quantizer=vq", "agent.head_encoding=onehot")
 CASES = {
@@ -46,6 +48,8 @@ CASES = {
     "tcrl": Case("tcrl", updates=4, tolerance=1e-5),
     "dcwm": Case("dcwm", updates=4, tolerance=1e-5),
     "dcwm-vq": Case("dcwm", VQ, updates=4, tolerance=1e-5),
+    "mrq-pixels": Case("mrq", MRQ, LARGER_PIXELS, ends="termination"),
+    "iqrl-pixels": Case("iqrl", spec=LARGER_PIXELS),
     "drqv2": Case("drqv2", spec=PIXELS),
     "sac_ae": Case("sac_ae", ("agent.warmup_decisions=0",), PIXELS),
     "sac": Case("sac_ae", ends="termination"),
