@@ -8,7 +8,7 @@ of one seed.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -17,7 +17,7 @@ from torch.func import grad_and_value
 from iqrl.agent import Agent, Batch, Metrics, Noise, Progress, Slices, Stage, State, Tensors, Update, register, setting
 from iqrl.environments.tasks import TaskSpec
 from iqrl.images import Convolutions, random_shift
-from iqrl.networks import MLP, Adam, BoundNetworks, ParameterGroup, mean_min_max, soft_update
+from iqrl.networks import MLP, Adam, Network, ParameterGroup, mean_min_max, soft_update
 from iqrl.returns import n_step
 
 NOISE_DECISIONS = {"easy": 100_000, "medium": 500_000, "hard": 2_000_000}  # by task group
@@ -56,6 +56,7 @@ class Config:
 @register("drqv2")
 class DrQv2(Agent[Config]):
     sees_images, sees_states = True, False
+    valued: ClassVar[tuple[str, ...]] = ("critic",)  # what the critic's loss trains
     presets = {
         "default": {},
         "small": {"filters": 16, "hidden_dim": 256, "batch_size": 64},
@@ -76,35 +77,49 @@ class DrQv2(Agent[Config]):
 
     def __init__(self, config: Config, spec: TaskSpec, dtype: torch.dtype = torch.float32) -> None:
         super().__init__(config, spec, dtype)
-        c, a, hidden = config, spec.action_dim, (config.hidden_dim, config.hidden_dim)
-        encoder = Convolutions(spec.image_shape, c.filters, (2, 1, 1, 1))
-        trunk = MLP(encoder.outputs, (c.feature_dim,), 0, "tanh", initialisation="orthogonal")
-
-        def head(inputs: int, outputs: int, ensemble: int = 0) -> MLP:
-            return MLP(
-                inputs, hidden, outputs, "relu", "none", ensemble, initialisation="orthogonal", precise_output=True
-            )
-
-        critic = {"trunk": trunk, "q": head(c.feature_dim + a, 1, ensemble=2)}
+        c, a = config, spec.action_dim
+        encoder = self.convolutions()
+        critic: dict[str, Network] = {
+            "trunk": self.trunk(encoder.outputs),
+            "q": self.head(c.feature_dim + a, 1, ensemble=2),
+        }
         self.critic = ParameterGroup({"encoder": encoder, **critic}, dtype)
         self.target = ParameterGroup(critic, dtype)
-        self.actor = ParameterGroup({"trunk": trunk, "policy": head(c.feature_dim, a)}, dtype)
+        self.actor = ParameterGroup(
+            {"trunk": self.trunk(encoder.outputs), "policy": self.head(c.feature_dim, a)}, dtype
+        )
         self.optimiser = Adam(c.lr)
 
-    # --- networks
+    def convolutions(self) -> Convolutions:
+        return Convolutions(self.spec.image_shape, self.config.filters, (2, 1, 1, 1))
 
-    def features(self, critic: Tensor, image: Tensor, hidden: list[Tensor] | None = None) -> Tensor:
+    def trunk(self, inputs: int) -> MLP:
+        return MLP(inputs, (self.config.feature_dim,), 0, "tanh", initialisation="orthogonal")
+
+    def head(self, inputs: int, outputs: int, ensemble: int = 0) -> MLP:
+        hidden, style = (self.config.hidden_dim, self.config.hidden_dim), "orthogonal"
+        return MLP(inputs, hidden, outputs, "relu", "none", ensemble, style, precise_output=True)
+
+    # --- networks; `nets` are parameter vectors by name, such as the state
+
+    def features(self, nets: Tensors, image: Tensor, hidden: list[Tensor] | None = None) -> Tensor:
         """h: (B, C, height, width) uint8 -> (B, F)."""
-        return self.critic(critic).encoder(image / 255.0 - 0.5, hidden=hidden)
+        return self.critic(nets["critic"]).encoder(image / 255.0 - 0.5, hidden=hidden)
 
     def policy(self, actor: Tensor, h: Tensor, hidden: list[Tensor] | None = None) -> Tensor:
         """The mean of the actions: (B, F) -> (B, A) in [-1, 1]."""
         net = self.actor(actor)
         return torch.tanh(net.policy(net.trunk(h), hidden=hidden))
 
-    def values(self, net: BoundNetworks, h: Tensor, action: Tensor, hidden: list[Tensor] | None = None) -> Tensor:
-        """q_1 and q_2: (2, B)."""
+    def values(
+        self, nets: Tensors, h: Tensor, action: Tensor, bar: bool = False, hidden: list[Tensor] | None = None
+    ) -> Tensor:
+        """q_1 and q_2, or those of the target: (2, B)."""
+        net = self.target(nets["target_critic"]) if bar else self.critic(nets["critic"])
         return net.q(net.trunk(h), action, hidden=hidden)[..., 0]
+
+    def shifted(self, image: Tensor, uniform: Tensor) -> Tensor:
+        return random_shift(image, uniform, self.config.pad)
 
     def noisy(self, mean: Tensor, sigma: Tensor, normal: Tensor) -> Tensor:
         """mean + clip(sigma normal), within [-1, 1]; the gradient to the mean passes all the same."""
@@ -125,7 +140,7 @@ class DrQv2(Agent[Config]):
     def act(
         self, state: State, carry: Tensors, observation: Tensor, noise: Tensors, schedule: Tensors
     ) -> tuple[Tensor, Tensors]:
-        action = self.policy(state["actor"], self.features(state["critic"], observation))
+        action = self.policy(state["actor"], self.features(state, observation))
         if "action" in noise:
             action = torch.clamp(action + schedule["sigma"] * noise["action"], EDGE - 1.0, 1.0 - EDGE)
         return action, carry
@@ -138,19 +153,19 @@ class DrQv2(Agent[Config]):
     def target_value(self, state: State, batch: Batch, noise: Tensors, sigma: Tensor) -> Tensor:
         """y (B,): N-step return, noisy current policy, smaller target critic, on features of the current encoder."""
         total, factor, last = n_step(batch, self.config.nstep, self.config.discount)
-        h = self.features(state["critic"], random_shift(last, noise["next_shift"], self.config.pad))
+        h = self.features(state, self.shifted(last, noise["next_shift"]))
         action = self.noisy(self.policy(state["actor"], h), sigma, noise["next_action"])
-        return total + factor * self.values(self.target(state["target_critic"]), h, action).min(0).values
+        return total + factor * self.values(state, h, action, bar=True).min(0).values
 
-    def critic_loss(self, critic: Tensor, image: Tensor, action: Tensor, y: Tensor) -> tuple[Tensor, Any]:
+    def critic_loss(self, nets: Tensors, image: Tensor, action: Tensor, y: Tensor) -> tuple[Tensor, Any]:
         """MSE of the first critic plus MSE of the second; also gives h (B, F)."""
-        h = self.features(critic, image)
-        q = self.values(self.critic(critic), h, action)
+        h = self.features(nets, image)
+        q = self.values(nets, h, action)
         return (q - y).square().mean(-1).sum(), (h.detach(), mean_min_max("q", q))
 
-    def actor_loss(self, actor: Tensor, critic: Tensor, h: Tensor, normal: Tensor, sigma: Tensor) -> Tensor:
+    def actor_loss(self, actor: Tensor, nets: Tensors, h: Tensor, normal: Tensor, sigma: Tensor) -> Tensor:
         action = self.noisy(self.policy(actor, h), sigma, normal)
-        return -self.values(self.critic(critic), h, action).min(0).values.mean()
+        return -self.values(nets, h, action).min(0).values.mean()
 
     # --- learning
 
@@ -167,13 +182,15 @@ class DrQv2(Agent[Config]):
         """Critics with encoder, actor on the features that those had, target critics."""
         sigma = schedule["sigma"]
         y = self.target_value(state, batch, noise, sigma)
-        image = random_shift(batch.observation[0], noise["shift"], self.config.pad)
-        gradient, (loss, (h, parts)) = grad_and_value(self.critic_loss, has_aux=True)(
-            state["critic"], image, batch.action[0], y
+        image = self.shifted(batch.observation[0], noise["shift"])
+        gradients, (loss, (h, parts)) = grad_and_value(self.critic_loss, has_aux=True)(
+            {name: state[name] for name in self.valued}, image, batch.action[0], y
         )
-        changed, _ = self.optimiser.step("critic", state, gradient)
+        changed: dict[str, Tensor] = {}
+        for name, gradient in gradients.items():
+            changed |= self.optimiser.step(name, state, gradient)[0]
         metrics: Metrics = {"critic_loss": loss, **parts, "target_mean": y.mean(), "target_std": y.std()}
-        gradient, loss = grad_and_value(self.actor_loss)(state["actor"], changed["critic"], h, noise["action"], sigma)
+        gradient, loss = grad_and_value(self.actor_loss)(state["actor"], changed, h, noise["action"], sigma)
         stepped, _ = self.optimiser.step("actor", state, gradient)
         online = self.critic.extract(changed["critic"], self.target)
         target = soft_update(state["target_critic"], online, self.config.tau)
@@ -196,11 +213,11 @@ class DrQv2(Agent[Config]):
         return self.config.feature_dim
 
     def latent(self, state: State, observation: Tensor) -> Tensor:
-        return self.critic(state["critic"]).trunk(self.features(state["critic"], observation))
+        return self.critic(state["critic"]).trunk(self.features(state, observation))
 
     def hidden(self, state: State, observation: Tensor, action: Tensor) -> list[Tensor]:
         layers: list[Tensor] = []
-        h = self.features(state["critic"], observation, layers)
-        self.values(self.critic(state["critic"]), h, action, layers)
+        h = self.features(state, observation, layers)
+        self.values(state, h, action, hidden=layers)
         self.policy(state["actor"], h, layers)
         return layers

@@ -44,6 +44,7 @@ WORDS = {
     "dcwm": ["agent.released_nstep=true", "agent.released_pi_noise=true"],
     "mrq": ["agent.reward_mask=released"],
     "drqv2": [],
+    "taco": ["task=walker-walk@pixels"],
     "sac_ae": ["task=walker-walk@pixels", "agent.warmup_decisions=0"],  # whose first updates count as those after
     "drq": ["agent.released_infonce_mask=true", "agent.target_every=20"],  # `peer.drq` says why 20
 }

@@ -31,6 +31,7 @@ OBSERVATION, ACTION, IMAGE = 24, 6, (9, 84, 84)
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 # Equal on both sides: the released iQRL has 5 critics, pairs drawn at random, and N = 3 on half of its tasks.
 IQRL_SETTINGS = {"num_critics": 5, "q_sample_size": 2, "nstep": 3, "horizon": 5}
+TACO_SETTINGS = {"encoder_lr": 1e-4, "reward": True, "multistep": 3, "latent_a_dim": "none", "curl": True}
 # Of the training script.
 SAC_AE_SETTINGS = {
     "hidden_dim": 1024, "init_temperature": 0.1, "alpha_lr": 1e-4, "alpha_beta": 0.5, "critic_tau": 0.01,
@@ -487,7 +488,7 @@ def sac_ae(path: str, slices: Slices, size: int = 0) -> Peer:
         return {"normal": [noise[k] for k in ("next_action", "action") if k in noise], "uniform": [noise["dithered"]]}
 
     networks = {"actor/trunk": nn.Sequential(agent.actor.encoder.fc, agent.actor.encoder.ln)}
-    networks |= {"actor/policy": agent.actor.trunk, "temperature/alpha": agent.log_alpha}
+    networks |= {"actor/policy": agent.actor.trunk, "temperature/alpha": {"log": agent.log_alpha}}
     networks |= {"decoder/linear": agent.decoder.fc, "decoder/convolutions": agent.decoder.deconvs}
     for state, c in (("", agent.critic), ("target_", agent.critic_target)):
         networks |= {f"{state}encoder/convolutions": c.encoder.convs, f"{state}critic/q": [c.Q1, c.Q2]}
@@ -496,9 +497,43 @@ def sac_ae(path: str, slices: Slices, size: int = 0) -> Peer:
     return Peer(repeat(lambda: agent.update(replay, silent, next(steps))), networks, draws, act)
 
 
+def taco(path: str, slices: Slices, size: int = 0) -> Peer:
+    stand_in("hydra")
+    sys.path.insert(0, path)
+    from agents import taco as official
+
+    agent = official.TACOAgent(IMAGE, (ACTION,), DEVICE, **DRQV2_SETTINGS, **TACO_SETTINGS)
+
+    def convert(observation: Tensor, action: Tensor, reward: Tensor, ended: Tensor) -> Any:
+        now, factor = (observation[0], action[0], action.transpose(0, 1)), 0.99 * (1.0 - ended[0, :, None])
+        return *now, reward[0, :, None], factor, observation[1], observation[3]
+
+    batches = converted(slices(3, size or 1024), convert)
+
+    def draws(stage: str, noise: dict[str, Tensor]) -> Draws:
+        shifts = [noise[k] for k in ("shift", "next_shift", "anchor", "positive", "later")]
+        return {"integer": [torch.floor(9 * u) for u in shifts], "normal": [noise["next_action"], noise["action"]]}
+
+    networks = {
+        "encoder/encoder": agent.encoder.convnet,
+        "encoder/token": agent.act_tok.action_tokenizer,
+        "actor/trunk": agent.actor.trunk,
+        "actor/policy": agent.actor.policy,
+        "contrast/projection": agent.TACO.proj_s,
+        "contrast/sequence": agent.act_tok.action_seq_tokenizer,
+        "contrast/query": agent.TACO.proj_sa,
+        "contrast/similarity": {"weight": agent.TACO.W},
+        "contrast/reward": agent.TACO.reward,
+    }
+    for state, c in (("critic", agent.critic), ("target_critic", agent.critic_target)):
+        networks |= {f"{state}/trunk": c.trunk, f"{state}/q": [c.Q1, c.Q2]}
+    act = lambda o, noise: agent.actor(agent.encoder(o), 1.0).mean  # noqa: E731
+    return Peer(repeat(lambda: agent.update(batches, 0)), networks, draws, act)
+
+
 PEERS = {"iqrl": iqrl, "td3": td3, "leanrl": leanrl, "td7": td7, "tcrl": tcrl, "dcwm": dcwm, "mrq": mrq, "drq": drq,
-         "drqv2": drqv2, "sac_ae": sac_ae}  # fmt: skip
-FROM_IMAGES = ("drqv2", "sac_ae")
+         "drqv2": drqv2, "sac_ae": sac_ae, "taco": taco}  # fmt: skip
+FROM_IMAGES = ("drqv2", "sac_ae", "taco")
 
 
 # --- doing as another did
@@ -508,9 +543,9 @@ def views(network: Any) -> dict[str, list[Tensor]]:
     """Weights of a network by our names ("0.weight", ...), each member's, shaped as ours: matrices are (I, O)."""
     found: dict[str, list[Tensor]] = {}
     if isinstance(network, dict):  # parts of one
-        return {f"{part}.{k}": v for part, module in network.items() for k, v in views(module).items()}
-    if isinstance(network, Tensor):
-        return {"log": [network.data]}
+        tensors = {name: [value.data] for name, value in network.items() if isinstance(value, Tensor)}
+        modules = {part: views(value) for part, value in network.items() if part not in tensors}
+        return {**tensors, **{f"{part}.{k}": v for part, found in modules.items() for k, v in found.items()}}
     if hasattr(network, "params_dict"):  # members stacked by torch.func
         for name, values in zip(network.params_dict, network.params, strict=True):
             layer, _, kind = name.partition(".")

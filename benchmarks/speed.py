@@ -92,6 +92,7 @@ PEERS = {
     "drq": ("drq", []),
     "drqv2": ("drqv2", []),
     "sac_ae": ("sac_ae", ["task=walker-walk@pixels", "agent.warmup_decisions=0"]),
+    "taco": ("taco", ["task=walker-walk@pixels"]),
 }
 
 

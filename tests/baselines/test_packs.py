@@ -51,6 +51,7 @@ CASES = {
     "mrq-pixels": Case("mrq", MRQ, LARGER_PIXELS, ends="termination"),
     "iqrl-pixels": Case("iqrl", spec=LARGER_PIXELS),
     "drqv2": Case("drqv2", spec=PIXELS),
+    "taco": Case("taco", spec=PIXELS),
     "sac_ae": Case("sac_ae", ("agent.warmup_decisions=0",), PIXELS),
     "sac": Case("sac_ae", ends="termination"),
 }

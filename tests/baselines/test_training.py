@@ -37,6 +37,7 @@ CASES = {  # configuration with a short warm-up, and after how many decisions an
     "mrq": ([*BALANCE, "agent.warmup_decisions=700", "agent.target_every=40"], (100, 1100, 300)),
     "drq": ([*BALANCE, "agent.warmup_decisions=700", "agent.target_every=40"], (100, 1100, 300)),
     "drqv2": ([*PIXELS, "agent.warmup_decisions=100"], (60, 330, 100)),
+    "taco": ([*PIXELS, "agent.warmup_decisions=100"], (60, 330, 100)),
     "sac_ae": ([*PIXELS, "agent.warmup_decisions=100"], (60, 330, 100)),
     "mrq discrete": ([*CARTPOLE, "agent.warmup_decisions=200", "agent.target_every=40"], (5, 200, 250)),
 }  # fmt: skip
