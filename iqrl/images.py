@@ -200,13 +200,12 @@ def random_shift(images: Tensor, uniform: Tensor, pad: int) -> Tensor:
         uniform: (..., 2) in [0, 1); draws the shifts, horizontal ones first.
     """
     flat, device = images.flatten(0, -4), images.device
-    count, channels, height, width = flat.shape
+    count, _, height, width = flat.shape
     shift = torch.clamp((uniform.view(count, 2) * (2 * pad + 1)).long(), max=2 * pad) - pad
     row = torch.clamp(torch.arange(height, device=device) + shift[:, 1:], 0, height - 1)  # (count, height)
     column = torch.clamp(torch.arange(width, device=device) + shift[:, :1], 0, width - 1)  # (count, width)
-    image, channel = torch.arange(count, device=device), torch.arange(channels, device=device)
-    places = (image[:, None, None, None], channel[:, None, None], row[:, None, :, None], column[:, None, None, :])
-    return flat[places].view(images.shape)
+    moved = flat.gather(2, row[:, None, :, None].expand(flat.shape))
+    return moved.gather(3, column[:, None, None, :].expand(flat.shape)).view(images.shape)
 
 
 def shift_noise(slices: Slices) -> Noise:
