@@ -7,6 +7,7 @@ of one seed.
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -65,7 +66,7 @@ class DrQv2(Agent[Config]):
 
     @classmethod
     def task_defaults(cls, task: str, group: str) -> dict[str, Any]:
-        name = task.partition("@")[0]
+        name = re.split("[@+]", task)[0]
         values: dict[str, Any] = {"noise_decisions": NOISE_DECISIONS[group]}
         if name == "cartpole-swingup-sparse":  # hard to explore here, medium there
             values["noise_decisions"] = NOISE_DECISIONS["medium"]
