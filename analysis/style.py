@@ -15,7 +15,7 @@ from analysis.studies import Arm
 
 COLOURS = {
     "iqrl": "#0072B2", "td3": "#D55E00", "td7": "#E69F00", "tcrl": "#009E73", "dcwm": "#CC79A7", "mrq": "#56B4E9",
-    "drq": "#B3A100",
+    "drq": "#B3A100", "drqv2": "#332288", "taco": "#882255", "sac_ae": "#117733",
     "tdmpc2": "#000000", "sac": "#7F7F7F", "dreamerv3": "#8C6D31", "tdmpc": "#5A5A5A",
 }  # fmt: skip
 SPARE = (
@@ -31,8 +31,8 @@ SPARE = (
     "#B3A100",
 )
 LABELS = {
-    "iqrl": "iQRL", "td3": "TD3", "td7": "TD7", "tcrl": "TCRL", "dcwm": "DCWM", "mrq": "MR.Q", "drq": "DR.Q", "tdmpc2":
-    "TD-MPC2",
+    "iqrl": "iQRL", "td3": "TD3", "td7": "TD7", "tcrl": "TCRL", "dcwm": "DCWM", "mrq": "MR.Q", "drq": "DR.Q",
+    "drqv2": "DrQ-v2", "taco": "TACO", "sac_ae": "SAC+AE", "tdmpc2": "TD-MPC2",
     "sac": "SAC", "dreamerv3": "DreamerV3", "tdmpc": "TD-MPC",
 }  # fmt: skip
 GREY = COLOURS["sac"]  # of published algorithms without a colour of their own; one grey, told apart by its dashes

@@ -19,9 +19,13 @@ from torch.func import grad_and_value
 
 from iqrl.agent import Agent, Batch, Metrics, Noise, Progress, Slices, Stage, State, Tensors, Update, register, setting
 from iqrl.environments.tasks import TaskSpec
-from iqrl.networks import MLP, Adam, BoundNetworks, ParameterGroup, layer_norm, mean_min_max
+from iqrl.images import Convolutions, ImageEncoder, shift_noise, shifted
+from iqrl.networks import MLP, Adam, BoundNetworks, Network, ParameterGroup, layer_norm, mean_min_max
 from iqrl.redundancy import COVARIANCE, REMEDY, VARIANCE, remedy_loss
 from iqrl.returns import n_step
+from iqrl.two_hot import two_hot_cross_entropy
+
+FILTERS = 32  # of each of the four convolutions over images
 
 
 @dataclass(frozen=True)
@@ -51,6 +55,9 @@ class Config:
     )
     enc_lr: float = setting(1e-4, "AdamW learning rate of the encoders and the model", low=0.0, high=1.0)
     enc_weight_decay: float = setting(1e-4, "AdamW weight decay of the same", low=0.0, high=1.0)
+    pad: int = setting(
+        4, "largest random shift of images, pixels; 0 is none", low=0, high=64, omit_default_from_identity=True
+    )
     remedy: str = setting("none", **REMEDY)
     remedy_variance: float = setting(0.01, **VARIANCE)
     remedy_covariance: float = setting(0.01, **COVARIANCE)
@@ -94,6 +101,7 @@ class Config:
 
 @register("mrq")
 class MRQ(Agent[Config]):
+    sees_images = True
     presets = {
         "default": {},
         "small": {"zs_dim": 128, "za_dim": 64, "zsa_dim": 128, "hidden_dim": 128, "batch_size": 128},
@@ -108,11 +116,13 @@ class MRQ(Agent[Config]):
             return MLP(inputs, hidden, outputs, activation, "plain", initialisation="xavier_relu", **more)
 
         e = c.encoder_hidden_dim or h
-        encoders = {
-            "f": network(o, (e, e), c.zs_dim, precise_input=True),
-            "embedding": network(a, (), c.za_dim, precise_input=True),
-            "g": network(c.zs_dim + c.za_dim, (e, e), c.zsa_dim),
-        }
+        self.images = spec.frame_shape is not None
+        encoders: dict[str, Network] = {"f": network(o, (e, e), c.zs_dim, precise_input=True)}
+        if self.images:
+            convolutions = Convolutions(spec.image_shape, FILTERS, (2, 2, 2, 1), "elu", "xavier_relu")
+            encoders["f"] = ImageEncoder(convolutions, network(convolutions.outputs, (), c.zs_dim))
+        encoders["embedding"] = network(a, (), c.za_dim, precise_input=True)
+        encoders["g"] = network(c.zs_dim + c.za_dim, (e, e), c.zsa_dim)
         self.target = ParameterGroup(encoders, dtype)
         self.encoder = ParameterGroup({**encoders, "m": network(c.zsa_dim, (), 1 + c.zs_dim + c.num_bins)}, dtype)
         self.policy = ParameterGroup({"policy": network(c.zs_dim, (h, h), a, "relu", precise_output=True)}, dtype)
@@ -126,7 +136,7 @@ class MRQ(Agent[Config]):
     # --- networks
 
     def embed_state(self, encoder: BoundNetworks, observation: Tensor, hidden: list[Tensor] | None = None) -> Tensor:
-        """zs = f(s): (..., O) -> (..., zs_dim)."""
+        """zs = f(s): (..., O), or images (..., C, height, width) -> (..., zs_dim)."""
         return F.elu(layer_norm(encoder.f(observation, hidden=hidden)))
 
     def embed_action(
@@ -273,10 +283,11 @@ class MRQ(Agent[Config]):
     def stage(self, name: str) -> Stage:
         if name == "synchronise":
             return Stage(batch=False, statistics=True)
+        noise = {"shift": shift_noise(self.slices)} if self.images else {}
         if name == "update_encoder":
-            return Stage()
+            return Stage(noise=noise)
         shape = (self.config.batch_size, self.spec.action_dim)
-        noise = {"smoothing": Noise(shape)}
+        noise["smoothing"] = Noise(shape)
         if self.spec.discrete:
             noise |= {"target_gumbel": Noise(shape, "uniform"), "gumbel": Noise(shape, "uniform")}
         return Stage(noise=noise)
@@ -298,6 +309,7 @@ class MRQ(Agent[Config]):
 
     def update_encoder(self, state: State, batch: Batch, noise: Tensors, schedule: Tensors) -> Update:
         """Encoders and model; priorities stay as they are."""
+        batch = shifted(batch, noise, self.config.pad)
         gradient, (loss, parts) = grad_and_value(self.encoder_loss, has_aux=True)(
             state["encoder"], state["target_encoder"], state["terminations_seen"], batch
         )
@@ -308,6 +320,7 @@ class MRQ(Agent[Config]):
         self, state: State, batch: Batch, noise: Tensors, schedule: Tensors
     ) -> tuple[dict[str, Tensor], Metrics]:
         """Values, then policy, on embeddings that stay as they are."""
+        batch = shifted(batch, noise, self.config.pad)
         c, encoder = self.config, self.encoder(state["encoder"])
         y = self.target_value(state, batch, noise)
         zs = self.embed_state(encoder, batch.observation[0])
@@ -369,34 +382,3 @@ def infonce(predicted: Tensor, goal: Tensor, temperature: float) -> Tensor:
     """
     similarity = F.normalize(predicted, dim=-1) @ F.normalize(goal, dim=-1).transpose(-1, -2)  # (H, B, B)
     return -torch.log_softmax(similarity / temperature, -1).diagonal(dim1=-2, dim2=-1)
-
-
-def symexp_bins(count: int, limit: float, device: torch.device | str = "cpu") -> Tensor:
-    """symexp of `count` evenly spaced points from -limit to limit (mrq.md section 2): (count,), float32.
-
-    Made on the device, since a copy from the host cannot be part of a CUDA graph.
-    """
-    steps = torch.arange(count, device=device, dtype=torch.float64)
-    points = limit * (2.0 * steps - (count - 1)) / (count - 1)
-    return (torch.sign(points) * torch.expm1(points.abs())).float()
-
-
-def two_hot(reward: Tensor, bins: Tensor) -> tuple[Tensor, Tensor]:
-    """Index of the upper of the two bins around a reward, and its weight; the bin below has the rest.
-
-    Linear in the reward itself. Rewards beyond the outermost bins count as these.
-    """
-    reward = torch.clamp(reward, bins[0], bins[-1])
-    upper = torch.clamp((bins < reward[..., None]).sum(-1), min=1)
-    low, high = bins[upper - 1], bins[upper]
-    return upper, (reward - low) / (high - low)
-
-
-def two_hot_cross_entropy(logits: Tensor, reward: Tensor, limit: float) -> Tensor:
-    """Cross-entropy of logits (..., bins) against the two-hot code of rewards (...)."""
-    bins = symexp_bins(logits.shape[-1], limit, logits.device)
-    upper, weight = two_hot(reward, bins)
-    log_p = torch.log_softmax(logits, -1)
-    high = log_p.gather(-1, upper[..., None])[..., 0]
-    low = log_p.gather(-1, upper[..., None] - 1)[..., 0]
-    return -(weight * high + (1.0 - weight) * low)

@@ -1,6 +1,6 @@
 """make fidelity: the same updates by this project and by official code, and how far apart they end.
 
-    python -m benchmarks.fidelity peer=NAME:CHECKOUT [updates=0] [size=64] [seed=0] [limit=1e-6]
+    python -m benchmarks.fidelity peer=NAME:CHECKOUT [updates=0] [size=64] [seed=0] [limit=1e-6] [task=]
                                   [peer_python=PYTHON] [out=bench/fidelity]
 
 Both sides start from equal weights, see equal batches (of random numbers, `size` in each) and use equal random numbers;
@@ -11,6 +11,7 @@ compute. This compares learning steps and actions: not when a step is due, nor w
 code departs from its paper, the switches of WORDS make this project follow the release; some transitions terminate,
 where it has a mask for that (ENDS; DC-MPC's differs, dcwm.md W8).
 
+task=walker-walk@pixels compares MR.Q and DR.Q from images; without it, agents that see nothing else do so.
 updates=0 is as many as reach every kind of update three times. Ends with 1 if a difference is above `limit`.
 """
 
@@ -42,14 +43,18 @@ WORDS = {
     "tcrl": [],
     "dcwm": ["agent.released_nstep=true", "agent.released_pi_noise=true"],
     "mrq": ["agent.reward_mask=released"],
+    "drqv2": [],
+    "taco": ["task=walker-walk@pixels"],
+    "sac_ae": ["task=walker-walk@pixels", "agent.warmup_decisions=0"],  # whose first updates count as those after
     "drq": ["agent.released_infonce_mask=true", "agent.target_every=20"],  # `peer.drq` says why 20
 }
 DEFAULTS = {
-    "peer": "", "updates": "0", "size": "64", "seed": "0", "limit": "1e-6", "peer_python": sys.executable,
+    "peer": "", "task": "", "updates": "0", "size": "64", "seed": "0", "limit": "1e-6", "peer_python": sys.executable,
     "out": "bench/fidelity",
 }  # fmt: skip
 COLUMNS = ["agent", "updates", "what", "parameters", "moved", "difference", "official_commit", "commit", "date"]
-ENDS = {"iqrl": 0.1, "td3": 0.1, "td7": 0.1, "mrq": 0.1, "drq": 0.1}  # share of transitions that terminate
+# Share of transitions that terminate.
+ENDS = dict.fromkeys(("iqrl", "td3", "td7", "mrq", "drq", "drqv2", "sac_ae"), 0.1)
 CYCLE = 8  # different batches, and sets of random numbers
 ACTIONS = 8
 
@@ -76,13 +81,21 @@ def random_numbers(wanted: Mapping[str, Noise], generator: torch.Generator) -> d
     return {name: draw[n.kind](n.shape) for name, n in wanted.items()}
 
 
+def observations(shape: Sequence[int], generator: torch.Generator) -> torch.Tensor:
+    """Of vectors (..., O) or of images (..., C, height, width)."""
+    if len(shape) < 4:
+        return torch.randn(shape, generator=generator)
+    return torch.randint(0, 256, shape, generator=generator, dtype=torch.uint8)
+
+
 def weights(agent: Agent, state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """Every network's parameters, by "STATE/NETWORK/PARAMETER"; not those of policies kept aside."""
     groups = agent.groups()
     found: dict[str, torch.Tensor] = {}
     for entry, flat in state.items():
         kind = entry.removeprefix("fixed_").removeprefix("target_").removesuffix("_target")
-        kind = "target" if entry == "target_encoder" else kind
+        if kind in groups and groups[kind].size != len(flat):  # of a part of its networks
+            kind = "target"
         if kind in groups and not entry.startswith("checkpoint_"):
             for network, parameters in groups[kind].unpack(flat).items():
                 found |= {f"{entry}/{network}/{k}": v for k, v in parameters.items()}
@@ -96,14 +109,14 @@ def follow(agent: Agent, options: dict[str, str]) -> tuple[dict[str, Any], dict[
 
     def batch() -> tuple[torch.Tensor, ...]:
         shape = (slices.horizon, slices.batch_size)
-        observation = torch.randn(shape[0] + 1, shape[1], spec.observation_dim, generator=generator)
+        observation = observations((shape[0] + 1, shape[1], *spec.observation_shape), generator)
         action = torch.rand(*shape, spec.action_dim, generator=generator) * 2 - 1
         ended = (torch.rand(shape, generator=generator) < ENDS.get(agent.name, 0.0)).double()
         return observation, action, torch.rand(shape, generator=generator), ended
 
     batches = [batch() for _ in range(CYCLE)]
     numbers = {
-        name: [with_exponentials(agent, random_numbers(agent.stage(name).noise, generator)) for _ in range(CYCLE)]
+        name: [drawn_out(agent, random_numbers(agent.stage(name).noise, generator)) for _ in range(CYCLE)]
         for name in sorted({name for u in range(1, updates + 1) for name in agent.stages(u)})
     }
     state = {k: v.double() for k, v in agent.initialise(generator).items()}
@@ -126,7 +139,7 @@ def follow(agent: Agent, options: dict[str, str]) -> tuple[dict[str, Any], dict[
             given["noise"].append((name, numbers[name][place % CYCLE]))
             changed, _ = agent.run_stage(name, state, sample, numbers[name][place % CYCLE], schedule)
             state = {**state, **changed}
-    given["observation"] = torch.randn(ACTIONS, spec.observation_dim, generator=generator)
+    given["observation"] = observations((ACTIONS, *spec.observation_shape), generator)
     given["act_noise"], actions = [], []
     carry = {k: v[None] for k, v in agent.carry().items()}
     for observation in given["observation"]:
@@ -141,8 +154,14 @@ def follow(agent: Agent, options: dict[str, str]) -> tuple[dict[str, Any], dict[
     return given, weights(agent, state), torch.stack(actions)
 
 
-def with_exponentials(agent: Agent, noise: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """DC-MPC's samples in the form in which PyTorch's Gumbel-softmax draws them: -log u, (H, B, d, |C|)."""
+def drawn_out(agent: Agent, noise: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """With the random numbers that a key stands for, in the form in which PyTorch would draw them.
+
+    DC-MPC's samples by a Gumbel-softmax: -log u, (H, B, d, |C|); SAC+AE's dither (B, C, height, width).
+    """
+    if "dither" in noise:
+        shape = (agent.slices.batch_size, *agent.spec.observation_shape)
+        return {**noise, "dithered": counter_random.uniform(noise["dither"], shape)}
     if "propagation" not in noise:
         return noise
     model, size = agent.model, agent.slices.batch_size  # type: ignore[attr-defined]
@@ -157,7 +176,11 @@ def compare(name: str, checkout: str, options: dict[str, str]) -> list[dict[str,
     Raises:
         InputError: if the checkout's process fails.
     """
-    words = [f"agent={name}", "task=walker-walk", f"agent.batch_size={options['size']}", *WORDS[name]]
+    words = [f"agent={name}", f"agent.batch_size={options['size']}", *WORDS[name]]
+    if options["task"]:
+        words = [*(word for word in words if not word.startswith("task=")), f"task={options['task']}"]
+    if "@pixels" in options["task"] and name == "mrq":
+        words.append("agent.target_every=20")  # 250 take long from images; `peer.mrq` does the same
     run = config.resolve([("fidelity", config.parse_words(words))])[0][0]
     agent = run.agent(run.settings, run.spec, torch.float64)
     if not int(options["updates"]):
@@ -218,7 +241,7 @@ def main(words: Sequence[str]) -> int:
     for row in rows:
         moved = f"{row['moved']:.1e}" if row["moved"] != "" else ""
         print(f"{row['what']:40s} {row['parameters']:10d} {moved:>7s}  {row['difference']:.1e}")
-    path = Path(options["out"], f"{name}.csv")
+    path = Path(options["out"], f"{name}{'-pixels' if '@pixels' in options['task'] else ''}.csv")
     try:
         speed.write(path, rows, COLUMNS, digits=3)
     except OSError as error:

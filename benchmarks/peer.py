@@ -27,17 +27,27 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-OBSERVATION, ACTION = 24, 6
+OBSERVATION, ACTION, IMAGE = 24, 6, (9, 84, 84)
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 # Equal on both sides: the released iQRL has 5 critics, pairs drawn at random, and N = 3 on half of its tasks.
 IQRL_SETTINGS = {"num_critics": 5, "q_sample_size": 2, "nstep": 3, "horizon": 5}
-# What the other two set for walker-walk outside of the module that is imported: in cfgs/, and in envs/.
+TACO_SETTINGS = {"encoder_lr": 1e-4, "reward": True, "multistep": 3, "latent_a_dim": "none", "curl": True}
+# Of the training script.
+SAC_AE_SETTINGS = {
+    "hidden_dim": 1024, "init_temperature": 0.1, "alpha_lr": 1e-4, "alpha_beta": 0.5, "critic_tau": 0.01,
+    "encoder_tau": 0.05, "decoder_latent_lambda": 1e-6, "decoder_weight_lambda": 1e-7,
+}  # fmt: skip
+# What others set for walker-walk outside of the module that is imported: in cfgs/, and in envs/.
 TCRL_SETTINGS = {"mlp_dims": [512, 512], "latent_dim": 50, "lr": 3e-4, "std_schedule": "linear(1.0, 0.1, 50)"}
 DCWM_SETTINGS = {"r_min": 0.0, "r_max": 2.0}
+DRQV2_SETTINGS = {
+    "lr": 1e-4, "feature_dim": 50, "hidden_dim": 1024, "critic_target_tau": 0.01, "num_expl_steps": 2000,
+    "update_every_steps": 2, "stddev_schedule": "1.0", "stddev_clip": 0.3, "use_tb": False,
+}  # fmt: skip
 
 Slice = tuple[Tensor, ...]  # observations (H + 1, B, O), actions (H, B, A), rewards and terminations (H, B)
 Slices = Callable[[int, int], Iterator[Slice]]  # of so many steps and so many in a batch, without end
-Draws = dict[str, list[Tensor]]  # random numbers in the order of use: "normal", "order" (of critics), "exponential"
+Draws = dict[str, list[Tensor]]  # random numbers in the order of use, by kind, as of QUEUES
 
 
 @dataclass
@@ -74,6 +84,12 @@ def random_slices(steps: int, size: int) -> Iterator[Slice]:
         return observations, actions, torch.rand(steps, size, device=DEVICE), torch.zeros(steps, size, device=DEVICE)
 
     return itertools.cycle([make() for _ in range(8)])
+
+
+def random_images(steps: int, size: int) -> Iterator[Slice]:
+    """Fewer: they are large."""
+    for _, *rest in itertools.cycle(list(itertools.islice(random_slices(steps, size), 2))):
+        yield torch.randint(0, 256, (steps + 1, size, *IMAGE), dtype=torch.uint8, device=DEVICE), *rest
 
 
 def converted(slices: Iterator[Slice], convert: Callable[..., Any]) -> Iterator[Any]:
@@ -362,36 +378,62 @@ def mrq(path: str, slices: Slices, size: int = 0, name: str = "MRQ", period: int
     sys.path.insert(0, os.path.join(path, name))
     official = importlib.import_module(name)
 
+    long = list(itertools.islice(slices(5, size or 256), 8))
+    images = long[0][0].dtype == torch.uint8
+    shape = IMAGE if images else (OBSERVATION,)
+    period = 20 if images and size else period
+
     def ahead(observation: Tensor, action: Tensor, reward: Tensor, ended: Tensor) -> Any:
+        observation = observation.float()
         going = 1.0 - ended[..., None]
         late = (x.transpose(0, 1) for x in (observation[:-1], action, observation[1:], reward[..., None], going))
         return tuple(late)
 
     def single(observation: Tensor, action: Tensor, reward: Tensor, ended: Tensor) -> Any:
-        return observation[0], action[0], observation[-1], reward.t()[..., None], 1.0 - ended.t()[..., None]
+        return (
+            observation[0].float(),
+            action[0],
+            observation[-1].float(),
+            reward.t()[..., None],
+            1.0 - ended.t()[..., None],
+        )
 
-    long = list(itertools.islice(slices(5, size or 256), 8))
     unrolled, single_batches = converted(iter(long), ahead), converted(slices(3, size or 256), single)
     # In place of the prioritised replay, which asks for a GPU: as for TD7.
     replay = types.SimpleNamespace(
         size=10**6,
-        state_shape=[OBSERVATION],
+        state_shape=list(shape),
         env_terminates=any(ended.any() for *_, ended in long),
         sample=lambda horizon, include_intermediate: next(unrolled if include_intermediate else single_batches),
         update_priority=lambda priority: None,
         reward_scale=lambda: 0.5,
     )
     official.buffer.ReplayBuffer = lambda *_, **__: replay
-    agent = official.Agent((OBSERVATION,), ACTION, 1.0, pixel_obs=False, discrete=False, device=torch.device(DEVICE))
+    agent = official.Agent(shape, ACTION, 1.0, pixel_obs=images, discrete=False, device=torch.device(DEVICE))
     agent.target_update_freq = period
     networks = {}
     for state, e in (("encoder", agent.encoder), ("target_encoder", agent.encoder_target)):
-        networks |= {f"{state}/f": e.zs_mlp, f"{state}/embedding": e.za, f"{state}/g": e.zsa}
+        seen = (
+            {"convolutions": nn.Sequential(e.zs_cnn1, e.zs_cnn2, e.zs_cnn3, e.zs_cnn4), "head": e.zs_lin}
+            if images
+            else e.zs_mlp
+        )
+        networks |= {f"{state}/f": seen, f"{state}/embedding": e.za, f"{state}/g": e.zsa}
     networks["encoder/m"] = agent.encoder.model
     for state, p, v in (("", agent.policy, agent.value), ("target_", agent.policy_target, agent.value_target)):
         networks |= {f"{state}policy/policy": p.policy, f"{state}value/value": [v.q1, v.q2]}
+
+    def draws(stage: str, noise: dict[str, Tensor]) -> Draws:
+        """Shifts of the first observation and of those after it; of all that official code shifts, these are used."""
+        if not images or stage == "synchronise":
+            return smoothing(stage, noise)
+        whole = torch.floor(9 * noise["shift"])  # (6, B, 2)
+        if stage == "update_rl":
+            return {**smoothing(stage, noise), "integer": [torch.cat([whole[0], whole[3]])]}
+        return {"integer": [torch.cat([whole[:-1].transpose(0, 1), whole[1:].transpose(0, 1)])]}
+
     act = lambda o, noise: agent.policy.act(agent.encoder.zs(o))  # noqa: E731
-    return Peer(repeat(lambda: agent.train(*arguments)), networks, smoothing, act)
+    return Peer(repeat(lambda: agent.train(*arguments)), networks, draws, act)
 
 
 def drq(path: str, slices: Slices, size: int = 0) -> Peer:
@@ -403,7 +445,95 @@ def drq(path: str, slices: Slices, size: int = 0) -> Peer:
     return mrq(path, slices, size, "DRQ", 20 if size else 250, types.SimpleNamespace(add_scalar=lambda *_, **__: None))
 
 
-PEERS = {"iqrl": iqrl, "td3": td3, "leanrl": leanrl, "td7": td7, "tcrl": tcrl, "dcwm": dcwm, "mrq": mrq, "drq": drq}
+def drqv2(path: str, slices: Slices, size: int = 0) -> Peer:
+    stand_in("hydra")
+    sys.path.insert(0, path)
+    import drqv2 as official
+
+    agent = official.DrQV2Agent(IMAGE, (ACTION,), DEVICE, **DRQV2_SETTINGS)
+
+    def convert(observation: Tensor, action: Tensor, reward: Tensor, ended: Tensor) -> Any:
+        return observation[0], action[0], reward[0, :, None], 0.99 * (1.0 - ended[0, :, None]), observation[1]
+
+    batches = converted(slices(1, size or 512), convert)
+
+    def draws(stage: str, noise: dict[str, Tensor]) -> Draws:
+        shifts = [torch.floor(9 * noise[k])[:, None, None] for k in ("shift", "next_shift")]
+        return {"integer": shifts, "normal": [noise["next_action"], noise["action"]]}
+
+    networks = {"critic/encoder": agent.encoder.convnet}
+    networks |= {"actor/trunk": agent.actor.trunk, "actor/policy": agent.actor.policy}
+    for state, c in (("critic", agent.critic), ("target_critic", agent.critic_target)):
+        networks |= {f"{state}/trunk": c.trunk, f"{state}/q": [c.Q1, c.Q2]}
+    act = lambda o, noise: agent.actor(agent.encoder(o), 1.0).mean  # noqa: E731
+    return Peer(repeat(lambda: agent.update(batches, 0)), networks, draws, act)
+
+
+def sac_ae(path: str, slices: Slices, size: int = 0) -> Peer:
+    stand_in("gym", "Wrapper")
+    sys.path.insert(0, path)
+    import sac_ae as official
+
+    agent = official.SacAeAgent(IMAGE, (ACTION,), DEVICE, **SAC_AE_SETTINGS)
+
+    def convert(observation: Tensor, action: Tensor, reward: Tensor, ended: Tensor) -> Any:
+        seen, after = observation[0].float(), observation[1].float()
+        return seen, action[0], reward[0, :, None], after, 1.0 - ended[0, :, None]
+
+    batches, steps = converted(slices(1, size or 128), convert), itertools.count(1)
+    replay = types.SimpleNamespace(sample=lambda: next(batches))
+    silent = types.SimpleNamespace(log=lambda *_: None)
+
+    def draws(stage: str, noise: dict[str, Tensor]) -> Draws:
+        return {"normal": [noise[k] for k in ("next_action", "action") if k in noise], "uniform": [noise["dithered"]]}
+
+    networks = {"actor/trunk": nn.Sequential(agent.actor.encoder.fc, agent.actor.encoder.ln)}
+    networks |= {"actor/policy": agent.actor.trunk, "temperature/alpha": {"log": agent.log_alpha}}
+    networks |= {"decoder/linear": agent.decoder.fc, "decoder/convolutions": agent.decoder.deconvs}
+    for state, c in (("", agent.critic), ("target_", agent.critic_target)):
+        networks |= {f"{state}encoder/convolutions": c.encoder.convs, f"{state}critic/q": [c.Q1, c.Q2]}
+        networks[f"{state}encoder/trunk"] = nn.Sequential(c.encoder.fc, c.encoder.ln)
+    act = lambda o, noise: agent.actor(o, False, False)[0]  # noqa: E731
+    return Peer(repeat(lambda: agent.update(replay, silent, next(steps))), networks, draws, act)
+
+
+def taco(path: str, slices: Slices, size: int = 0) -> Peer:
+    stand_in("hydra")
+    sys.path.insert(0, path)
+    from agents import taco as official
+
+    agent = official.TACOAgent(IMAGE, (ACTION,), DEVICE, **DRQV2_SETTINGS, **TACO_SETTINGS)
+
+    def convert(observation: Tensor, action: Tensor, reward: Tensor, ended: Tensor) -> Any:
+        now, factor = (observation[0], action[0], action.transpose(0, 1)), 0.99 * (1.0 - ended[0, :, None])
+        return *now, reward[0, :, None], factor, observation[1], observation[3]
+
+    batches = converted(slices(3, size or 1024), convert)
+
+    def draws(stage: str, noise: dict[str, Tensor]) -> Draws:
+        shifts = [noise[k] for k in ("shift", "next_shift", "anchor", "positive", "later")]
+        return {"integer": [torch.floor(9 * u) for u in shifts], "normal": [noise["next_action"], noise["action"]]}
+
+    networks = {
+        "encoder/encoder": agent.encoder.convnet,
+        "encoder/token": agent.act_tok.action_tokenizer,
+        "actor/trunk": agent.actor.trunk,
+        "actor/policy": agent.actor.policy,
+        "contrast/projection": agent.TACO.proj_s,
+        "contrast/sequence": agent.act_tok.action_seq_tokenizer,
+        "contrast/query": agent.TACO.proj_sa,
+        "contrast/similarity": {"weight": agent.TACO.W},
+        "contrast/reward": agent.TACO.reward,
+    }
+    for state, c in (("critic", agent.critic), ("target_critic", agent.critic_target)):
+        networks |= {f"{state}/trunk": c.trunk, f"{state}/q": [c.Q1, c.Q2]}
+    act = lambda o, noise: agent.actor(agent.encoder(o), 1.0).mean  # noqa: E731
+    return Peer(repeat(lambda: agent.update(batches, 0)), networks, draws, act)
+
+
+PEERS = {"iqrl": iqrl, "td3": td3, "leanrl": leanrl, "td7": td7, "tcrl": tcrl, "dcwm": dcwm, "mrq": mrq, "drq": drq,
+         "drqv2": drqv2, "sac_ae": sac_ae, "taco": taco}  # fmt: skip
+FROM_IMAGES = ("drqv2", "sac_ae", "taco")
 
 
 # --- doing as another did
@@ -412,6 +542,10 @@ PEERS = {"iqrl": iqrl, "td3": td3, "leanrl": leanrl, "td7": td7, "tcrl": tcrl, "
 def views(network: Any) -> dict[str, list[Tensor]]:
     """Weights of a network by our names ("0.weight", ...), each member's, shaped as ours: matrices are (I, O)."""
     found: dict[str, list[Tensor]] = {}
+    if isinstance(network, dict):  # parts of one
+        tensors = {name: [value.data] for name, value in network.items() if isinstance(value, Tensor)}
+        modules = {part: views(value) for part, value in network.items() if part not in tensors}
+        return {**tensors, **{f"{part}.{k}": v for part, found in modules.items() for k, v in found.items()}}
     if hasattr(network, "params_dict"):  # members stacked by torch.func
         for name, values in zip(network.params_dict, network.params, strict=True):
             layer, _, kind = name.partition(".")
@@ -425,13 +559,18 @@ def views(network: Any) -> dict[str, list[Tensor]]:
                 layer += 1
                 found.setdefault(f"{layer}.weight", []).append(module.weight.data.t())
                 found.setdefault(f"{layer}.bias", []).append(module.bias.data)
+            elif isinstance(module, nn.Conv2d | nn.ConvTranspose2d):
+                layer += 1
+                found.setdefault(f"{layer}.weight", []).append(module.weight.data)
+                found.setdefault(f"{layer}.bias", []).append(module.bias.data)
             elif isinstance(module, nn.LayerNorm):
                 found.setdefault(f"{layer}.scale", []).append(module.weight.data)
                 found.setdefault(f"{layer}.shift", []).append(module.bias.data)
     return found
 
 
-QUEUES: dict[str, deque[Tensor]] = {k: deque() for k in ("normal", "order", "exponential", "uniform")}
+# Normal, uniform and whole numbers, the order of critics, and what a Gumbel-softmax draws.
+QUEUES: dict[str, deque[Tensor]] = {k: deque() for k in ("normal", "uniform", "integer", "order", "exponential")}
 
 
 def supply(draws: Draws) -> None:
@@ -460,8 +599,10 @@ def take_over_random_numbers() -> None:
         return (upto <= take("uniform") * upto[-1]).sum().clamp(max=upto.shape[-1] - 1)
 
     torch.randn_like = torch.randn = normal  # type: ignore[assignment]
+    torch.rand_like = lambda like, **_: take("uniform")  # type: ignore[assignment]
     torch.normal = lambda mean, std, **_: mean + std * normal(std)  # type: ignore[assignment]
     torch.Tensor.normal_ = lambda self, *_: self.copy_(normal(self))  # type: ignore[assignment]
+    torch.randint = lambda *_, size, **__: take("integer").view(size).clone()  # type: ignore[assignment]
     torch.randperm = lambda n, **_: take("order")  # type: ignore[assignment]
     torch.Tensor.exponential_ = lambda self, *_: self.copy_(take("exponential"))  # type: ignore[assignment]
     torch.distributions.Categorical.sample = category  # type: ignore[assignment]
@@ -472,6 +613,7 @@ def follow(name: str, path: str, file: str) -> None:
     given = torch.load(file, map_location=DEVICE)
     torch.set_default_dtype(torch.float64)
     torch.float = torch.float32 = torch.float64  # type: ignore[misc]  # before the checkout, which names them, is imported
+    torch.Tensor.float = torch.Tensor.double  # type: ignore[method-assign]
 
     def slices(steps: int, size: int) -> Iterator[Slice]:
         return itertools.cycle([(o[: steps + 1], *(x[:steps] for x in rest)) for o, *rest in given["slices"]])
@@ -510,7 +652,7 @@ def main() -> None:
     try:
         if len(sys.argv) == 5:
             return follow(name, path, sys.argv[4])
-        update = PEERS[name](path, random_slices).update
+        update = PEERS[name](path, random_images if name in FROM_IMAGES else random_slices).update
     except ModuleNotFoundError as error:
         sys.exit(
             f"error: {name}: no module {error.name} in {path}, nor in {sys.executable}; expected a checkout of "

@@ -80,7 +80,7 @@ DEFAULTS = {
     "precision": "auto",
 }
 # Peers: our agent, and what must be set for networks, critics, batch, horizon and N to equal theirs at walker-walk
-# sizes; the last five agents' own defaults there are those of the official code.
+# sizes; the others' own defaults there are those of the official code.
 PEERS = {
     "iqrl": ("iqrl", ["agent.num_critics=5", "agent.q_sample=2", "agent.actor_q=avg", "agent.nstep=3"]),
     "td3": ("td3", ["agent.profile=official"]),
@@ -90,6 +90,9 @@ PEERS = {
     "dcwm": ("dcwm", []),
     "mrq": ("mrq", []),
     "drq": ("drq", []),
+    "drqv2": ("drqv2", []),
+    "sac_ae": ("sac_ae", ["task=walker-walk@pixels", "agent.warmup_decisions=0"]),
+    "taco": ("taco", ["task=walker-walk@pixels"]),
 }
 
 
@@ -200,7 +203,7 @@ def time_agent(
 
 def ours(pack: int, precision: str, compiled: str, options: dict[str, str], words: Sequence[str]) -> Worker:
     command = [sys.executable, "-m", "benchmarks.worker", str(pack), precision, compiled, options["threads"]]
-    setting = [f"task={options['task']}", f"preset={options['preset']}", "train.env_steps=100000"]
+    setting = [f"preset={options['preset']}", "train.env_steps=100000"]
     return Worker([*command, *setting, *words], int(options["threads"]))
 
 
@@ -244,6 +247,8 @@ def measure(options: dict[str, str]) -> Iterator[dict[str, Any]]:
     rival, setting = PEERS.get(peer_name, ("", []))
     for agent in (options["agents"] or rival or ",".join(AGENTS)).split(","):
         same = setting if agent == rival else []
+        if not any(word.startswith("task=") for word in same):
+            same = [f"task={agent_class(agent)[0].observed(options['task'])}", *same]
         baseline = ours(1, "float32", "off", options, [f"agent={agent}", *same])
         known = json.loads(baseline.about)
         peer = None

@@ -24,6 +24,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from benchmarks.storm_cluster import Cluster, missing
@@ -277,7 +278,8 @@ def newest(path: Path) -> dict[str, Any]:
     spec = run.spec
     width = spec.observation_dim + spec.action_dim + 2
     saved = checkpoints.load(reader.checkpoints(path)[0][1], width)
-    saved["replay"] = torch.from_numpy(ReplayLog.read(path / "replay", saved["replay"], width))
+    rows = [rows for rows, _ in ReplayLog.read(path / "replay", saved["replay"], width)]
+    saved["replay"] = torch.from_numpy(np.concatenate(rows))
     del saved["wall_seconds"]
     return saved
 

@@ -12,12 +12,12 @@ import resource
 import sys
 import time
 
-import numpy as np
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from iqrl import config
 from iqrl.agent import Progress
+from iqrl.doctor.examination import random_rows
 from iqrl.environments.environment_pool import EnvironmentPool
 from iqrl.training.engine import Engine
 from iqrl.training.execution import decide
@@ -34,14 +34,9 @@ def main() -> None:
     spec = run.spec
     agent = run.agent(run.settings, spec, plan.dtype)
     replay = Replay(spec, len(runs), agent.slices, EPISODES * spec.episode_decisions, plan.device)
-    numbers = np.random.default_rng(0)
-    rows = np.zeros((EPISODES * (spec.episode_decisions + 1), replay.width), np.float32)
-    rows[:, : spec.observation_dim] = numbers.standard_normal((len(rows), spec.observation_dim))
-    rows[:, spec.observation_dim : -1] = numbers.uniform(-1, 1, (len(rows), spec.action_dim + 1))
-    rows[spec.episode_decisions :: spec.episode_decisions + 1, -1] = 3.0
-    rows[spec.episode_decisions - 1 :: spec.episode_decisions + 1, -1] = 2.0
+    rows = random_rows(replay, 0, EPISODES)
     for i in range(len(runs)):
-        replay.extend(i, rows)
+        replay.extend(i, *rows)
     engine = Engine(agent, [r.seed for r in runs], replay, device=plan.device, compiled=plan.compiled)
     progress = [Progress(decisions=10**6, episodes=2000) for _ in runs]
     everyone = list(range(len(runs)))

@@ -64,7 +64,8 @@ class Batch:
     """Slices of H successive transitions, time-major.
 
     Attributes:
-        observation: (H + 1, B, O); entry 0 is the slice's first observation, entry h + 1 follows action h.
+        observation: (H + 1, B, O); entry 0 is the slice's first observation, entry h + 1 follows action h. Of images
+            (H + 1, B, C, height, width) uint8.
         action: (H, B, A) in [-1, 1].
         reward: (H, B), summed over the action repeat.
         terminated: (H, B), 1.0 where transition h ended its episode by a termination.
@@ -183,7 +184,8 @@ class Agent(Generic[C]):
     presets: ClassVar[Mapping[str, Mapping[str, Any]]] = {}  # named sets of configuration values: "small", ...
     profiles: ClassVar[Mapping[str, Mapping[str, Any]]] = {}  # likewise, chosen by the key `profile`
     name: ClassVar[str] = ""
-    sees_images: ClassVar[bool] = False  # learns from tasks observed as images, too
+    sees_images: ClassVar[bool] = False  # learns from tasks observed as images
+    sees_states: ClassVar[bool] = True  # learns from tasks observed as vectors
     compile_act: ClassVar[bool] = False  # compile `act` too, where learning is compiled: for planners
     act_bytes: int = 0  # of the largest tensor that `act` makes for one environment, where that is megabytes
 
@@ -200,6 +202,12 @@ class Agent(Generic[C]):
         self.config = config
         self.spec = spec
         self.dtype = dtype
+
+    @classmethod
+    def observed(cls, task: str) -> str:
+        """A task of states by its name, as this agent can observe it: as images, if it sees nothing else."""
+        name, plus, modifiers = task.partition("+")
+        return task if cls.sees_states or "@" in name else f"{name}@pixels{plus}{modifiers}"
 
     @classmethod
     def task_defaults(cls, task: str, group: str) -> dict[str, Any]:

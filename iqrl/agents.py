@@ -26,6 +26,9 @@ AGENTS = {
     "drq": "baselines.drq",
     "tcrl": "baselines.tcrl",
     "dcwm": "baselines.dcwm",
+    "drqv2": "baselines.drqv2",
+    "sac_ae": "baselines.sac_ae",
+    "taco": "baselines.taco",
 }
 
 _OWN: dict[str, dict[str, type[Agent[Any]]]] = {}  # what each file of one's own registers, by its module's name

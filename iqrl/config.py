@@ -258,9 +258,12 @@ def resolve(layers: Sequence[tuple[str, Mapping[str, Any]]]) -> tuple[list[RunCo
             top[key] = value
     names = [layer["agent"]["name"] for _, layer in layers if "name" in layer.get("agent", {})]
     cls, source = agent_class(str(names[-1] if names else "iqrl"))
-    task = tasks.parse(str(top.get("task", "walker-walk")))
+    task = tasks.parse(str(top.get("task", cls.observed("walker-walk"))))
     if task.pixels and not cls.sees_images:
         raise InputError(f"task={task.name}: agent {cls.name} learns from states, not from images")
+    if not task.pixels and not cls.sees_states:
+        expected = cls.observed(task.name)
+        raise InputError(f"task={task.name}: agent {cls.name} learns from images, not from states; expected {expected}")
     seeds = parse_seeds(top.get("seeds", "0"))
     preset = str(top.get("preset", "default"))
     if preset not in {"default", *cls.presets}:

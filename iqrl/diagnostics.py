@@ -129,8 +129,9 @@ def diagnose(agent: Agent[Any], state: State, batch: Batch) -> dict[str, Any]:
         row |= _movement(agent, state, batch, latent)
         after = agent.latent(state, batch.observation[1])
         assert after is not None
-        for name, target in (("observation_r2", batch.observation[1]), ("reward_r2", batch.reward[0][:, None])):
-            if (r2 := linear_r2(after, target)) is not None:
+        targets = {"observation_r2": batch.observation[1], "reward_r2": batch.reward[0][:, None]}
+        for name, target in targets.items():
+            if target.is_floating_point() and (r2 := linear_r2(after, target)) is not None:
                 row[name] = r2
     return row
 

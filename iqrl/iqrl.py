@@ -16,7 +16,8 @@ from torch.func import grad_and_value
 from iqrl.agent import Agent, Batch, Metrics, Noise, Progress, Slices, Stage, State, Tensors, Update, register, setting
 from iqrl.environments.tasks import TaskSpec
 from iqrl.errors import InputError
-from iqrl.networks import MLP, Adam, BoundNetworks, ParameterGroup, mean_min_max, soft_update
+from iqrl.images import Convolutions, ImageEncoder, shift_noise, shifted
+from iqrl.networks import MLP, Adam, BoundNetworks, Network, ParameterGroup, mean_min_max, soft_update
 from iqrl.quantisers import FSQ_LEVELS, VQ, make_quantiser
 from iqrl.redundancy import COVARIANCE, REMEDY, VARIANCE, remedy_loss
 from iqrl.returns import n_step, n_step_iqrl_released
@@ -78,6 +79,7 @@ class Config:
     # networks (section 1)
     mlp_dims: list[int] = setting([512, 512], "hidden widths of all but the encoder", low=1, high=65536)
     enc_mlp_dims: list[int] = setting([256], "hidden widths of the encoder", low=1, high=65536)
+    pad: int = setting(4, "largest random shift of images, pixels", low=0, high=64, omit_default_from_identity=True)
     init: str = setting("torch", "PyTorch's default, or orthogonal (Q7)", choices=("torch", "orthogonal"))
     # data (section 5)
     batch_size: int = setting(256, "slices in a batch", low=2, high=1_000_000)
@@ -93,6 +95,7 @@ class Config:
 
 @register("iqrl")
 class IQRL(Agent[Config]):
+    sees_images = True  # ours: section 11
     profiles = {
         "default": {},
         "corrected": {"rep_cos_sign": -1},  # predictions like their targets, as the text of the early draft has it
@@ -144,7 +147,16 @@ class IQRL(Agent[Config]):
         def network(inputs: int, outputs: int, **more: Any) -> MLP:
             return MLP(inputs, tuple(c.mlp_dims), outputs, initialisation=c.init, **more)
 
-        world = {"encoder": MLP(o, tuple(c.enc_mlp_dims), z, initialisation=c.init, precise_input=True)}
+        encoder: Network = MLP(o, tuple(c.enc_mlp_dims), z, initialisation=c.init, precise_input=True)
+        self.images = spec.frame_shape is not None
+        if self.images:
+            if c.use_decoder:
+                raise InputError(f"agent.use_decoder=true: reconstructs states; {spec.name} is observed as images")
+            convolutions = Convolutions(spec.image_shape, 32, (2, 2, 2, 1), "mish")
+            encoder = ImageEncoder(
+                convolutions, MLP(convolutions.outputs, tuple(c.enc_mlp_dims), z, initialisation=c.init)
+            )
+        world: dict[str, Network] = {"encoder": encoder}
         if c.use_projection:
             world["projection"] = network(z, c.projection_dim or max(1, z // 16))
         self.target = ParameterGroup(dict(world), dtype)
@@ -298,13 +310,15 @@ class IQRL(Agent[Config]):
     def stage(self, name: str) -> Stage:
         c = self.config
         noise = {"smoothing": Noise((c.batch_size, self.spec.action_dim))}
+        if self.images:
+            noise["shift"] = shift_noise(self.slices)
         if 0 < c.q_sample < c.num_critics:
             noise |= dict.fromkeys(("target_critics", "actor_critics"), Noise((c.num_critics,), "uniform"))
         return Stage(noise=noise, parts=("update_critic", "update_actor") if name == "update_all" else ())
 
     def update_critic(self, state: State, batch: Batch, noise: Tensors, schedule: Tensors) -> Update:
         """Representation, target encoder, critics, target critics."""
-        c = self.config
+        c, batch = self.config, shifted(batch, noise, self.config.pad)
         changed, metrics = ({}, {}) if c.freeze_encoder else self._update_representation(state, batch, noise)
         now = {**state, **changed}
         world = self._td_world(now)
@@ -319,6 +333,7 @@ class IQRL(Agent[Config]):
 
     def update_actor(self, state: State, batch: Batch, noise: Tensors, schedule: Tensors) -> Update:
         """Actor and target actor, by the encoder and the critics that `update_critic` has just changed."""
+        batch = shifted(batch, noise, self.config.pad)
         z = self.encode(self._td_world(state), batch.observation[0], state.get("codebook"))
         draw = noise.get("actor_critics")
         gradient, loss = grad_and_value(self.actor_loss)(state["actor"], state["critic"], z, draw)

@@ -13,7 +13,7 @@ def n_step(batch: Batch, n: int, discount: float) -> tuple[Tensor, Tensor, Tenso
 
     Returns:
         R (B,); the factor of the bootstrap value, gamma^K or 0 after a termination (B,); and the
-        observation to bootstrap from, that after transition K - 1 (B, O).
+        observation to bootstrap from, that after transition K - 1 (B, O), or an image.
     """
     powers = discount ** torch.arange(n, device=batch.reward.device, dtype=batch.reward.dtype)
     alive = batch.alive[:n]  # (n, B)
@@ -39,5 +39,6 @@ def n_step_iqrl_released(batch: Batch, n: int, discount: float) -> tuple[Tensor,
 
 
 def _pick(observation: Tensor, index: Tensor) -> Tensor:
-    """observation (n + 1, B, O) at index (B,) along the first axis."""
-    return observation.gather(0, index[None, :, None].expand(1, -1, observation.shape[-1]))[0]
+    """observation (n + 1, B, ...) at index (B,) along the first axis."""
+    index = index.view(1, -1, *[1] * (observation.dim() - 2))
+    return observation.gather(0, index.expand(1, -1, *observation.shape[2:]))[0]

@@ -6,6 +6,7 @@ import csv
 import io
 import json
 import math
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +15,7 @@ from typing import Any
 import torch
 
 from iqrl import config
-from iqrl.agents import AGENTS
+from iqrl.agents import AGENTS, agent_class
 from iqrl.doctor import surroundings, verdicts
 from iqrl.doctor.children import Order, examined
 from iqrl.doctor.examination import EPISODES
@@ -91,10 +92,11 @@ def examine(
     device = asked.plan.device
     bfloat16 = fast_bfloat16(device)
     ways = every_way(device.type == "cuda", bfloat16, agent in asked.compiled)
-    run = config.resolve([("doctor", config.parse_words([f"agent={agent}"]))])[0][0]
+    words = [f"agent={agent}", f"task={seen(agent)}"]
+    run = config.resolve([("doctor", config.parse_words(words))])[0][0]
     preset = asked.preset if asked.preset in run.agent.presets else "default"  # an agent of one's own may have none
-    layer = config.parse_words([f"agent={agent}", f"task={TASK}", f"preset={preset}", "train.env_steps=10000"])
-    capacity = (EPISODES + 1) * task_spec(TASK).episode_decisions
+    layer = config.parse_words([*words, f"preset={preset}", "train.env_steps=10000"])
+    capacity = (EPISODES + 1) * run.spec.episode_decisions
     order = Order(layer, str(device), asked.plan.threads, capacity, asked.seconds, often=True)
     results: dict[Way, dict[str, Any]] = {}
     rows: list[dict[str, Any]] = []
@@ -189,8 +191,9 @@ def parse(words: Sequence[str]) -> Examination:
             expected = ", ".join(f"{k}=" for k in DEFAULTS)
             raise InputError(f"{word}: no such option{did_you_mean(key, DEFAULTS)}; expected one of {expected}")
         options[key] = value
-    agents = options["agents"].split(",") if options["agents"] else list(AGENTS)
-    runs = [config.resolve([("doctor", config.parse_words([f"agent={a}", f"task={TASK}"]))])[0][0] for a in agents]
+    agents = options["agents"].split(",") if options["agents"] else [a for a in AGENTS if can_be_seen(a)]
+    layers = [config.parse_words([f"agent={a}", f"task={seen(a)}"]) for a in agents]
+    runs = [config.resolve([("doctor", layer)])[0][0] for layer in layers]
     layer = config.parse_words([f"train.device={options['device']}"])
     if not options["threads"].isdigit():
         raise InputError(f"threads={options['threads']}: expected a whole number")
@@ -212,6 +215,21 @@ def parse(words: Sequence[str]) -> Examination:
     out, folder = Path(options["out"]), Path(options["runs"])
     config.runs_folder_writable(out)
     return Examination(agents, compiled, plan, preset, seconds, out, folder, options["surroundings"] == "on")
+
+
+def seen(agent: str) -> str:
+    """The task as an agent can observe it."""
+    return agent_class(agent)[0].observed(TASK)
+
+
+def can_be_seen(agent: str) -> bool:
+    """Whether this machine can show the task to an agent; says so if not."""
+    try:
+        task_spec(seen(agent))
+    except InputError as error:
+        print(f"{agent}: not examined: {error}", file=sys.stderr)
+        return False
+    return True
 
 
 def compiled_agents(given: str, agents: Sequence[str], plan: Plan) -> list[str]:

@@ -57,23 +57,24 @@ class Subject:
         seeds = list(range(way.seeds))
         replay = Replay(spec, way.seeds, agent.slices, self.capacity, device)
         for seed in seeds:
-            replay.extend(seed, random_rows(replay, seed))
+            replay.extend(seed, *random_rows(replay, seed))
         return Engine(
             agent, seeds, replay, device=device, compiled=COMPILE in way.features, recorded=GRAPHS in way.features,
             packed=None if PACKS in way.features else False,
         )  # fmt: skip
 
 
-def random_rows(replay: Replay, seed: int) -> np.ndarray:
-    """Rows (n, width) of whole episodes whose numbers are a function of the seed."""
+def random_rows(replay: Replay, seed: int, episodes: int = EPISODES) -> tuple[np.ndarray, np.ndarray | None]:
+    """Rows (n, width) of whole episodes, and pictures of a task observed as images: a function of the seed."""
     spec, numbers = replay.spec, np.random.default_rng(seed)
-    length = spec.episode_decisions + 1
-    rows = np.zeros((EPISODES * length, replay.width), np.float32)
-    rows[:, : spec.observation_dim] = numbers.standard_normal((len(rows), spec.observation_dim))
-    rows[:, spec.observation_dim : -1] = numbers.uniform(-1, 1, (len(rows), spec.action_dim + 1))
+    length, split = spec.episode_decisions + 1, replay.width - spec.action_dim - 2
+    rows = np.zeros((episodes * length, replay.width), np.float32)
+    rows[:, :split] = numbers.standard_normal((len(rows), split))
+    rows[:, split:-1] = numbers.uniform(-1, 1, (len(rows), spec.action_dim + 1))
     rows[length - 2 :: length, -1] = TRUNCATED
     rows[length - 1 :: length, -1] = FINAL
-    return rows
+    shape = spec.frame_shape
+    return rows, None if shape is None else numbers.integers(0, 256, (len(rows), *shape), np.uint8)
 
 
 def examine(subject: Subject, way: Way, seconds: float) -> dict[str, Any]:
@@ -164,8 +165,12 @@ def compare_decisions(
     carries = [reference.initial_carry(way.seeds, n) for n in (ENVIRONMENTS, 1)]
     for step in range(DECISIONS):
         greedy = step % 2 == 0
-        shape = (way.seeds, *([ENVIRONMENTS] if greedy else []), reference.agent.spec.observation_dim)
-        observation = numbers.standard_normal(shape).astype(np.float32)
+        spec = reference.agent.spec
+        shape = (way.seeds, *([ENVIRONMENTS] if greedy else []), *spec.observation_shape)
+        if spec.frame_shape:
+            observation = numbers.integers(0, 256, shape, np.uint8)
+        else:
+            observation = numbers.standard_normal(shape).astype(np.float32)
         carry = carries[0 if greedy else 1]
 
         def decide_with(engine: Engine, progress: list[Progress]) -> tuple[np.ndarray, dict[str, Tensor]]:

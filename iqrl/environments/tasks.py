@@ -169,9 +169,14 @@ class TaskSpec:
     @property
     def observation_shape(self) -> tuple[int, ...]:
         """(O,), or (stack * channels, height, width) of images."""
-        if self.frame_shape is None:
-            return (self.observation_dim,)
-        return (self.stack * self.frame_shape[0], *self.frame_shape[1:])
+        return (self.observation_dim,) if self.frame_shape is None else self.image_shape
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """(stack * channels, height, width), of a task observed as images."""
+        assert self.frame_shape is not None
+        channels, height, width = self.frame_shape
+        return self.stack * channels, height, width
 
     @property
     def observation_dtype(self) -> str:

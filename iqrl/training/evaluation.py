@@ -162,6 +162,7 @@ class Evaluator:
         uniform = torch.cat([torch.rand(count, generator=source, dtype=torch.float64) for count in counts])
         tables = {k: v[run.place] for k, v in replay.tables().items()}
         drawn = sample_uniform(tables["window"], replay.ring, uniform.to(engine.device))
-        batch = gather(tables, drawn, self.pack.spec, dataclasses.replace(agent.slices, cross_episodes=False))
+        slices = dataclasses.replace(agent.slices, horizon=1, cross_episodes=False)  # no more is looked at
+        batch = gather(tables, drawn, self.pack.spec, slices)
         state = {k: v[run.place] for k, v in engine.state.items()}
         return diagnose(agent, state, batch)

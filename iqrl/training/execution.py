@@ -227,6 +227,7 @@ def memory_estimate(run: RunConfig) -> int:
     replay = Replay.bytes_needed(spec, agent.slices, min(run.settings.buffer_size, budget))
     rows = agent.slices.batch_size * (agent.slices.horizon + 1)
     learning = 4 * rows * (16 * max(agent.latent_width(), 512) + 4 * widest)
+    learning += rows * spec.observation_dim if spec.frame_shape else 0  # stacks, in bytes
     acting = 3 * run.evaluate.episodes * agent.act_bytes  # side by side, on a device
     return replay + 2 * parameters + learning + acting + 64 * 2**20
 

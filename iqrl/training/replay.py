@@ -2,7 +2,8 @@
 
 A row is one float32 vector ``observation | action | reward | flag``; an episode of T decisions takes
 T + 1 rows, the last of which holds its final observation only. Rows live on the learning device; the same
-bytes are what a run's replay log keeps on disk (`iqrl.runs.replay_log`).
+bytes are what a run's replay log keeps on disk (`iqrl.runs.replay_log`). Of a task observed as images, a row is
+``action | reward | flag``, and its newest picture stands beside it (`iqrl.training.frames`).
 
 Off the CPU, rows wait on the host until something reads the replay, and go to the device together: those of all seeds,
 and of an agent that learns after each episode, the episode, are one copy.
@@ -23,6 +24,7 @@ from torch import Tensor
 
 from iqrl.agent import Slices
 from iqrl.environments.tasks import TaskSpec
+from iqrl.training.frames import Frames, newest_picture
 from iqrl.training.priorities import Priorities, to_device
 
 GOING, TERMINATED, TRUNCATED, FINAL = 0.0, 1.0, 2.0, 3.0
@@ -35,6 +37,7 @@ class NewRows:
     Attributes:
         place: the seed's, in the pack.
         rows, at: (n, width), and their indices (n,) in `Replay.rows`.
+        begun: serial numbers of their episodes' first rows, (n,).
         starts, starts_at: serial numbers of the starts that these rows complete, and their indices in `starts`, (m,).
         born: how many decisions came before each of these starts, (m,).
         dropped: indices in `starts` of those that are no longer kept.
@@ -43,6 +46,7 @@ class NewRows:
     place: int
     rows: np.ndarray
     at: np.ndarray
+    begun: np.ndarray
     starts: np.ndarray
     starts_at: np.ndarray
     born: np.ndarray
@@ -64,9 +68,11 @@ class Replay:
         self, spec: TaskSpec, seeds: int, slices: Slices, capacity: int, device: torch.device | str = "cpu"
     ) -> None:
         self.spec, self.slices, self.capacity = spec, slices, capacity
-        self.width = spec.observation_dim + spec.action_dim + 2
+        self.width = self._width(spec)
+        self._split = self.width - spec.action_dim - 2  # of a row: where the action begins
         self.ring = self._ring(spec, slices, capacity)
         self.rows = torch.zeros(seeds, self.ring, self.width, device=device)
+        self.frames = Frames(spec, seeds, self.ring, device) if spec.frame_shape else None
         self.starts = torch.zeros(seeds, self.ring, dtype=torch.int64, device=device)  # rows' serial numbers
         on_host = self.starts.device.type == "cpu"
         self._starts = self.starts.numpy() if on_host else np.zeros((seeds, self.ring), np.int64)
@@ -82,29 +88,37 @@ class Replay:
         self._flag = [GOING] * seeds  # of the newest row
         self.patient = not on_host  # let rows wait
         self._waiting: list[list[np.ndarray]] = [[] for _ in range(seeds)]
+        self._pictures_waiting: list[list[np.ndarray]] = [[] for _ in range(seeds)]
 
     def __len__(self) -> int:
         return self.rows.shape[0]
+
+    @staticmethod
+    def _width(spec: TaskSpec) -> int:
+        """Numbers of a row."""
+        return (0 if spec.frame_shape else spec.observation_dim) + spec.action_dim + 2
 
     @staticmethod
     def _ring(spec: TaskSpec, slices: Slices, capacity: int) -> int:
         """Rows kept: a margin for final rows and for the slice being written over.
 
         Final rows are as many as episodes, and an episode that terminates may be of one decision. No smaller than an
-        episode, which a resume reads to play it again.
-        A multiple of 4, so that every seed's tables begin at a multiple of 16 bytes: compiled code copies inputs that
-        do not, all of them, at every call.
+        episode, which a resume reads to play it again. Of images, the oldest stack's earlier pictures come on top.
+        A multiple of 4, or of 16 of images, so that every seed's tables begin at a multiple of 16 bytes: compiled code
+        copies inputs that do not, all of them, at every call.
         """
         finals = capacity if spec.terminates else capacity // spec.episode_decisions
-        rows = max(capacity, spec.episode_decisions) + finals + slices.horizon + 2
-        return -(-rows // 4) * 4
+        rows = max(capacity, spec.episode_decisions) + finals + slices.horizon + 2 + (spec.stack - 1)
+        multiple = 16 if spec.frame_shape else 4
+        return -(-rows // multiple) * multiple
 
     @staticmethod
     def bytes_needed(spec: TaskSpec, slices: Slices, capacity: int) -> int:
         """Bytes that one seed's full replay takes on the device."""
         rows = Replay._ring(spec, slices, capacity)
-        row = 4 * (spec.observation_dim + spec.action_dim + 2) + 8 * (1 + slices.fades)  # numbers; `starts`, `born`
-        return rows * row + (Priorities.bytes_needed(rows) if slices.prioritised else 0)
+        row = 4 * Replay._width(spec) + 8 * (1 + slices.fades)  # numbers; `starts`, `born`
+        frames = Frames.bytes_needed(spec, rows)
+        return rows * row + frames + (Priorities.bytes_needed(rows) if slices.prioritised else 0)
 
     def available(self, place: int) -> int:
         """Number of slices that the seed at one place can sample from."""
@@ -123,39 +137,48 @@ class Replay:
         terminated: bool,
         truncated: bool,
         next_observation: np.ndarray,
-    ) -> np.ndarray:
+    ) -> tuple[np.ndarray, np.ndarray | None]:
         """Append one transition of the seed at one place of the pack.
 
         Returns:
-            (1 or 2, width) float32, the rows written: two at an episode's end.
+            (1 or 2, width) float32, the rows written: two at an episode's end; and of images their newest pictures,
+            (1 or 2, C, height, width) uint8.
         """
-        ended = terminated or truncated
-        rows = np.zeros((2 if ended else 1, self.width), np.float32)
-        split = self.spec.observation_dim
-        rows[0, :split], rows[0, split:-2], rows[0, -2] = observation, action, reward
+        seen = [observation, next_observation] if terminated or truncated else [observation]
+        rows, pictures = np.zeros((len(seen), self.width), np.float32), None
+        split = self._split
+        rows[0, split:-2], rows[0, -2] = action, reward
         rows[0, -1] = TERMINATED if terminated else TRUNCATED if truncated else GOING
-        if ended:
-            rows[1, :split], rows[1, -1] = next_observation, FINAL
-        self._waiting[place].append(rows)
+        rows[1:, -1] = FINAL
+        if self.frames is None:
+            rows[:, :split] = seen
+        else:
+            pictures = np.stack([newest_picture(self.spec, o) for o in seen])
+        self._await(place, rows, pictures)
         if not self.patient:
             self._write_waiting([place])
-        return rows
+        return rows, pictures
 
-    def extend(self, place: int, rows: np.ndarray) -> None:
-        """Append rows (n, width) that `add` made, such as those of a replay log."""
-        self._waiting[place].append(rows)
+    def extend(self, place: int, rows: np.ndarray, pictures: np.ndarray | None = None) -> None:
+        """Append rows (n, width) and pictures that `add` made, such as those of a replay log."""
+        self._await(place, rows, pictures)
         self._write_waiting([place])
+
+    def _await(self, place: int, rows: np.ndarray, pictures: np.ndarray | None) -> None:
+        self._waiting[place].append(rows)
+        if pictures is not None:
+            self._pictures_waiting[place].append(pictures)
 
     def _write_waiting(self, places: Iterable[int]) -> None:
         """Write what waits of the seeds at some places, in one copy."""
         block = max(1, min(self.ring, self.capacity) // 2)  # never overwrite what the same call writes
         while places := [place for place in places if self._waiting[place]]:
-            new = []
+            new, pictures = [], []
             for place in places:
-                rows = np.concatenate(self._waiting[place])
-                self._waiting[place] = [rows[block:]] if len(rows) > block else []
-                new.append(self._locate(place, rows[:block]))
-            self._write(new)
+                new.append(self._locate(place, _first(self._waiting[place], block)))
+                if self.frames is not None:
+                    pictures.append(_first(self._pictures_waiting[place], block))
+            self._write(new, pictures)
 
     def save(self, place: int) -> dict[str, Tensor]:
         """What of one seed's replay its rows do not tell: the priorities. On the CPU; empty without them."""
@@ -177,8 +200,10 @@ class Replay:
         at = np.arange(serial, serial + len(rows)) % self.ring
         starts: list[int] = []
         finals: list[int] = []  # before each start
+        begun: list[int] = []
         previous, final = self._flag[place], serial - self._decisions[place]
         for flag in rows[:, -1].tolist():
+            begun.append(self._episode[place])
             if self.slices.cross_episodes:
                 starts += [serial] if flag != FINAL else []
             elif serial - horizon >= self._episode[place]:  # completes the slice that started H before
@@ -192,11 +217,12 @@ class Replay:
         self.written[place], self._flag[place], self._decisions[place] = serial, previous, serial - final
         dropped, starts_at = self._update_starts(place, starts)
         found, born = np.array(starts, np.int64), np.array(starts, np.int64) - np.array(finals, np.int64)
-        return NewRows(place, rows, at, found, starts_at, born, dropped)
+        return NewRows(place, rows, at, np.array(begun, np.int64), found, starts_at, born, dropped)
 
     def _update_starts(self, place: int, new: list[int]) -> tuple[np.ndarray, np.ndarray]:
         """Drop starts that are too many or whose rows are written over, then add new ones: indices of both."""
-        first, following, oldest = self._first[place], self._next[place], self.written[place] - self.ring
+        first, following = self._first[place], self._next[place]
+        oldest = self.written[place] - self.ring + self.spec.stack - 1  # whose stack is whole
         while first < following and (
             self._starts[place, first % self.ring] < oldest or following + len(new) - first > self.capacity
         ):
@@ -207,7 +233,7 @@ class Replay:
         self._first[place], self._next[place] = first, following + len(new)
         return dropped, added
 
-    def _write(self, new: list[NewRows]) -> None:
+    def _write(self, new: list[NewRows], pictures: list[np.ndarray]) -> None:
         """Take rows of several seeds to the device: one copy of numbers, one of indices into the tables laid flat."""
         places = [n.place for n in new]
         windows = [[self._first[p] % self.ring, self._available(p), self._decisions[p]] for p in places]
@@ -219,10 +245,13 @@ class Replay:
             np.concatenate([n.born for n in new]),
             np.array(places),
             np.array(windows).reshape(-1),
+            np.concatenate([n.begun for n in new]),
         ]
-        rows_at, starts_at, starts, born_at, born, seeds, window = to_device(parts, self.rows.device)
+        rows_at, starts_at, starts, born_at, born, seeds, window, begun = to_device(parts, self.rows.device)
         rows = np.concatenate([n.rows for n in new])
         self.rows.view(-1, self.width)[rows_at] = torch.from_numpy(rows).to(self.rows.device)
+        if self.frames is not None:
+            self.frames.write(rows_at, np.concatenate(pictures), begun)
         self.starts.view(-1)[starts_at] = starts
         if self.slices.fades:
             self.born.view(-1)[born_at] = born
@@ -231,11 +260,15 @@ class Replay:
             self.priority.replace(places, [n.dropped for n in new], [n.starts_at for n in new])
 
     def newest(self, place: int, count: int) -> tuple[np.ndarray, np.ndarray]:
-        """The last `count` observations (count, O) and actions (count, A) of the running episode, oldest first."""
+        """The last `count` observations (count, O) and actions (count, A) of the running episode, oldest first.
+
+        Of images, the newest picture of each observation, (count, C, height, width).
+        """
         self._write_waiting([place])
-        index = torch.arange(self.written[place] - count, self.written[place]) % self.ring
-        rows, split = self.rows[place, index.to(self.rows.device)].cpu().numpy(), self.spec.observation_dim
-        return rows[:, :split], rows[:, split:-2]
+        index = torch.arange(self.written[place] - count, self.written[place]).to(self.rows.device) % self.ring
+        rows = self.rows[place, index].cpu().numpy()
+        seen = rows[:, : self._split] if self.frames is None else self.frames.pictures[place, index].cpu().numpy()
+        return seen, rows[:, self._split : -2]
 
     def statistics(self, place: int) -> dict[str, Tensor]:
         """Of the transitions kept: `mean_absolute_reward`, and the number of `terminations`. Scalars."""
@@ -255,4 +288,11 @@ class Replay:
             tables |= {"priority": self.priority.values, "block_sums": self.priority.block_sums}
         if self.slices.fades:
             tables["born"] = self.born
-        return tables
+        return tables if self.frames is None else tables | self.frames.tables()
+
+
+def _first(waiting: list[np.ndarray], count: int) -> np.ndarray:
+    """Take the first `count` of what waits, at most."""
+    whole = np.concatenate(waiting)
+    waiting[:] = [whole[count:]] if len(whole) > count else []
+    return whole[:count]

@@ -91,8 +91,9 @@ def _begin(pack: Pack, run: Run) -> None:
 def _restore(pack: Pack, run: Run, saved: Mapping[str, Any]) -> None:
     pack.engine.load(run.place, saved["engine"])  # first: of other code, it raises before anything is changed
     run.directory.open(saved["rows"], saved["replay"], pack.replay.width)
-    rows = ReplayLog.read(run.directory.path / "replay", saved["replay"], pack.replay.width)
-    pack.replay.extend(run.place, rows)
+    log = run.directory.path / "replay"
+    for rows, pictures in ReplayLog.read(log, saved["replay"], pack.replay.width, pack.spec.frame_shape):
+        pack.replay.extend(run.place, rows, pictures)
     pack.replay.load(run.place, saved["replay_extra"])
     run.progress = Progress(**saved["progress"])
     run.counters = dict(saved["memory"])
@@ -132,10 +133,11 @@ def _restore_episodes(pack: Pack) -> None:
         for place, (observed, actions) in episodes.items():
             if step < len(actions) and place not in ended:
                 chosen[place], active[place] = actions[step], True
-                if (observed[step] != observation[place]).any():
+                seen = observed[step]
+                if (seen != observation[place][-len(seen) :]).any():  # of images, the newest
                     different.add(place)
         after, _, terminated, truncated = pack.environments.step(chosen, active)
-        observation = np.where(active[:, None], after, observation)
+        observation[active] = after[active]
         ended |= dict.fromkeys(np.flatnonzero(active & (terminated | truncated)).tolist(), step + 1)
     for run in within:
         run.observation = observation[run.place].copy()

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from iqrl.agent import Batch, Slices
 from iqrl.environments.tasks import TaskSpec
+from iqrl.training.frames import stacked
 from iqrl.training.priorities import Priorities
 from iqrl.training.replay import TERMINATED, TRUNCATED
 
@@ -53,17 +54,20 @@ def gather(tables: dict[str, Tensor], drawn: Tensor, spec: TaskSpec, slices: Sli
     """The slices of one seed whose starts have the indices `drawn` (B,), as `sample` gives them."""
     rows, starts = tables["rows"], tables["starts"]
     steps = torch.arange(slices.horizon + 1, device=rows.device)
-    ring, split = rows.shape[0], spec.observation_dim
+    ring, split = rows.shape[0], rows.shape[1] - spec.action_dim - 2
     if slices.cross_episodes:  # successive transitions, whatever the episode: iqrl.md Q4
         current = starts[(drawn + steps[:-1, None]) % ring]  # (H, B)
         first, following = rows[current % ring], rows[(current + 1) % ring]
         observation = torch.cat([first[:1], following])[..., :split]
+        if spec.frame_shape:
+            observation = stacked(tables, torch.cat([current[:1], current + 1]), spec.stack)
         ends = torch.zeros_like(first[..., -1])
         return Batch(observation, first[..., split:-2], first[..., -2], ends, ends)
-    rows = rows[(starts[drawn] + steps[:, None]) % ring]  # (H + 1, B, width)
+    serial = starts[drawn] + steps[:, None]
+    rows = rows[serial % ring]  # (H + 1, B, width)
     flag = rows[:-1, :, -1]
     return Batch(
-        rows[..., :split],
+        stacked(tables, serial, spec.stack) if spec.frame_shape else rows[..., :split],
         rows[:-1, :, split:-2],
         rows[:-1, :, -2],
         (flag == TERMINATED).float(),

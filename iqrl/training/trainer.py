@@ -152,7 +152,7 @@ class Trainer:
     ) -> None:
         assert run.observation is not None and run.directory.replay is not None
         rows = self.pack.replay.add(run.place, run.observation, action, reward, terminated, truncated, after)
-        run.directory.replay.append(rows)
+        run.directory.replay.append(*rows)
         p = run.progress
         p.decisions += 1
         p.episode_decisions += 1

@@ -13,6 +13,7 @@ from iqrl.agent import Batch, Progress
 from iqrl.diagnostics import diagnose
 from iqrl.environments.environment import Environment
 from iqrl.environments.suites import suite_of
+from iqrl.errors import InputError
 from iqrl.training.engine import Engine
 from iqrl.training.replay import Replay
 
@@ -30,7 +31,8 @@ def arms():
         for scale in sweep_file.SCALES:
             base, _ = sweep_file.at_scale(content, scale)
             for arm in ablations.load(name, scale).arms:
-                task = usual if usual in arm.tasks else arm.tasks[0]
+                drawn = "@pixels" in usual  # the lite scale's pictures are the smaller ones
+                task = usual if usual in arm.tasks or drawn else arm.tasks[0]
                 rest = {"preset": "tiny", "task": task, "seeds": list(SEEDS), "agent": {"buffer_size": 1000}}
                 runs = config.resolve([*sweep.arm_layers(arm, base), ("test", rest)])[0]
                 if suite_of(task).missing():
@@ -62,7 +64,10 @@ def transitions(task, seed):
 @pytest.mark.parametrize("runs", arms())
 def test_an_arm_learns_and_acts(runs):
     task = runs[0].task
-    spec = environment(task).spec
+    try:
+        spec = environment(task).spec
+    except InputError as error:
+        pytest.skip(str(error))  # no renderer on this machine
     agent = runs[0].agent(runs[0].settings, spec)
     replay = Replay(spec, len(SEEDS), agent.slices, 1000)
     for place, seed in enumerate(SEEDS):
@@ -91,7 +96,7 @@ def test_an_arm_learns_and_acts(runs):
             observation, reward, _, _ = environment(task).step(action[0, 0])
             total += reward
         suite = task.startswith(("gym:", "mw-"))  # whose rewards have no bounds, or others
-        assert np.isfinite(total) if suite else 0 <= total <= 2 * EVALUATED
+        assert np.isfinite(total) if suite else 0 <= total <= spec.action_repeat * EVALUATED
 
     data = transitions(task, 0)
     observed, taken, reward, after = (torch.from_numpy(np.stack([step[i] for step in data])) for i in (0, 1, 2, 5))

@@ -18,12 +18,14 @@ from iqrl.training.replay import Replay
 
 SPEC = TaskSpec("made-up", 5, 2, 2, 40, False, "easy")
 DISCRETE = TaskSpec("made-up discrete", 5, 3, 1, 40, True, "easy")
+PIXELS = TaskSpec("made-up@pixels", 2 * 17 * 17, 2, 2, 40, False, "easy", frame_shape=(1, 17, 17), stack=2)
 
 
 def make_agent(
     name: str, *words: str, spec: TaskSpec = SPEC, preset: str = "tiny", dtype: torch.dtype = torch.float32
 ) -> Agent[Any]:
-    runs, _, _ = resolve([("test", parse_words([f"agent={name}", f"preset={preset}", *words]))])
+    task = "cartpole-balance" + ("@pixels" if spec.frame_shape else "")
+    runs, _, _ = resolve([("test", parse_words([f"agent={name}", f"task={task}", f"preset={preset}", *words]))])
     return agent_class(name)[0](runs[0].settings, spec, dtype)
 
 
@@ -35,17 +37,30 @@ def make_engine(
     for place, seed in enumerate(seeds):
         source = np.random.default_rng(seed)
         for episode in range(6):
-            observation = source.normal(size=agent.spec.observation_dim)
+            observation = first_observation(agent.spec, source)
             length = agent.spec.episode_decisions - (episode if ends == "termination" else 0)
             for t in range(length):
-                after = 0.9 * observation + 0.3 * source.normal(size=agent.spec.observation_dim)
+                after = next_observation(agent.spec, source, observation)
                 action = source.uniform(-1, 1, agent.spec.action_dim)
                 last = t == length - 1
-                reward = float(observation[0] + action[0])
+                reward = float(observation.flat[0] / (255.0 if agent.spec.frame_shape else 1.0) + action[0])
                 replay.add(place, observation, action, reward, last and ends == "termination",
                            last and ends != "termination", after)  # fmt: skip
                 observation = after
     return Engine(agent, seeds, replay, packed=packed, compiled=compiled), [Progress() for _ in seeds]
+
+
+def first_observation(spec: TaskSpec, source: np.random.Generator) -> np.ndarray:
+    """Normal numbers, or the same picture in every place."""
+    if spec.frame_shape:
+        return np.tile(source.integers(0, 256, spec.frame_shape, np.uint8), (spec.stack, 1, 1))
+    return source.normal(size=spec.observation_dim)
+
+
+def next_observation(spec: TaskSpec, source: np.random.Generator, observation: np.ndarray) -> np.ndarray:
+    if spec.frame_shape:
+        return np.concatenate([observation[spec.frame_shape[0] :], source.integers(0, 256, spec.frame_shape, np.uint8)])
+    return 0.9 * observation + 0.3 * source.normal(size=spec.observation_dim)
 
 
 def update(engine: Engine, progress: list[Progress], count: int) -> None:
@@ -65,11 +80,14 @@ def random_batch(agent: Agent[Any], seed: int = 0, terminations: float = 0.2) ->
     """Slices of random numbers; a transition ends its episode with the probability given, and may do so anywhere."""
     source = np.random.default_rng(seed)
     h, b, spec = agent.slices.horizon, agent.slices.batch_size, agent.spec
+    observation = source.normal(size=(h + 1, b, *spec.observation_shape))
+    if spec.frame_shape:
+        observation = np.clip(128 + 64 * observation, 0, 255).astype(np.uint8)
     arrays = (
-        source.normal(size=(h + 1, b, spec.observation_dim)), source.uniform(-1, 1, (h, b, spec.action_dim)),
+        observation, source.uniform(-1, 1, (h, b, spec.action_dim)),
         2.0 * source.normal(size=(h, b)), source.random((h, b)) < terminations, np.zeros((h, b)),
     )  # fmt: skip
-    return Batch(*(torch.tensor(a, dtype=torch.float32) for a in arrays))
+    return Batch(*(torch.tensor(a, dtype=None if a.dtype == np.uint8 else torch.float32) for a in arrays))
 
 
 def as_arrays(parameters: Any) -> Any:

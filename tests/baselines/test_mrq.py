@@ -23,11 +23,12 @@ from packs import (
 )
 from torch.func import grad
 
-from baselines.mrq import n_step_mrq_released, symexp_bins, two_hot, two_hot_cross_entropy
+from baselines.mrq import n_step_mrq_released
 from iqrl.agent import Batch, Progress
 from iqrl.config import parse_words, resolve
 from iqrl.environments.tasks import TaskSpec
 from iqrl.errors import InputError
+from iqrl.two_hot import symexp_bins, two_hot, two_hot_cross_entropy
 
 # --- golden numbers
 

@@ -2,12 +2,22 @@
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 
 import numpy as np
 import pytest
 import torch
-from packs import DISCRETE, SPEC, make_agent, make_engine, relative_difference, update
+from packs import (
+    DISCRETE,
+    PIXELS,
+    SPEC,
+    first_observation,
+    make_agent,
+    make_engine,
+    relative_difference,
+    update,
+)
 
 from iqrl.agent import Progress
 from iqrl.environments.tasks import TaskSpec
@@ -27,6 +37,7 @@ class Case:
     stage: str = ""  # run once, at the end
 
 
+LARGER_PIXELS = dataclasses.replace(PIXELS, frame_shape=(1, 31, 31), observation_dim=2 * 31 * 31)  # for strides of 8
 MRQ = ("agent.target_every=3",)
 VQ = ("agent.quantizer=vq", "agent.head_encoding=onehot")
 CASES = {
@@ -37,6 +48,12 @@ CASES = {
     "tcrl": Case("tcrl", updates=4, tolerance=1e-5),
     "dcwm": Case("dcwm", updates=4, tolerance=1e-5),
     "dcwm-vq": Case("dcwm", VQ, updates=4, tolerance=1e-5),
+    "mrq-pixels": Case("mrq", MRQ, LARGER_PIXELS, ends="termination"),
+    "iqrl-pixels": Case("iqrl", spec=LARGER_PIXELS),
+    "drqv2": Case("drqv2", spec=PIXELS),
+    "taco": Case("taco", spec=PIXELS),
+    "sac_ae": Case("sac_ae", ("agent.warmup_decisions=0",), PIXELS),
+    "sac": Case("sac_ae", ends="termination"),
 }
 
 
@@ -53,11 +70,10 @@ def explored(engine: Engine, progress: list[Progress]) -> tuple[np.ndarray, dict
     """Actions for one observation each, after the warm-up, and what a planner carries on."""
     for p in progress:
         p.episodes, p.decisions = 12, 50_000
-    observation = np.stack(
-        [np.random.default_rng(s).normal(size=engine.agent.spec.observation_dim) for s in engine.seeds]
-    )
+    spec = engine.agent.spec
+    observation = np.stack([first_observation(spec, np.random.default_rng(s)) for s in engine.seeds])
     carry = engine.initial_carry(len(engine.seeds), 1)
-    return engine.explore(range(len(engine.seeds)), observation.astype(np.float32), carry, progress)
+    return engine.explore(range(len(engine.seeds)), observation.astype(spec.observation_dtype), carry, progress)
 
 
 @pytest.mark.parametrize("case", CASES)

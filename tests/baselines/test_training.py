@@ -13,6 +13,8 @@ import pytest
 import torch
 
 from iqrl.config import parse_words, resolve
+from iqrl.environments.environment import Environment
+from iqrl.errors import InputError
 from iqrl.runs import reader
 from iqrl.runs.directory import RunDirectory
 from iqrl.training import execution
@@ -26,6 +28,8 @@ BALANCE = ["task=cartpole-balance", "train.action_repeat=4", "train.env_steps=22
            "eval.episodes=1", *COMMON]  # fmt: skip
 CARTPOLE = ["task=gym:CartPole-v1", "train.action_repeat=2", "train.env_steps=800", "eval.every=400",
             "eval.episodes=3", *COMMON]  # fmt: skip
+PIXELS = ["task=cartpole-balance@pixels+render=fast+repeat=8+size=16+stack=2", "train.env_steps=2400",
+          "eval.every=2400", "eval.episodes=1", *COMMON]  # fmt: skip
 CASES = {  # configuration with a short warm-up, and after how many decisions and updates to stop, in three sessions
     "td7": ([*BALANCE, "agent.warmup_decisions=250", "agent.target_every=35", "agent.checkpoint_late=150",
              "agent.checkpoint_episodes=2"], (50, 600, 250)),
@@ -33,6 +37,9 @@ CASES = {  # configuration with a short warm-up, and after how many decisions an
     "dcwm": ([*BALANCE, "agent.warmup_episodes=1", "agent.utd=0.1", "agent.plan_iterations=1"], (50, 512, 100)),
     "mrq": ([*BALANCE, "agent.warmup_decisions=350", "agent.target_every=20"], (50, 550, 150)),
     "drq": ([*BALANCE, "agent.warmup_decisions=350", "agent.target_every=20"], (50, 550, 150)),
+    "drqv2": ([*PIXELS, "agent.warmup_decisions=100"], (60, 330, 100)),
+    "taco": ([*PIXELS, "agent.warmup_decisions=100"], (60, 330, 100)),
+    "sac_ae": ([*PIXELS, "agent.warmup_decisions=100"], (60, 330, 100)),
     "mrq discrete": ([*CARTPOLE, "agent.warmup_decisions=200", "agent.target_every=40"], (5, 200, 250)),
 }  # fmt: skip
 CLOCKLESS = ("evaluations.csv", "training.csv", "latents.csv")
@@ -68,6 +75,13 @@ def test_whoever_watches_is_told_how_far_things_are(tmp_path: Path, monkeypatch:
     assert re.fullmatch(line, told[-1]), told[-1]
 
 
+def skip_without_renderer() -> None:
+    try:
+        Environment("cartpole-balance@pixels+render=fast+size=16")
+    except InputError:
+        pytest.skip("no renderer on this machine")
+
+
 def rows(path: Path) -> list[dict[str, Any]]:
     with path.open() as file:
         return list(csv.DictReader(file))
@@ -76,6 +90,8 @@ def rows(path: Path) -> list[dict[str, Any]]:
 @pytest.mark.parametrize("case", CASES)
 def test_stopped_runs_go_on_bitwise(case: str, tmp_path: Path) -> None:
     """Stopped within the first evaluation, within an episode, and among updates or decisions after the first."""
+    if "@pixels" in CASES[case][0][0]:
+        skip_without_renderer()
     whole = train(case, tmp_path / "whole")
     evaluating, *calls = CASES[case][1]
     first = train(case, tmp_path / "parts", evaluating).pack.runs[0]

@@ -22,7 +22,9 @@ def test_every_agent_has_a_peer():
 
 @pytest.mark.parametrize("words, expected", [
     (["peer=sac:/"], "iqrl:/path/to/checkout, td3:/path/to/checkout, leanrl:/path/to/checkout, td7:/path/to/checkout, "
-                     "tcrl:/path/to/checkout, dcwm:/path/to/checkout, mrq:/path/to/checkout, drq:/path/to/checkout"),
+                     "tcrl:/path/to/checkout, dcwm:/path/to/checkout, mrq:/path/to/checkout, drq:/path/to/checkout, "
+                     "drqv2:/path/to/checkout, sac_ae:/path/to/checkout, "
+                     "taco:/path/to/checkout"),
     (["peer=mrq:/nowhere"], "no such folder"),
     (["--seconds=1"], "--seconds=1: expected one of agents=, packs="),
     (["packs=1,a"], "packs=1,a: expected numbers of seeds"),
@@ -43,7 +45,8 @@ def test_the_adapters_name_themselves():
     done = subprocess.run(words, capture_output=True, text=True)
     assert done.returncode == 2
     assert done.stderr == (
-        "error: sac / 1: expected NAME PATH THREADS [FILE], NAME one of iqrl, td3, leanrl, td7, tcrl, dcwm, mrq, drq\n"
+        "error: sac / 1: expected NAME PATH THREADS [FILE], NAME one of iqrl, td3, leanrl, td7, tcrl, dcwm, mrq, drq, "
+        "drqv2, sac_ae, taco\n"
     )
 
 

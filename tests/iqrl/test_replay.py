@@ -38,7 +38,7 @@ def play(replay: Replay, seed: int, episodes: list[tuple[int, str]], start: int 
                     last and end == TERMINATION,
                     last and end == TIME_LIMIT,
                     np.array([e, t + 1], np.float32),
-                )
+                )[0]
             )
     return np.concatenate(written)
 

@@ -1,0 +1,62 @@
+"""Runs from images: killed and gone on with, and refused where their frames do not fit."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+
+import pytest
+from training import COMMON, assert_same_runs, finish, fork, kill, run_directories, wait_for
+
+from iqrl.config import Execution, parse_words, resolve
+from iqrl.environments.environment import Environment
+from iqrl.errors import InputError
+from iqrl.training import execution
+
+TASK = "cartpole-balance@pixels+render=fast+repeat=8+size=16"
+WORDS = ["agent=drqv2", f"task={TASK}", "preset=tiny", "agent.warmup_decisions=60", "train.env_steps=2000",
+         "eval.every=1000", "eval.episodes=1", "seeds=0,1"]  # fmt: skip
+EXECUTION = [word for word in COMMON if word.startswith("train.") and "env_steps" not in word]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def renderer() -> None:
+    try:
+        Environment(TASK)
+    except InputError:
+        pytest.skip("no renderer on this machine")
+
+
+def with_frames(runs: Path) -> set[str]:
+    """Checkpoints of later than the start."""
+    return {file.name for file in runs.rglob("*.pt") if not file.name.startswith("0000000000-")}
+
+
+def test_kills_leave_the_files_of_a_run_that_was_never_killed(tmp_path: Path) -> None:
+    """Once there is a checkpoint, so that frames are read back from the log."""
+    finish(["train", *WORDS, *EXECUTION, f"runs={tmp_path / 'whole'}"], tmp_path / "said")
+    runs, wait = tmp_path / "runs", random.Random(0)
+    resumable: set[str] = set()
+    for attempt in range(2):
+        process = fork(["train", *WORDS, *EXECUTION, f"runs={runs}"], tmp_path / f"said{attempt}")
+        wait_for(lambda p=process, old=frozenset(resumable): p.exitcode is not None or with_frames(runs) - old)
+        resumable |= with_frames(runs)
+        process.join(wait.uniform(0.0, 0.4))
+        kill(process)
+    finish(["train", *WORDS, *EXECUTION, f"runs={runs}"], tmp_path / "last")
+    assert_same_runs(runs, tmp_path / "whole")
+    assert "resumed" in (tmp_path / "last").read_text()
+    for directory in run_directories(runs):
+        assert len(list(directory.glob("replay/*.frames.gz"))) > 1
+        assert sum(log.stat().st_size for log in directory.glob("replay/*.frames.gz")) < 300 * 3 * 16 * 16
+
+
+def test_frames_that_do_not_fit_are_refused_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    words = ["agent=drqv2", "task=cartpole-balance@pixels"]
+    (run,), settings, _ = resolve([("test", parse_words(words))])
+    plan = execution.decide(settings, run)
+    monkeypatch.setattr(execution, "free_memory", lambda device: 2 * 2**30)
+    with pytest.raises(
+        InputError, match=r"needs about \d+\.\d GiB, cpu has 2.0 GiB free; expected less of agent.buffer"
+    ):
+        execution.pack_size(Execution(), run, plan, 1)
