@@ -18,7 +18,7 @@ BENCHMARK = Path("bench/results.csv")
 ACTION_REPEAT = 2  # env steps a decision
 MOST_READ = 400  # runs that have ended
 
-Speeds = dict[tuple[str, str], float]  # by agent and preset
+Speeds = dict[tuple[str, str], float]  # by agent, as `of_task` has it, and preset
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ def estimate(runs: Iterable[PlannedRun], folder: Path, device: str, benchmark: P
     measured = _of_benchmark(benchmark) if benchmark.is_file() else {}
     seconds, other_width, unknown = dict[str, float](), set[str](), Counter[str]()
     for run in runs:
-        agent, preset = run.config.agent.name, run.config.preset
+        agent, preset = of_task(run.config.agent.name, run.config.task), run.config.preset
         each = ended.get((agent, preset)) or measured.get((agent, preset))
         if not each and (each := measured.get((agent, "default"))):
             other_width.add(agent)
@@ -56,6 +56,11 @@ def estimate(runs: Iterable[PlannedRun], folder: Path, device: str, benchmark: P
     remarks = f"; by default widths for {', '.join(sorted(other_width))}" if other_width else ""
     remarks += "".join(f"; without {count} runs of {agent}, never timed" for agent, count in unknown.items())
     return Estimate(seconds, remarks)
+
+
+def of_task(agent: str, task: str) -> str:
+    """An agent's name, and that it sees images, which take far longer than states."""
+    return f"{agent} from images" if "@pixels" in task else agent
 
 
 def _of_benchmark(path: Path) -> Speeds:
@@ -70,7 +75,7 @@ def _of_benchmark(path: Path) -> Speeds:
             for row in rows:
                 last = row.get("machine") == rows[-1].get("machine")
                 if last and row["decisions_per_second"]:  # blank where environments were not part of it
-                    key = row["agent"], row.get("preset") or "default"
+                    key = of_task(row["agent"], row.get("task") or ""), row.get("preset") or "default"
                     seconds = 1 / float(row["decisions_per_second"]) / ACTION_REPEAT
                     best[key] = min(best.get(key, seconds), seconds)
     except (OSError, KeyError, TypeError, ValueError, ZeroDivisionError, csv.Error) as error:
@@ -87,7 +92,7 @@ def _of_ended_runs(folder: Path, device: str) -> Speeds:
             session, config = run.last_session(), run.config()
             if state.state == "done" and str(session["device"]).startswith(device):
                 seconds = state.wall_seconds / state.env_step / (session.get("pack") or 1)
-                found[config["agent"]["name"], config["preset"]].append(seconds)
+                found[of_task(config["agent"]["name"], config["task"]), config["preset"]].append(seconds)
         except (OSError, Damaged, KeyError, ZeroDivisionError, TypeError):
             continue
     return {key: statistics.median(values) for key, values in found.items()}
