@@ -66,7 +66,7 @@ class Engine:
         self._functions: dict[str, Lifted] = {}
         self._acting: Callable[..., Any] = act_all(agent)
         if compiled and agent.compile_act:
-            self._acting = with_fallback("act", self._acting)
+            self._acting = with_fallback("act", self._acting, self.device.type)
         if self.recorded:
             self._acting = Recorded("act", self._acting, fixed=1)
         self._schedule: tuple[list[dict[str, float]], dict[str, Tensor]] = ([], {})
@@ -141,7 +141,7 @@ class Engine:
         if part not in self._functions:
             function = lift(self.agent, part, self.replay)
             if self.compiled:
-                function = with_fallback(part, function)
+                function = with_fallback(part, function, self.device.type)
             self._functions[part] = Recorded(part, function, fixed=2) if self.recorded else function
         return self._functions[part]
 

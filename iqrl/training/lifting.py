@@ -121,17 +121,21 @@ def unaliased(changed: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> dic
     return {k: torch.maximum(v, v) if any(v is old for old in state.values()) else v for k, v in changed.items()}
 
 
-def with_fallback(stage: str, function: Callable[..., Any]) -> Callable[..., Any]:
+def with_fallback(stage: str, function: Callable[..., Any], device: str = "cpu") -> Callable[..., Any]:
     """The function compiled; if it cannot be, tried twice, the function itself, with one warning that says why."""
+    # On a CPU one C++ file a stage, not one a kernel: each costs half a second before its first line is compiled. What
+    # the processor lists is taken as known to the compiler: to try that takes 4 to 6 s, and one of C++20 knows it.
+    options: dict[str, Any] = {"cpp_wrapper": True, "cpp.vec_isa_ok": True} if device == "cpu" else {}
     # Of one function's code torch keeps 8 compilations in all, unless told to count each `torch.compile` by itself;
     # here stages share their code, and each is compiled once for every number of seeds that run together.
     counting: dict[str, Any] = {"isolate_recompiles": True, "recompile_limit": 64}
-    known = inspect.signature(torch.compile).parameters  # since torch 2.13 or so
-    if "recompile_limit" not in known:
+    if counting.keys() <= inspect.signature(torch.compile).parameters.keys():  # since torch 2.13 or so
+        # Only shapes change from call to call. To look after every attribute of the agent takes 0.3 ms each time.
+        options["guard_filter_fn"] = torch.compiler.keep_tensor_guards_unsafe
+    else:
+        counting = {}
         torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, 64)
-    compiled = torch.compile(
-        function, fullgraph=True, dynamic=False, **{k: v for k, v in counting.items() if k in known}
-    )
+    compiled = torch.compile(function, fullgraph=True, dynamic=False, options=options, **counting)
     eager: set[Any] = set()  # shapes for which it could not be
 
     def call(*arguments: Any) -> Any:
