@@ -6,6 +6,7 @@ import contextlib
 import fcntl
 import hashlib
 import inspect
+import itertools
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -21,7 +22,7 @@ Watch = Callable[[str], None]  # gets what is being compiled, such as "compiling
 
 
 class Compiled:
-    """A function of dicts of tensors, compiled at its first call for each size of these.
+    """A function of dicts of tensors, compiled at its first call for each set of their keys and sizes.
 
     What cannot be compiled, tried twice, runs eager, with one warning that says why.
 
@@ -41,35 +42,36 @@ class Compiled:
     ) -> None:
         self.stage, self.function, self.watch = stage, function, watch
         self.identity = stage, device, identity
+        self.runs: dict[tuple[Any, ...], Callable[..., Any]] = {}  # by keys and size: what is compiled, or eager
         # On a CPU one C++ file a stage, not one a kernel: each costs half a second before its first line is compiled.
         # What the processor lists is taken as known to the compiler: to try that takes 4 to 6 s, and one of C++20
         # knows it.
-        options: dict[str, Any] = {"cpp_wrapper": True, "cpp.vec_isa_ok": True} if device == "cpu" else {}
+        self.options: dict[str, Any] = {"cpp_wrapper": True, "cpp.vec_isa_ok": True} if device == "cpu" else {}
         # Of one function's code torch keeps 8 compilations in all, unless told to count each `torch.compile` by itself;
         # here stages share their code, and each is compiled once for every number of seeds that run together.
-        counting: dict[str, Any] = {"isolate_recompiles": True, "recompile_limit": 64}
-        if counting.keys() <= inspect.signature(torch.compile).parameters.keys():  # since torch 2.13 or so
-            # Only sizes change from call to call. To look after every attribute of the agent takes 0.3 ms each time.
-            options["guard_filter_fn"] = torch.compiler.keep_tensor_guards_unsafe
+        self.counting: dict[str, Any] = {"isolate_recompiles": True, "recompile_limit": 64}
+        if self.counting.keys() <= inspect.signature(torch.compile).parameters.keys():  # since torch 2.13 or so
+            # Nothing but keys and sizes changes, and each set of these has a `torch.compile` of its own. To look after
+            # every attribute of the agent takes 0.3 ms a call.
+            self.options["guard_filter_fn"] = torch.compiler.keep_tensor_guards_unsafe
         else:
-            counting = {}
+            self.counting = {}
             torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, 64)
-        self.compiled = torch.compile(function, fullgraph=True, dynamic=False, options=options, **counting)
-        self.runs: dict[tuple[Any, ...], Callable[..., Any]] = {}  # by size: the compiled function, or the eager one
 
     def __call__(self, *arguments: Mapping[str, Tensor]) -> Any:
-        size = tuple(next(iter(group.values())).shape for group in arguments if group)
+        size = tuple((*group, *(v.shape for v in itertools.islice(group.values(), 1))) for group in arguments)
         run = self.runs.get(size)
         return run(*arguments) if run else self._first(size, arguments)
 
     def _first(self, size: tuple[Any, ...], arguments: tuple[Mapping[str, Tensor], ...]) -> Any:
         shapes = [(k, tuple(v.shape), v.dtype) for group in arguments for k, v in group.items()]
         key = hashlib.sha256(repr((self.identity, torch.get_num_threads(), shapes)).encode()).hexdigest()[:32]
+        compiled = torch.compile(self.function, fullgraph=True, dynamic=False, options=self.options, **self.counting)
         for again in (True, False):  # a C++ compiler dies of Ctrl-C and of Slurm's signal: eager is not bitwise
             try:
                 with alone(key, self.stage, self.watch):
-                    result = self.compiled(*arguments)
-                self.runs[size] = self.compiled
+                    result = compiled(*arguments)
+                self.runs[size] = compiled
                 return result
             except Exception as error:  # whatever the compiler or the machine's tool chain raises
                 if not again:

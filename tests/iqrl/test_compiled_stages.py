@@ -94,6 +94,18 @@ def test_many_stages_and_sizes_are_compiled(monkeypatch: pytest.MonkeyPatch, cap
     assert capfd.readouterr().err == ""  # no stage fell back
 
 
+def test_a_decision_with_noise_is_not_the_one_without(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Exploring and evaluating differ in the random numbers given alone."""
+    monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend="eager"))
+
+    def decide(observed: dict[str, Tensor], noise: dict[str, Tensor]) -> Tensor:
+        return observed["x"] + noise["action"] if "action" in noise else observed["x"]
+
+    act, x = Compiled("act", decide), {"x": torch.zeros(1)}
+    for _ in range(2):
+        assert act(x, {}).item() == 0.0 and act(x, {"action": torch.ones(1)}).item() == 1.0
+
+
 def test_what_another_process_compiles_is_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Here another thread: a lock belongs to whoever has opened its file."""
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
