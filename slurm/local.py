@@ -52,8 +52,10 @@ def run(
         0 all runs are complete (or it was a dry run), 1 some are not, 75 interrupted: the same command goes on.
     """
     slots, defaults, size = slots_and_words(jobs, asked)
+    device = "cuda" if any("CUDA_VISIBLE_DEVICES" in slot for slot in slots) else "cpu"
     todo = remaining(sweep, runs, only, reclaim_unknown)
-    packs = make_packs(todo.missing, size, defaults, runs, words)
+    even = len(slots) if device == "cpu" and asked.pack == "auto" else 0
+    packs = make_packs(todo.missing, size, defaults, runs, words, even)
     note = f" ({sweep.note})" if sweep.note else ""
     summary = f"{sweep.name}{note}: {len(todo.states)} runs, {todo.count('done')} already done"
     if elsewhere := len(todo.states) - len(todo.missing) - todo.count("done"):
@@ -63,7 +65,6 @@ def run(
             summary += f" (perhaps: {unknown} are unknown, since Slurm cannot be asked: {reason})"
     print(f"{summary}; {len(packs)} packs, {len(slots)} at once", file=out, flush=True)
     if packs:
-        device = "cuda" if any("CUDA_VISIBLE_DEVICES" in slot for slot in slots) else "cpu"
         print(f"time: {estimate(todo.missing, runs, device).words()}", file=out, flush=True)
     if dry_run:
         return 0
@@ -76,10 +77,10 @@ def run(
 
 
 def slots_and_words(jobs: str, asked: Execution) -> tuple[list[dict[str, str]], dict[str, str], int]:
-    """Environment of each process that may run at once, words for all of them, and seeds a pack.
+    """Environment of each process that may run at once, words for all of them, and seeds a pack at most.
 
-    On CPUs, one process a core with one thread each beats one process with more threads, and packing seeds
-    gains nothing. On GPUs, a pack of seeds costs little more than one seed, and the cores are divided.
+    On CPUs, one process a core with one thread each beats one process with more threads, and a pack saves what its
+    seeds would each compile or load. On GPUs, it costs little more than one seed, and the cores are divided.
     """
     gpus = [] if asked.device == "cpu" else processes.gpus()
     count = len(gpus) or _by_memory(processes.cores())
@@ -87,12 +88,11 @@ def slots_and_words(jobs: str, asked: Execution) -> tuple[list[dict[str, str]], 
         if not jobs.isdigit() or not 1 <= int(jobs) <= 1024:
             raise InputError(f"jobs={jobs}: expected auto, or how many processes to run at once, 1 to 1024")
         count = int(jobs)
+    size = AUTOMATIC_PACK if asked.pack == "auto" else int(asked.pack)
     if gpus:
-        size = AUTOMATIC_PACK if asked.pack == "auto" else int(asked.pack)
         threads = str(max(1, processes.cores() // count))
         slots = [{"CUDA_VISIBLE_DEVICES": gpus[i % len(gpus)]} for i in range(count)]
         return slots, {"train.threads": threads}, size
-    size = 1 if asked.pack == "auto" else int(asked.pack)
     threads = str(asked.threads or 1)
     environment = {k: threads for k in _ONE_THREAD}
     return [dict(environment) for _ in range(count)], {"train.threads": threads, "train.workers": "0"}, size

@@ -44,6 +44,22 @@ class Pack:
         return path
 
 
+def even_size(groups: Sequence[int], slots: int) -> int:
+    """Seeds a pack, so that no run ends later than alone where a pack of k takes k times as long: on CPUs.
+
+    The largest size for which the rounds of packs take no longer than those of single runs; each round compiles once.
+
+    Args:
+        groups: of how many runs each consists that can be packed; all take about as long.
+        slots: processes at once.
+    """
+
+    def length(size: int) -> int:
+        return size * -(-sum(-(-runs // size) for runs in groups) // slots)
+
+    return max(size for size in range(1, max(groups) + 1) if length(size) <= length(1))
+
+
 def train_command(python: str, pack: Pack, folder: Path, runs: Path, seeds: Sequence[int]) -> list[str]:
     """What trains a pack whose configuration lies in `folder`; goes on where it was interrupted."""
     file = folder / f"{pack.name}.yaml"

@@ -15,7 +15,7 @@ from iqrl.errors import InputError
 from iqrl.runs import reader
 from iqrl.training.packing import groups_of_one_point
 from slurm import queue, states
-from slurm.packs import Pack
+from slurm.packs import Pack, even_size
 from slurm.submissions import Submission, submissions
 
 AUTOMATIC_PACK = 16  # seeds; the trainer itself splits a pack that does not fit its device's memory
@@ -63,8 +63,10 @@ def make_packs(
     words: Mapping[str, str],
     runs: Path,
     asked: Mapping[str, str] | None = None,
+    slots: int = 0,
 ) -> list[Pack]:
-    """Packs of at most `size` seeds.
+    """Packs of at most `size` seeds; of CPUs no larger than an arm's share of `slots` processes at once, which
+    keeps them busy to the end.
 
     Runs that were begun are packed with such as have a checkpoint in common, and go on in step.
 
@@ -73,6 +75,7 @@ def make_packs(
         missing: runs, each once, in the order in which they should start.
         words: how to execute them (`train.threads` -> "1"); a sweep's own words win over these.
         asked: the same from the user, who wins over both.
+        slots: processes at once where a pack of k takes k times as long as one run; 0 where it takes as long.
     """
     # A sweep resolves each arm and task once, so runs that share their settings object are alike.
     alike: dict[Any, list[PlannedRun]] = {}
@@ -80,9 +83,14 @@ def make_packs(
         c = run.config
         key = (id(c.settings), c.task, c.preset, c.train, c.evaluate, run.words)
         alike.setdefault(key, []).append(run)
-    packs = []
+    arms: dict[str, list[int]] = {}
     for same in alike.values():
-        first = same[0].config
+        arms.setdefault(same[0].arm, []).append(len(same))
+    most, packs = size, []
+    for same in alike.values():
+        first, size = same[0].config, most
+        if slots:
+            size = min(most, even_size(arms[same[0].arm], slots))
         content = first.resolved()
         del content["seed"]
         own = dict(word.split("=", 1) for word in same[0].words)

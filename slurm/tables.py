@@ -104,11 +104,11 @@ def progress_row(name: str, files: RunState, budget: int) -> tuple[str, ...]:
     budget = files.env_steps or budget
     step = f"{files.env_step:,}/{budget:,}"
     if not files.speed:
-        return (name, step, "starting", "", "")
+        return (name, step, files.doing or "starting", "", "")
     last = "" if files.last_return is None else f"return {files.last_return:.1f}"
     ahead = budget - files.env_step
     remaining = f"{duration(ahead / files.speed)} left" if ahead > 0 else "last updates"
-    return (name, step, f"{files.speed:,.0f} steps/s", last, remaining)
+    return (name, step, f"{files.speed:,.0f} steps/s", last, files.doing or remaining)
 
 
 def duration(seconds: float) -> str:

@@ -34,6 +34,7 @@ class RunState:
             new       nobody has claimed it
         env_step, env_steps: reached, and the budget where known.
         speed: env steps a second that its last writer reported; 0 until it has, or once it has stopped.
+        doing: what it does before its speed tells how long it will take ("warm-up", "compiling ..."), or "".
         last_return: of the last training episode.
         wall_seconds: of training so far.
         age: seconds since it last said something, by the file system's clock; None if never.
@@ -45,6 +46,7 @@ class RunState:
     env_step: int = 0
     env_steps: int = 0
     speed: float = 0.0
+    doing: str = ""
     last_return: float | None = None
     wall_seconds: float = 0.0
     age: float | None = None
@@ -131,15 +133,16 @@ def _look(base: str, now: float, since: float) -> RunState:
     age = None if reported is None else max(0.0, now - reported)
     fresh = reported is not None and claimed is not None and reported >= claimed
     speed = progress.get("env_steps_per_second", 0.0) if fresh else 0.0
+    doing = str(progress.get("doing", "")) if fresh else ""
     if lease.alive(writer):
-        return RunState("training", speed=speed, age=age, writer=writer, **said)
+        return RunState("training", speed=speed, doing=doing, age=age, writer=writer, **said)
     if state == "torn":
         return RunState("torn", reason=reason, writer=writer, **said)
     if not token:
         return RunState("new")
     if writer.get("released"):
         return RunState("stopped", age=age, writer=writer, **said)
-    return RunState("begun", speed=speed, age=age, writer=writer, **said)
+    return RunState("begun", speed=speed, doing=doing, age=age, writer=writer, **said)
 
 
 def failure(run: Path | str) -> str:

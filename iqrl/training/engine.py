@@ -20,8 +20,9 @@ import torch
 from torch import Tensor
 
 from iqrl.agent import Agent, Progress
+from iqrl.training.compilation import Compiled, Watch
 from iqrl.training.cuda_graphs import Recorded
-from iqrl.training.lifting import Lifted, act_all, lift, unlike, with_fallback
+from iqrl.training.lifting import Lifted, act_all, lift, unlike
 from iqrl.training.random_numbers import INITIALISATION, RandomNumbers, generator
 from iqrl.training.replay import Replay
 
@@ -38,6 +39,8 @@ class Engine:
         compiled: compile the learning stages (falls back to eager with one warning).
         packed: lift over the whole pack (the default off the CPU) or run seed after seed.
         recorded: repeat stages and actions as CUDA graphs (the default where a CUDA device runs compiled stages).
+    Attributes:
+        watch: gets what is being compiled, and "" once it is.
     """
 
     def __init__(
@@ -63,10 +66,11 @@ class Engine:
         self.stage_counts = [dict[str, int]() for _ in self.seeds]  # invocations of each stage, per seed
         self.metric_sums: dict[str, Tensor] = {}  # (S,) each
         self.metric_counts: list[dict[str, int]] = [{} for _ in self.seeds]
+        self.watch: Watch = lambda what: None
         self._functions: dict[str, Lifted] = {}
         self._acting: Callable[..., Any] = act_all(agent)
         if compiled and agent.compile_act:
-            self._acting = with_fallback("act", self._acting)
+            self._acting = self._compile("act", self._acting)
         if self.recorded:
             self._acting = Recorded("act", self._acting, fixed=1)
         self._schedule: tuple[list[dict[str, float]], dict[str, Tensor]] = ([], {})
@@ -141,9 +145,14 @@ class Engine:
         if part not in self._functions:
             function = lift(self.agent, part, self.replay)
             if self.compiled:
-                function = with_fallback(part, function)
+                function = self._compile(part, function)
             self._functions[part] = Recorded(part, function, fixed=2) if self.recorded else function
         return self._functions[part]
+
+    def _compile(self, name: str, function: Callable[..., Any]) -> Compiled:
+        agent = self.agent
+        identity = type(agent).__qualname__, agent.config, agent.dtype
+        return Compiled(name, function, self.device.type, identity, lambda what: self.watch(what))
 
     def schedule(self, progress: Sequence[Progress]) -> dict[str, Tensor]:
         """The agent's schedule for each seed given, (n,) each."""

@@ -1,4 +1,4 @@
-"""An agent's single-seed functions lifted over the seeds of a pack, and compiled.
+"""An agent's single-seed functions lifted over the seeds of a pack.
 
 A function of one seed runs as it is; of more seeds, under `torch.func.vmap`, so that one kernel serves them all. Either
 way it is one function, which is given everything it depends on: state, replay, random numbers, schedule.
@@ -6,8 +6,6 @@ way it is one function, which is given everything it depends on: state, replay, 
 
 from __future__ import annotations
 
-import inspect
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -15,7 +13,6 @@ import torch
 from torch import Tensor
 
 from iqrl.agent import Agent
-from iqrl.errors import one_line
 from iqrl.training.replay import Replay
 from iqrl.training.sampling import gather, sample
 
@@ -119,33 +116,3 @@ def unaliased(changed: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> dic
     was written to.
     """
     return {k: torch.maximum(v, v) if any(v is old for old in state.values()) else v for k, v in changed.items()}
-
-
-def with_fallback(stage: str, function: Callable[..., Any]) -> Callable[..., Any]:
-    """The function compiled; if it cannot be, tried twice, the function itself, with one warning that says why."""
-    # Of one function's code torch keeps 8 compilations in all, unless told to count each `torch.compile` by itself;
-    # here stages share their code, and each is compiled once for every number of seeds that run together.
-    counting: dict[str, Any] = {"isolate_recompiles": True, "recompile_limit": 64}
-    known = inspect.signature(torch.compile).parameters  # since torch 2.13 or so
-    if "recompile_limit" not in known:
-        torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, 64)
-    compiled = torch.compile(
-        function, fullgraph=True, dynamic=False, **{k: v for k, v in counting.items() if k in known}
-    )
-    eager: set[Any] = set()  # shapes for which it could not be
-
-    def call(*arguments: Any) -> Any:
-        if not eager or shapes(arguments) not in eager:
-            for again in (True, False):  # a C++ compiler dies of Ctrl-C and of Slurm's signal: eager is not bitwise
-                try:
-                    return compiled(*arguments)
-                except Exception as error:  # whatever the compiler or the machine's tool chain raises
-                    if not again:
-                        print(f"warning: {stage} runs eager, compiling it failed: {one_line(error)}", file=sys.stderr)
-                        eager.add(shapes(arguments))
-        return function(*arguments)
-
-    def shapes(arguments: Sequence[Mapping[str, Tensor]]) -> tuple[Any, ...]:
-        return tuple((k, v.shape) for group in arguments for k, v in group.items())
-
-    return call

@@ -26,6 +26,16 @@ class Reporter:
         self.reported_at = self.watched_at = time.monotonic()
         self.rate_points: list[tuple[float, int, int]] = []  # time, decisions and updates of the first living run
         self.rate_of: Progress | None = None
+        self.compiling = ""
+
+    def watch(self, what: str) -> None:
+        """Say what is being compiled meanwhile; "" once it is."""
+        self.compiling, self.rate_points = what, []  # speeds from before tell nothing of what follows
+        if what:
+            self.pack.announce(f"{self._names()}  {what}")
+        for run in self.pack.living:
+            with run.isolated():
+                self.report(run)
 
     def write_episodes(self) -> None:
         """Write a row of training.csv for every run whose training episode has ended."""
@@ -81,6 +91,7 @@ class Reporter:
                 "env_steps_per_second": steps_per_second,
                 "updates_per_second": updates_per_second,
                 "wall_seconds": self.pack.wall_seconds(run),
+                "doing": self.compiling or ("" if run.progress.updates else "warm-up"),
             }
         )
 
@@ -92,10 +103,14 @@ class Reporter:
         return (d1 - d0) * self.pack.spec.action_repeat / elapsed, (u1 - u0) / elapsed
 
     def _pace_line(self) -> str:
-        first, *others = self.pack.living
+        first = self.pack.living[0]
         steps, total = first.env_step, self.pack.budget * first.action_repeat
         speed, _ = self._rates()
         going = speed > 0 and steps < total  # the last updates take no steps
-        pace = f"  {speed:,.0f} steps/s  {(total - steps) / speed / 60:,.0f} min left" if going else ""
-        more = f" and {len(others)} more" if others else ""
-        return f"{first.name}{more}  step {steps:>9,} of {total:,}{pace}"
+        left = f"{(total - steps) / speed / 60:,.0f} min left" if going and first.progress.updates else "warm-up"
+        pace = f"  {speed:,.0f} steps/s  {left}" if going else ""
+        return f"{self._names()}  step {steps:>9,} of {total:,}{pace}"
+
+    def _names(self) -> str:
+        first, *others = self.pack.living
+        return f"{first.name} and {len(others)} more" if others else first.name

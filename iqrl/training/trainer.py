@@ -47,6 +47,7 @@ class Trainer:
         self.pack = Pack(configs, directories, plan, announce)
         self.evaluator = Evaluator(self.pack, stop, self._tick)
         self.reporter = Reporter(self.pack, watched)
+        self.pack.engine.watch = self.reporter.watch
         self.saved_at = time.monotonic()
 
     def run(self) -> str:

@@ -71,7 +71,7 @@ def test_whoever_watches_is_told_how_far_things_are(tmp_path: Path, monkeypatch:
     told: list[str] = []
     trainer.reporter.watched = told.append
     assert trainer.run() == "interrupted"
-    line = r"mrq gym:CartPole-v1 s0 and 1 more  step +180 of 800  [\d,]+ steps/s  \d+ min left"
+    line = r"mrq gym:CartPole-v1 s0 and 1 more  step +180 of 800  [\d,]+ steps/s  warm-up"
     assert re.fullmatch(line, told[-1]), told[-1]
 
 

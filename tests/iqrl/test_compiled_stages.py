@@ -1,15 +1,18 @@
-"""What compiling a stage must not change: entries handed over, and how many stages and sizes there may be."""
+"""What compiling a stage must not change, how many stages and sizes there may be, and that one process does it."""
 
 from __future__ import annotations
 
 import functools
+import threading
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor
 
-from iqrl.training.lifting import unaliased, with_fallback
+from iqrl.training.compilation import Compiled, alone
+from iqrl.training.lifting import unaliased
 
 
 @pytest.mark.slow
@@ -24,7 +27,7 @@ def test_entries_handed_over_keep_their_old_value(capfd: pytest.CaptureFixture[s
 
     for names in ("ab", "ba"):
         state = {k: torch.full((1, 5), float(k == "b")) for k in names}
-        with_fallback("stage", stage)(state)
+        Compiled("stage", stage)(state)
         assert state["a"].tolist() == [[1.0] * 5] and state["b"].tolist() == [[7.0] * 5]
     assert capfd.readouterr().err == ""
 
@@ -45,7 +48,7 @@ def test_a_size_that_cannot_be_compiled_runs_eager_alone(
         return call
 
     monkeypatch.setattr(torch, "compile", compiler)
-    stage = with_fallback("critic", lambda given: given["x"] + 1.0)
+    stage = Compiled("critic", lambda given: given["x"] + 1.0)
     for size in (1, 3, 3, 2, 1):
         assert stage({"x": torch.zeros(size)}).tolist() == [1.0] * size
     assert compiled == [1, 3, 3, 2, 1]
@@ -70,7 +73,7 @@ def test_a_compiler_that_was_killed_is_started_again(
         return call
 
     monkeypatch.setattr(torch, "compile", compiler)
-    stage = with_fallback("critic", lambda given: given["x"])
+    stage = Compiled("critic", lambda given: given["x"])
     assert [stage({"x": torch.zeros(1)}).item() for _ in range(2)] == [1.0, 1.0] and len(calls) == 3
     assert capfd.readouterr().err == ""
 
@@ -78,14 +81,56 @@ def test_a_compiler_that_was_killed_is_started_again(
 def test_many_stages_and_sizes_are_compiled(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend="eager"))
 
-    def make(number: int) -> Callable[[Tensor], Tensor]:
-        def stage(x: Tensor) -> Tensor:
-            return x + number
+    def make(number: int) -> Callable[[dict[str, Tensor]], Tensor]:
+        def stage(given: dict[str, Tensor]) -> Tensor:
+            return given["x"] + number
 
         return stage
 
     for number in range(10):
-        stage = with_fallback(f"stage {number}", make(number))
+        stage = Compiled(f"stage {number}", make(number))
         for size in range(1, 11) if number == 9 else [1]:
-            assert stage(torch.zeros(size)).tolist() == [float(number)] * size
+            assert stage({"x": torch.zeros(size)}).tolist() == [float(number)] * size
     assert capfd.readouterr().err == ""  # no stage fell back
+
+
+def test_a_decision_with_noise_is_not_the_one_without(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Exploring and evaluating differ in the random numbers given alone."""
+    monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend="eager"))
+
+    def decide(observed: dict[str, Tensor], noise: dict[str, Tensor]) -> Tensor:
+        return observed["x"] + noise["action"] if "action" in noise else observed["x"]
+
+    act, x = Compiled("act", decide), {"x": torch.zeros(1)}
+    for _ in range(2):
+        assert act(x, {}).item() == 0.0 and act(x, {"action": torch.ones(1)}).item() == 1.0
+
+
+def test_what_another_process_compiles_is_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Here another thread: a lock belongs to whoever has opened its file."""
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
+    said: list[str] = []
+    waits, compiled = threading.Event(), threading.Event()
+
+    def watch(what: str) -> None:
+        said.append(what)
+        if what.startswith("waiting"):
+            waits.set()
+
+    def other() -> None:
+        with alone("key", "critic", watch):
+            assert compiled.is_set()
+
+    with alone("key", "critic", said.append):
+        thread = threading.Thread(target=other)
+        thread.start()
+        assert waits.wait(60)
+        compiled.set()
+    thread.join(60)
+    assert said == [
+        "compiling critic, for the first time here",
+        "waiting for another process to compile critic, for the first time here",
+        "",
+        "compiling critic, 0 s last time",
+        "",
+    ]

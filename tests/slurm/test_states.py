@@ -14,7 +14,9 @@ from sweep_files import TINY, fake_command, slurm
 import ablations
 from iqrl import processes
 from iqrl.errors import INTERRUPTED
-from slurm import queue, reports, states
+from iqrl.runs.reader import RunState
+from slurm import queue, reports, states, tables
+from slurm.states import State
 from slurm.submissions import Job, Submission, submissions
 
 TABLES = ("evaluations.csv", "training.csv")
@@ -161,6 +163,17 @@ def test_runs_of_other_hosts_are_seen_from_here(tmp_path, monkeypatch):
     reported, fresh = slurm("status", f"runs={tmp_path}").stdout.splitlines()[-2:]
     assert reported.split()[1:] == "500/2,000 100 steps/s return 7.5 15 s left 7_0".split()
     assert fresh.split()[1:] == "500/2,000 starting 7_0".split()
+
+
+def test_time_left_is_not_said_before_speed_tells_it():
+    """Steps of warm-up are fast, and compiling takes none."""
+    for speed, doing, said in (
+        (100.0, "warm-up", ("100 steps/s", "", "warm-up")),
+        (0.0, "compiling", ("compiling", "", "")),
+    ):
+        files = RunState("training", 500, 2000, speed=speed, doing=doing)
+        assert tables.progress_row("r0", files, 2000) == ("r0", "500/2,000", *said)
+        assert State("r0", "running", files).seconds_left is None
 
 
 def test_how_a_job_ended_is_known_before_accounting_is_told(tmp_path, monkeypatch):

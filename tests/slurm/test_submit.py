@@ -36,6 +36,17 @@ def test_packs_hold_runs_that_differ_in_their_seed_only(sweep, tmp_path):
     assert sorted(name for p in made for name in p.runs) == sorted(run.name for run in sweep.unique_runs())
     assert len({p.name for p in made}) == len(made)
     assert set(made[0].words) == {"train.threads=1", "train.compile=off", "train.pack=3"}
+    assert [p.seeds for p in remaining.make_packs(sweep.unique_runs(), 16, {}, tmp_path, slots=4)] == [
+        (0, 1, 2, 3), (4, 5, 6),
+    ] * 2  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("groups", "slots", "size"),
+    [([2, 2], 2, 2), ([2], 2, 1), ([5], 2, 3), ([4] * 3, 2, 2), ([3, 3, 3], 2, 1), ([10] * 28, 4, 10), ([5, 5], 1, 5)],
+)
+def test_packs_on_cpus_keep_every_process_busy_to_the_end(groups, slots, size):
+    assert packs.even_size(groups, slots) == size
 
 
 def test_the_users_words_win_over_the_files_and_those_over_the_profiles(sweep, tmp_path):
