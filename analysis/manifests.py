@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -10,55 +9,24 @@ from analysis.display import from_manifest
 from analysis.errors import InputError
 from analysis.runs import RunTables
 from analysis.studies import UNLISTED, Problem
-
-MANIFEST: dict[str, type] = {"name": str, "arms": list, "runs": list}
-MANIFEST_ARM: dict[str, type] = {"name": str, "agent": str}
-MANIFEST_RUN: dict[str, type] = {"run": str, "arm": str, "task": str, "seed": int, "env_steps": int}
-
-
-def _read_manifest(path: Path) -> dict[str, Any]:
-    """One sweep manifest with all that `_from_manifest` asks of it.
-
-    Raises:
-        ValueError: it is not JSON, lacks a key or has one of another type, or a run is of an arm that it has not.
-        OSError: it cannot be read.
-    """
-    manifest = json.loads(path.read_text())
-    _require(manifest, MANIFEST, "the manifest")
-    if manifest["name"] == UNLISTED:
-        raise ValueError(f"name {UNLISTED!r} is that of the runs of no sweep")
-    for i, arm in enumerate(manifest["arms"]):
-        _require(arm, MANIFEST_ARM, f"arms[{i}]")
-    arms = [arm["name"] for arm in manifest["arms"]]
-    if len(set(arms)) < len(arms):
-        raise ValueError(f"two arms of one name among {', '.join(arms)}")
-    for i, run in enumerate(manifest["runs"]):
-        _require(run, MANIFEST_RUN, f"runs[{i}]")
-        if run["arm"] not in arms:
-            raise ValueError(f"runs[{i}]: arm {run['arm']!r} is not among its arms")
-    from_manifest(manifest.get("display", {}))
-    return manifest
-
-
-def _require(entry: Any, types: dict[str, type], where: str) -> None:
-    if not isinstance(entry, dict):
-        raise ValueError(f"{where} is not a mapping")
-    for key, kind in types.items():
-        if not isinstance(entry.get(key), kind):
-            wrong = f"{key!r} is not of type {kind.__name__}" if key in entry else f"no key {key!r}"
-            raise ValueError(f"{where}: {wrong}")
+from iqrl.runs.manifest import read_all
 
 
 def read_manifests(folders: list[Path]) -> tuple[list[dict[str, Any]], list[Problem]]:
     """All sweep manifests below `folders`; one that cannot be read is a problem, not an end."""
-    manifests, problems = [], []
+    manifests, damaged = [], dict[Path, str]()
     for folder in folders:
-        for path in sorted((folder / "sweeps").glob("*.json")):
+        found, why = read_all(folder)
+        damaged |= why
+        for path, content in found.items():
             try:
-                manifests.append(_read_manifest(path))
-            except (ValueError, OSError) as error:
-                detail = str(error).splitlines()[0]
-                problems.append(Problem("unreadable", f"sweeps/{path.name}", detail, "left out"))
+                if content["name"] == UNLISTED:
+                    raise ValueError(f"name {UNLISTED!r} is that of the runs of no sweep")
+                from_manifest(content.get("display", {}))
+                manifests.append(content)
+            except ValueError as error:
+                damaged[path] = str(error)
+    problems = [Problem("unreadable", f"sweeps/{path.name}", why, "left out") for path, why in sorted(damaged.items())]
     return manifests, problems
 
 

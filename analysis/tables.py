@@ -186,9 +186,9 @@ def ablation(context: Context) -> Table:
 
 
 def hyperparameters(context: Context) -> Table:
-    """The configuration of every arm, for an appendix; bold where it is not that of the reference.
+    """The configuration of every arm, for an appendix; bold where the reference has another value.
 
-    A key whose value differs by task has the values that occur.
+    A key whose value differs by task has the values that occur; a dash stands where an agent has no such key.
     """
     study = context.study
     values: dict[str, dict[str, list[str]]] = {}
@@ -198,20 +198,23 @@ def hyperparameters(context: Context) -> Table:
                 text = json.dumps(value) if isinstance(value, list | dict | bool) else str(value)
                 own = values.setdefault(key, {}).setdefault(row.arm, [])
                 own.extend([text] if text not in own else [])
-    cells = {key: [" or ".join(own.get(arm.name, [])) for arm in study.arms] for key, own in values.items()}
+    cells = {key: [" or ".join(own.get(arm.name, ["--"])) for arm in study.arms] for key, own in values.items()}
     keys = sorted(cells, key=lambda key: (not key.startswith("agent."), list(cells).index(key)))
     place = study.arms.index(study.reference)
     rows = [[key.removeprefix("agent.").replace("_", " "), *cells[key]] for key in keys]
-    bold = {(i, 1 + j) for i, key in enumerate(keys) for j, text in enumerate(cells[key]) if text != cells[key][place]}
+    bold = {
+        (i, 1 + j)
+        for i, key in enumerate(keys)
+        for j, text in enumerate(cells[key])
+        if text != cells[key][place] and "--" not in (text, cells[key][place])
+    }
     numbers = pd.DataFrame(
         [(key, arm.name, text) for key in keys for arm, text in zip(study.arms, cells[key], strict=True)],
         columns=["row", "arm", "value"],
     )
-    caption = (
-        f"Hyperparameters. Bold: other than with {style.label(study.reference)}."
-        if len(study.arms) > 1
-        else ("Hyperparameters.")
-    )
+    caption = "Hyperparameters."
+    if len(study.arms) > 1:
+        caption += f" Bold: other than with {style.label(study.reference)}. A dash: the agent has none."
     columns = ["Hyperparameter", *map(style.label, study.arms)]
     return Table("hyperparameters", caption, columns, rows, numbers, bold, (), study.name)
 

@@ -11,7 +11,6 @@ where and as which process a run was trained. `incomplete=keep` takes runs that 
 
 from __future__ import annotations
 
-import json
 import re
 import shutil
 import sys
@@ -19,7 +18,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from iqrl.errors import BAD_INPUT, InputError
-from iqrl.runs import group
+from iqrl.runs import group, manifest
 from iqrl.runs.reader import Run
 from iqrl.runs.tables import Damaged
 
@@ -52,24 +51,24 @@ def keep(path: Path, out: Path, incomplete: bool = False) -> None:
         raise InputError(f"{path}: cannot be kept: {error}") from None
 
 
-def keep_sweep(manifest: Path, out: Path, incomplete: bool) -> list[Path]:
+def keep_sweep(path: Path, out: Path, incomplete: bool) -> list[Path]:
     """Add a sweep's manifest and every run it names, which stand beside the manifest's folder.
 
     Raises:
         InputError: if it is no manifest, lies in `out` itself, or a run is not complete.
     """
     try:
-        names = sorted({entry["run"] for entry in json.loads(manifest.read_text())["runs"]})
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise InputError(f"{manifest}: not a sweep's manifest, such as runs/sweeps/NAME.json: {error}") from None
-    copy = out / "sweeps" / manifest.name
-    if copy.exists() and copy.samefile(manifest):
-        raise InputError(f"out={out}: {manifest} already lies there; expected another folder")
-    runs = [manifest.parent.parent / name for name in names]
+        names = sorted({entry["run"] for entry in manifest.read(path)["runs"]})
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path}: not a sweep's manifest, such as runs/sweeps/NAME.json: {error}") from None
+    copy = out / "sweeps" / path.name
+    if copy.exists() and copy.samefile(path):
+        raise InputError(f"out={out}: {path} already lies there; expected another folder")
+    runs = [path.parent.parent / name for name in names]
     for run in runs:
         keep(run, out, incomplete)
     copy.parent.mkdir(exist_ok=True)
-    shutil.copyfile(manifest, copy)
+    shutil.copyfile(path, copy)
     return runs
 
 

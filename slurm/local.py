@@ -14,13 +14,13 @@ from iqrl import processes
 from iqrl.config import Execution
 from iqrl.errors import FAILED, INTERRUPTED, InputError
 from iqrl.processes import StopFlag
-from iqrl.runs import lease
+from iqrl.runs import lease, manifest
 from iqrl.training import execution
 from slurm import tables
 from slurm.crew import Crew
 from slurm.packs import Pack
 from slurm.remaining import AUTOMATIC_PACK, make_packs, remaining
-from slurm.submissions import Job, Submission, write_manifest
+from slurm.submissions import Job, Submission
 
 PROCESS_BYTES = 1.2 * 2**30  # that a small run takes with its libraries, about
 _ONE_THREAD = {k: "1" for k in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS")}
@@ -67,7 +67,7 @@ def run(
         print(f"time: {estimate(todo.missing, runs, device).words()}", file=out, flush=True)
     if dry_run:
         return 0
-    write_manifest(sweep, runs)
+    manifest.write(runs, sweep.manifest())
     if not packs:
         return 1 if elsewhere else 0
     submission = Submission.create(runs, sweep.name, "local")

@@ -13,22 +13,15 @@ from __future__ import annotations
 
 import json
 import os
-import sys
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from iqrl.errors import one_line
-from iqrl.runs import lease
-from iqrl.runs.files import replace_text, written
-
-if TYPE_CHECKING:
-    from ablations import Sweep
-
-ROW = ("run", "agent", "task", "arm", "env_steps")  # what is read of a manifest's rows
+from iqrl.runs import lease, manifest
+from iqrl.runs.files import replace_text, warn, written
 
 
 @dataclass
@@ -146,19 +139,7 @@ def submissions(runs: Path, sweep: str | None = None) -> list[Submission]:
 
 def manifests(runs: Path) -> dict[str, dict[str, Any]]:
     """The sweeps that were started in this folder, by name; a damaged one is named on stderr and left out."""
-    found = {}
-    for path in sorted((runs / "sweeps").glob("*.json")):
-        try:
-            content = json.loads(path.read_text())
-            _ = content["scale"], [[row[key] for key in ROW] for row in content["runs"]]
-            found[path.stem] = content
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            print(f"warning: {path}: not a sweep's manifest ({one_line(error)}); left out", file=sys.stderr)
-    return found
-
-
-def write_manifest(sweep: Sweep, runs: Path) -> None:
-    """Say which runs the sweep consists of, before any of them begins."""
-    folder = runs / "sweeps"
-    folder.mkdir(parents=True, exist_ok=True)
-    replace_text(folder / f"{sweep.name}.json", json.dumps(sweep.manifest(), indent=0))
+    found, damaged = manifest.read_all(runs)
+    for path, why in damaged.items():
+        warn(f"{path}: not a sweep's manifest ({why}); left out")
+    return {content["name"]: content for content in found.values()}

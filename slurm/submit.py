@@ -21,13 +21,15 @@ from ablations import Sweep
 from ablations.hours import Estimate, estimate
 from iqrl.config import Execution
 from iqrl.errors import InputError, what_failed
+from iqrl.runs import manifest
 from iqrl.runs.code import code_version
+from iqrl.runs.files import replace_text
 from slurm import job, profile, queue, tables
 from slurm.housekeeping import agreed
 from slurm.packs import Pack
 from slurm.profile import ClusterProfile
 from slurm.remaining import Remaining, make_packs, remaining
-from slurm.submissions import Job, Submission, replace_text, write_manifest
+from slurm.submissions import Job, Submission
 
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGES = ("iqrl", "baselines", "ablations", "slurm")  # that a job needs
@@ -74,7 +76,7 @@ def submit(
     _show(sweep, todo, resources, profile_name, packs, jobs, allowed, runs)
     if not jobs:
         if only is None and not dry_run:  # all of it may be another sweep's, and labels may have changed
-            write_manifest(sweep, runs)
+            manifest.write(runs, sweep.manifest())
         return 0
     jobs = jobs[:allowed]
     if not jobs:
@@ -83,7 +85,7 @@ def submit(
         _test(resources, sweep.name, min(len(jobs), _array_size()))
     if dry_run or not agreed(f"submit {len(jobs)} jobs?", yes):
         return 0 if dry_run else 1
-    write_manifest(sweep, runs)
+    manifest.write(runs, sweep.manifest())
     submission = Submission.create(runs, sweep.name, "slurm")
     words_given = [f"{k}={v}" for k, v in words.items()]
     where = str(Path(profile_name).resolve()) if profile.is_path(profile_name) else profile_name

@@ -28,7 +28,7 @@ LAYERS = (
 )
 AGENT_KIT = LAYERS.index(())
 # What the analysis may import of the rest, and all that these import in turn: a laptop needs no more to draw figures.
-READER = {"iqrl.runs.group", "iqrl.runs.reader", "iqrl.runs.tables"}
+READER = {"iqrl.runs.group", "iqrl.runs.manifest", "iqrl.runs.reader", "iqrl.runs.tables"}
 BELOW_READER = {"iqrl.errors", "iqrl.processes", "iqrl.runs.files", "iqrl.runs.lease"}
 LONGEST = 420  # lines
 

@@ -76,7 +76,7 @@ def draw(context: Context) -> Drawing:
             )
     ax.set_xlabel("Latent rank at tolerance $10^{-2}$ (% of latent width)")
     ax.set_ylabel("Normalised return")
-    ax.set_xlim(left=0)
+    ax.set_xlim(0, 1.05 * frame["rank_percent"].max() or 1)
     legend_above(context, figure, handles, arms=())  # dots, not the lines of arms
     correlation = within_task_correlation(frame)
     known = f"Rank correlation within tasks: {correlation:.2f}." if np.isfinite(correlation) else ""

@@ -264,7 +264,7 @@ def test_nothing_to_show(runs: Path) -> None:
         studies(runs)
 
 
-ROW = {"run": "r", "arm": "a", "task": "walker-walk", "seed": 0, "env_steps": 1000}
+ROW = {"run": "r", "arm": "a", "agent": "iqrl", "task": "walker-walk", "seed": 0, "env_steps": 1000}
 
 
 @pytest.mark.parametrize(
@@ -277,7 +277,10 @@ ROW = {"run": "r", "arm": "a", "task": "walker-walk", "seed": 0, "env_steps": 10
         ({"arms": ["a"]}, "arms[0] is not a mapping"),
         ({"arms": [{"name": "a"}]}, "arms[0]: no key 'agent'"),
         ({"arms": 2 * [{"name": "a", "agent": "iqrl"}]}, "two arms of one name among a, a"),
-        ({"runs": [ROW, {"run": "r", "task": "walker-walk", "env_steps": 1000}]}, "runs[1]: no key 'arm'"),
+        (
+            {"runs": [ROW, {"run": "r", "agent": "iqrl", "task": "walker-walk", "env_steps": 1000}]},
+            "runs[1]: no key 'arm'",
+        ),
         ({"runs": [ROW | {"seed": None}]}, "runs[0]: 'seed' is not of type int"),
         ({"runs": [ROW | {"arm": "b"}]}, "runs[0]: arm 'b' is not among its arms"),
         ({"display": {"colour": "red"}}, "'display' is not a mapping of arms, baseline, labels, tasks, ylim"),

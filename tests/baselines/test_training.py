@@ -24,18 +24,19 @@ COMMON = [
     "preset=tiny", "train.compile=off", "train.precision=float32", "train.threads=1", "train.workers=0",
     "train.device=cpu",
 ]  # fmt: skip
-BALANCE = ["task=cartpole-balance", "train.env_steps=2200", "eval.every=2200", "eval.episodes=1", *COMMON]
+BALANCE = ["task=cartpole-balance", "train.action_repeat=4", "train.env_steps=2200", "eval.every=2200", "eval.episodes=1",
+           *COMMON]  # fmt: skip
 CARTPOLE = ["task=gym:CartPole-v1", "train.action_repeat=2", "train.env_steps=800", "eval.every=400",
             "eval.episodes=3", *COMMON]  # fmt: skip
 PIXELS = ["task=cartpole-balance@pixels+render=fast+repeat=8+size=16+stack=2", "train.env_steps=2400",
           "eval.every=2400", "eval.episodes=1", *COMMON]  # fmt: skip
 CASES = {  # configuration with a short warm-up, and after how many decisions and updates to stop, in three sessions
-    "td7": ([*BALANCE, "agent.warmup_decisions=500", "agent.target_every=70", "agent.checkpoint_late=300",
-             "agent.checkpoint_episodes=2"], (100, 1200, 500)),
-    "tcrl": ([*BALANCE, "agent.warmup_episodes=1", "agent.utd=0.1"], (100, 1200, 325)),
-    "dcwm": ([*BALANCE, "agent.warmup_episodes=1", "agent.utd=0.1", "agent.plan_iterations=1"], (100, 1025, 200)),
-    "mrq": ([*BALANCE, "agent.warmup_decisions=700", "agent.target_every=40"], (100, 1100, 300)),
-    "drq": ([*BALANCE, "agent.warmup_decisions=700", "agent.target_every=40"], (100, 1100, 300)),
+    "td7": ([*BALANCE, "agent.warmup_decisions=250", "agent.target_every=35", "agent.checkpoint_late=150",
+             "agent.checkpoint_episodes=2"], (50, 600, 250)),
+    "tcrl": ([*BALANCE, "agent.warmup_episodes=1", "agent.utd=0.1"], (50, 600, 162)),
+    "dcwm": ([*BALANCE, "agent.warmup_episodes=1", "agent.utd=0.1", "agent.plan_iterations=1"], (50, 512, 100)),
+    "mrq": ([*BALANCE, "agent.warmup_decisions=350", "agent.target_every=20"], (50, 550, 150)),
+    "drq": ([*BALANCE, "agent.warmup_decisions=350", "agent.target_every=20"], (50, 550, 150)),
     "drqv2": ([*PIXELS, "agent.warmup_decisions=100"], (60, 330, 100)),
     "sac_ae": ([*PIXELS, "agent.warmup_decisions=100"], (60, 330, 100)),
     "mrq discrete": ([*CARTPOLE, "agent.warmup_decisions=200", "agent.target_every=40"], (5, 200, 250)),

@@ -440,14 +440,15 @@ def test_a_finished_run_is_evaluated_again(tmp_path: Path, capsys: pytest.Captur
 
 
 def test_a_finished_run_acts_by_other_settings(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    words = ["agent=dcwm", "task=cartpole-balance", "preset=tiny", f"runs={tmp_path}", "train.env_steps=40"]
-    assert command_line.main(["train", *words, "eval.episodes=1", "train.threads=1", "train.workers=0"]) == 0
+    words = ["agent=dcwm", "task=cartpole-balance", "preset=tiny", f"runs={tmp_path}", "train.env_steps=40",
+             "train.action_repeat=8", "train.compile=off", "train.threads=1", "train.workers=0"]  # fmt: skip
+    assert command_line.main(["train", *words, "eval.episodes=1"]) == 0
     (run,) = tmp_path.iterdir()
     before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
     told = {}
     for word in ("agent.plan_samples=12", "agent.plan_samples=40", "agent.released_pi_noise=true"):
         capsys.readouterr()
-        assert command_line.main(["evaluate", str(run), "--episodes", "1", word]) == 0
+        assert command_line.main(["evaluate", str(run), "--episodes", "1", word, "train.compile=off"]) == 0
         *episodes, summary = capsys.readouterr().out.splitlines()
         assert summary.endswith(f"  {word}")
         told[word] = episodes

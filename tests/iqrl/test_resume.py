@@ -214,17 +214,25 @@ def test_a_run_with_the_records_of_an_older_version_goes_on(halfway: tuple[Path,
     assert len(json.loads((directory / "provenance.json").read_text())["sessions"]) == 2
 
 
-@pytest.fixture
-def halfway(tmp_path: Path, undisturbed: Any) -> tuple[Path, Path, Path]:
-    """Runs; the directory of one, killed about half way, its two checkpoints with rows to replay; the undisturbed."""
-    runs = tmp_path / "runs"
-    process = fork(words("td3", runs), tmp_path / "first")
+@pytest.fixture(scope="module")
+def killed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Runs, killed about half way, with two checkpoints and rows to replay after each."""
+    runs = tmp_path_factory.mktemp("killed") / "runs"
+    process = fork(words("td3", runs), runs.with_name("said"))
     wait_for(lambda: any(len(d := decisions(p)) == 2 and d[0] > 0 and d[1] > 600 for p in runs.glob("td3*")))
     kill(process)
     (directory,) = run_directories(runs)
     for left in directory.glob("checkpoint/.*"):
         left.unlink()
-    return runs, directory, undisturbed("td3")
+    return runs
+
+
+@pytest.fixture
+def halfway(tmp_path: Path, killed: Path, undisturbed: Any) -> tuple[Path, Path, Path]:
+    """A copy of them; the directory of the one run; the undisturbed."""
+    runs = tmp_path / "runs"
+    shutil.copytree(killed, runs)
+    return runs, run_directories(runs)[0], undisturbed("td3")
 
 
 def checkpoints(directory: Path) -> list[Path]:

@@ -51,7 +51,8 @@ AWAY = {"host": "elsewhere", "pid": 1, "started": 1}
 
 def make_sweep(runs, names, name="s"):
     rows = [{"run": n, "arm": "a", "agent": "td3", "task": "t", "seed": 0, "env_steps": 2000} for n in names]
-    manifest = {"name": name, "title": "", "scale": "full", "note": "", "arms": [], "runs": rows}
+    manifest = {"name": name, "title": "", "scale": "full", "note": "", "runs": rows}
+    manifest["arms"] = [{"name": "a", "label": "a", "agent": "td3"}]
     (runs / "sweeps").mkdir(parents=True, exist_ok=True)
     (runs / "sweeps" / f"{name}.json").write_text(json.dumps(manifest))
 
