@@ -11,9 +11,9 @@ from ablations import sweep, sweep_file
 from iqrl import config
 from iqrl.agent import Batch, Progress
 from iqrl.diagnostics import diagnose
-from iqrl.environments.environment import Environment
+from iqrl.environments.environment import make_environment
 from iqrl.training.engine import Engine
-from iqrl.training.replay import Replay
+from iqrl.training.multi_task_replay import new_replay
 
 SEEDS = (0, 1)
 DECISIONS = 40  # of data for each seed
@@ -40,19 +40,21 @@ def arms():
 
 @functools.cache
 def environment(task):
-    return Environment(task)
+    return make_environment(task)
 
 
 @functools.cache
 def transitions(task, seed):
-    """(observation, action, reward, terminated, truncated, next observation) of random decisions."""
+    """(observation, action, reward, terminated, truncated, next observation) of random decisions, as many a task."""
     world, random = environment(task), np.random.default_rng(seed)
-    found, observation = [], world.reset((seed, 0, 0)).copy()
-    for _ in range(DECISIONS):
-        action = random.uniform(-1, 1, world.spec.action_dim).astype(np.float32)
-        after, *rest = world.step(action)
-        found.append((observation, action, *rest, after.copy()))
-        observation = after.copy()
+    found = []
+    for episode in range(max(1, len(world.spec.tasks))):
+        observation = world.reset((seed, 0, episode)).copy()
+        for _ in range(DECISIONS):
+            action = random.uniform(-1, 1, world.spec.action_dim).astype(np.float32)
+            after, *rest = world.step(action)
+            found.append((observation, action, *rest, after.copy()))
+            observation = after.copy()
     return found
 
 
@@ -61,7 +63,7 @@ def test_an_arm_learns_and_acts(runs):
     task = runs[0].task
     spec = environment(task).spec
     agent = runs[0].agent(runs[0].settings, spec)
-    replay = Replay(spec, len(SEEDS), agent.slices, 1000)
+    replay = new_replay(spec, len(SEEDS), agent.slices, 1000)
     for place, seed in enumerate(SEEDS):
         for step in transitions(task, seed):
             replay.add(place, *step)
@@ -97,4 +99,4 @@ def test_an_arm_learns_and_acts(runs):
     row = diagnose(agent, {k: v[0] for k, v in engine.state.items()}, batch)
     assert 0 <= row["dormant_percent"] <= 100
     if agent.latent_width():
-        assert row["width"] == agent.latent_width() and 0 < row["rank_0.001"] <= DECISIONS
+        assert row["width"] == agent.latent_width() and 0 < row["rank_0.001"] <= len(data)

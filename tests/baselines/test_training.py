@@ -24,8 +24,8 @@ COMMON = [
     "preset=tiny", "train.compile=off", "train.precision=float32", "train.threads=1", "train.workers=0",
     "train.device=cpu",
 ]  # fmt: skip
-BALANCE = ["task=cartpole-balance", "train.action_repeat=4", "train.env_steps=2200", "eval.every=2200", "eval.episodes=1",
-           *COMMON]  # fmt: skip
+BALANCE = ["task=cartpole-balance", "train.action_repeat=4", "train.env_steps=2200", "eval.every=2200",
+           "eval.episodes=1", *COMMON]  # fmt: skip
 CARTPOLE = ["task=gym:CartPole-v1", "train.action_repeat=2", "train.env_steps=800", "eval.every=400",
             "eval.episodes=3", *COMMON]  # fmt: skip
 PIXELS = ["task=cartpole-balance@pixels+render=fast+repeat=8+size=16+stack=2", "train.env_steps=2400",
