@@ -133,10 +133,13 @@ class RunConfig:
     @property
     def directory_name(self) -> str:
         """Name of the run's directory: readable, and ending in its identity."""
-        task = re.sub(r"[^A-Za-z0-9+=._-]", "_", self.task)
-        if "," in self.task and len(task) > 100:  # of a file's name, which may have 255; the identity tells it apart
-            task = task[:100]
-        return f"{self.agent.name}-{task}-s{self.seed}-{self.identity[:8]}"
+        return f"{self.agent.name}-{self.task_label}-s{self.seed}-{self.identity[:8]}"
+
+    @property
+    def task_label(self) -> str:
+        """The task as a part of a file's name, which may have 255 characters: of very many tasks, the beginning."""
+        label = re.sub(r"[^A-Za-z0-9+=._-]", "_", self.task)
+        return label[:100] if "," in self.task else label
 
 
 # --- from words to layers

@@ -191,10 +191,13 @@ def check(run: RunConfig) -> None:
     """Raises InputError if the agent cannot learn from episodes of this task."""
     spec = run.spec
     slices = built(run, spec).slices
-    if slices.horizon > spec.episode_decisions and not slices.cross_episodes:
+    if slices.batch_size < len(spec.tasks):
+        raise InputError(f"agent.batch_size={slices.batch_size}: expected a slice at least of {len(spec.tasks)} tasks")
+    shortest = min([spec.episode_decisions, *(task.episode_decisions for task in spec.tasks)])
+    if slices.horizon > shortest and not slices.cross_episodes:
         raise InputError(
             f"{run.agent.name} {run.task}: learns from slices of {slices.horizon} decisions, longer than an episode of "
-            f"{spec.episode_decisions}; expected a shorter agent.horizon or agent.nstep"
+            f"{shortest}; expected a shorter agent.horizon or agent.nstep"
         )
 
 

@@ -78,11 +78,9 @@ class MultiTaskReplay(Replay):
     def update_priorities(self, places: slice, sampled: Tensor, priority: Tensor) -> None:
         """As of `Replay`, each ring the part of a batch that was drawn from it."""
         assert self.priority is not None
-        for n in range(self.tasks):
-            own = [torch.tensor_split(x, self.tasks, dim=1)[n] for x in (sampled, priority)]
-            for i, place in enumerate(range(places.start, places.stop)):
-                ring = place * self.tasks + n
-                self.priority.update(slice(ring, ring + 1), own[0][i : i + 1], own[1][i : i + 1])
+        parts = (torch.tensor_split(x, self.tasks, dim=1) for x in (sampled, priority))
+        for n, (own, its) in enumerate(zip(*parts, strict=True)):
+            self.priority.update(slice(places.start * self.tasks + n, places.stop * self.tasks, self.tasks), own, its)
 
     def reset_highest(self, places: slice) -> None:
         assert self.priority is not None

@@ -16,6 +16,8 @@ from plain_networks import Net, nets
 from torch import Tensor, nn
 from training import assert_same_runs, run_directories
 
+from baselines.mrq import MRQ
+from baselines.tcrl import TCRL
 from iqrl.agent import Batch, Progress, Slices
 from iqrl.config import parse_words, resolve
 from iqrl.environments import tasks
@@ -63,6 +65,13 @@ def test_what_cannot_be_is_said_in_one_line(words: str, message: str) -> None:
     with pytest.raises(InputError) as error:
         resolve([("test", parse_words(words.split()))])
     assert message in str(error.value) and "\n" not in str(error.value)
+
+
+def test_a_batch_has_a_slice_of_each_task() -> None:
+    words = ["task=cup-catch,cartpole-balance,reacher-easy", "agent.batch_size=2"]
+    (run,), _, _ = resolve([("test", parse_words(words))])
+    with pytest.raises(InputError, match="agent.batch_size=2: expected a slice at least of 3 tasks"):
+        execution.check(run)
 
 
 def test_a_run_of_very_many_tasks_has_a_name_that_a_file_can_have() -> None:
@@ -213,22 +222,33 @@ def test_an_update_said_again_with_a_row_and_a_mask_for_each_slice(in_encoder: b
             assert torch.allclose(first, member.net.linear[0].weight.t(), atol=2e-5), name
 
 
-def test_padded_entries_move_nothing() -> None:
+@pytest.mark.parametrize(
+    "cls, group, layer", [(IQRL, "actor", "actor"), (TCRL, "actor", "head"), (MRQ, "policy", "policy")]
+)
+def test_padded_entries_move_nothing(cls: Any, group: str, layer: str) -> None:
     """Not noise of theirs, in learning and in acting; and no output that is padding has a gradient."""
-    agent: Any = make(IQRL, dataclasses.replace(SPEC, tasks=(OWN[0], dataclasses.replace(OWN[0], name="c"))))
+    agent = make(cls, dataclasses.replace(SPEC, tasks=(OWN[0], dataclasses.replace(OWN[0], name="c"))))
     state, (batch, task) = first_state(agent), padded_batch(agent.config.batch_size)
     batch.observation[..., 3:-1], batch.action[..., 1:] = 0.0, 0.0  # both tasks have one action
-    noise = torch.randn(len(task), 2)
-    other = torch.stack([noise[:, 0], torch.randn(len(task))], 1)
-    (one, said), (two, again) = (
-        agent.run_stage("update_all", state, batch, {"smoothing": n}, {}) for n in (noise, other)
-    )
-    assert said == again and all(torch.equal(one[k], two[k]) for k in one)
-    before, after = (agent.actor.unpack(v)["actor"] for v in (state["actor"], one["actor"]))
-    assert torch.equal(before["2.weight"][:, 1], after["2.weight"][:, 1])
-    assert not torch.equal(before["2.weight"][:, 0], after["2.weight"][:, 0])
+    noise, other = torch.randn(2, len(task), 2)
+    other[:, 0] = noise[:, 0]
+    schedule = {"sigma": torch.tensor(0.5)}
+
+    def updated(numbers: Tensor) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        now, said = dict(state), dict[str, Tensor]()
+        for stage in ("update_encoder", "update_rl") if cls is MRQ else ("update_all",):
+            drawn = dict.fromkeys(agent.stage(stage).noise, numbers)
+            changed, metrics = agent.run_stage(stage, now, batch, drawn, schedule)
+            now, said = {**now, **changed}, {**said, **metrics}
+        return now, said
+
+    (one, said), (two, again) = updated(noise), updated(other)
+    assert all(torch.equal(said[k], again[k]) for k in said) and all(torch.equal(one[k], two[k]) for k in one)
+    moments = getattr(agent, group).unpack(one[f"{group}/mean"])[layer]
+    last = moments[max(k for k in moments if k.endswith("weight"))]
+    assert (last[:, 1] == 0).all() and (last[:, 0] != 0).any()
     observation = batch.observation[0]
-    explored = agent.act(state, {}, observation, {"action": noise}, {"sigma": torch.tensor(1.0)})[0]
+    explored = agent.act(state, {}, observation, {"action": noise}, schedule)[0]
     assert (explored[:, 1] == 0).all() and (explored[:, 0] != 0).any()
     engine = Engine(agent, [0], new_replay(agent.spec, 1, agent.slices, 50))
     uniform, _ = engine.explore([0], observation[:1].numpy(), {}, [Progress()])
@@ -238,8 +258,8 @@ def test_padded_entries_move_nothing() -> None:
 # --- engine and trainer
 
 
-def engine(seeds: list[int], **options: Any) -> Engine:
-    agent = make(IQRL, SPEC, batch_size=15)
+def engine(cls: Any, seeds: list[int], **options: Any) -> Engine:
+    agent = make(cls, SPEC, batch_size=15)
     replay = new_replay(SPEC, len(seeds), agent.slices, 100)
     for place, seed in enumerate(seeds):
         for task in (0, 1, 0):
@@ -255,31 +275,40 @@ def trained(engine: Engine, updates: int = 6) -> dict[str, Tensor]:
     return engine.state
 
 
-def test_a_pack_is_its_seeds() -> None:
-    one_by_one, together = trained(engine([4, 0])), trained(engine([4, 0], packed=True))
+@pytest.mark.parametrize("cls", [IQRL, TCRL, MRQ])
+def test_a_pack_is_its_seeds(cls: Any) -> None:
+    one_by_one, together = (trained(engine(cls, [4, 0], packed=packed)) for packed in (False, True))
     for place, seed in enumerate([4, 0]):
-        for k, v in trained(engine([seed])).items():
+        for k, v in trained(engine(cls, [seed])).items():
             assert torch.equal(v[0], one_by_one[k][place]), k
             assert torch.allclose(v[0], together[k][place], atol=1e-5), k
 
 
 @pytest.mark.slow
-def test_compiled_is_eager(capsys: pytest.CaptureFixture[str]) -> None:
-    eager, compiled = (trained(engine([4, 0], packed=True, compiled=c)) for c in (False, True))
+@pytest.mark.parametrize("cls", [IQRL, TCRL, MRQ])
+def test_compiled_is_eager(cls: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    eager, compiled = (trained(engine(cls, [4, 0], packed=True, compiled=c)) for c in (False, True))
     assert "warning" not in capsys.readouterr().err  # it did not fall back
     for k, v in eager.items():
         assert torch.allclose(compiled[k], v, atol=1e-5), k
 
 
-WORDS = ["task=[cartpole-balance,reacher-easy]", "preset=tiny", "train.action_repeat=4", "train.env_steps=5000",
-         "eval.every=2500", "eval.episodes=1", "agent.warmup_episodes=1", "agent.utd=0.1", "train.compile=off",
-         "train.precision=float32", "train.threads=1", "train.workers=0", "train.device=cpu"]  # fmt: skip
+WORDS = ["task=[cartpole-balance,reacher-easy]", "preset=tiny", "train.action_repeat=4", "eval.episodes=1",
+         "train.compile=off", "train.precision=float32", "train.threads=1", "train.workers=0",
+         "train.device=cpu"]  # fmt: skip
+AGENTS = {  # settings, env steps between evaluations, of which there are three
+    "iqrl": (["agent.warmup_episodes=1", "agent.utd=0.1"], 2000),
+    "mrq": (["agent.warmup_decisions=520", "agent.target_every=20"], 1200),
+}
 
 
-def train(runs: Path, seeds: str, stop_at: tuple[int, ...] = ()) -> None:
+def train(agent: str, runs: Path, seeds: str, stop_at: tuple[int, ...] = ()) -> None:
     """Train to the end, stopped on the way after so many questions whether to stop."""
+    own, every = AGENTS[agent]
+    lengths = [f"train.env_steps={2 * every}", f"eval.every={every}"]
     for calls in (*stop_at, 10**9):
-        configs, how, _ = resolve([("test", parse_words([*WORDS, f"seeds={seeds}"]))])
+        words = [f"agent={agent}", *own, *lengths, *WORDS, f"seeds={seeds}"]
+        configs, how, _ = resolve([("test", parse_words(words))])
         directories = [RunDirectory.create(config, runs) for config in configs]
         for directory in directories:
             directory.claim()
@@ -288,15 +317,18 @@ def train(runs: Path, seeds: str, stop_at: tuple[int, ...] = ()) -> None:
         Trainer(configs, directories, execution.decide(how, configs[0]), stop=stop).run()
 
 
-def test_packed_is_single_and_stopped_is_not_stopped_bitwise(tmp_path: Path) -> None:
-    train(tmp_path / "pack", "0..1")
+@pytest.mark.parametrize("agent", AGENTS)
+def test_packed_is_single_and_stopped_is_not_stopped_bitwise(agent: str, tmp_path: Path) -> None:
+    train(agent, tmp_path / "pack", "0..1")
     for seed in "01":
-        train(tmp_path / "alone", seed, stop_at=(900, 700) if seed == "0" else ())
+        train(agent, tmp_path / "alone", seed, stop_at=(900, 700) if seed == "0" else ())
     assert_same_runs(tmp_path / "alone", tmp_path / "pack")
     (directory, _) = run_directories(tmp_path / "pack")
-    rows = list(csv.DictReader((directory / "evaluations.csv").open()))
+    rows, every = list(csv.DictReader((directory / "evaluations.csv").open())), AGENTS[agent][1]
     names = ["cartpole-balance", "reacher-easy"]
-    assert [(row["env_step"], row["task"]) for row in rows] == [(s, n) for s in ("0", "2500", "5000") for n in names]
+    expected = [(str(step), name) for step in (0, every, 2 * every) for name in names]
+    assert [(row["env_step"], row["task"]) for row in rows] == expected
     rows = list(csv.DictReader((directory / "training.csv").open()))
-    assert [row["task"] for row in rows] == [*names, *names, names[0]]
-    assert [int(row["updates"]) for row in rows] == [0, 0, 0, 25, 50]
+    assert [row["task"] for row in rows] == [names[i % 2] for i in range(2 * every // 1000)]
+    if agent == "iqrl":
+        assert [int(row["updates"]) for row in rows] == [0, 0, 0, 25]
