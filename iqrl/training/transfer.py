@@ -53,7 +53,7 @@ def inherited(run: RunConfig, runs: Path) -> dict[str, Tensor]:
     saved = newest["engine"]
     ordered, order = saved.get("layout", {}), agent.layout()
     taken = agent.start_from(fresh, saved["state"])
-    if source.spec.tasks and source.task != run.task:
+    if "," in source.task and source.task != run.task:  # of several tasks, and others
         other = source.agent(source.settings, source.spec)
         taken, ordered = fitting(agent, fresh, other, taken, ordered, key), order
     for entry, value in taken.items():
