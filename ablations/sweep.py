@@ -24,7 +24,7 @@ class Arm:
 
     Attributes:
         delta: what differs from the base, by dotted key; `preset` and `agent` count as keys too.
-        tasks: canonical names.
+        tasks: canonical names; one may be of several tasks, which are then one agent's.
         start_from: (arm, task) whose run gives this arm's runs their representation, or None.
     """
 
@@ -144,7 +144,7 @@ def resolve(stem: str, content: Mapping[str, Any], scale: str | None = None) -> 
         if arm.start_from:
             with within(f"arm {arm.name}"):
                 runs[arm.name] = _starting_from_others(arm, {a.name: a for a in arms}, runs)
-    every_task = _tasks([*dict.fromkeys([*content["tasks"], *all_tasks])])
+    every_task = list(dict.fromkeys([*_tasks(content["tasks"]), *all_tasks]))
     shown_as = display.check(content.get("display", {}), list(content["arms"]), every_task)
     return Sweep(
         name=stem if scale == own else f"{stem}-{scale}",

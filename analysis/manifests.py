@@ -8,6 +8,7 @@ from typing import Any
 from analysis.display import from_manifest
 from analysis.errors import InputError
 from analysis.runs import RunTables
+from analysis.several_tasks import listed_by_task
 from analysis.studies import UNLISTED, Problem
 from iqrl.runs.manifest import read_all
 
@@ -23,7 +24,7 @@ def read_manifests(folders: list[Path]) -> tuple[list[dict[str, Any]], list[Prob
                 if content["name"] == UNLISTED:
                     raise ValueError(f"name {UNLISTED!r} is that of the runs of no sweep")
                 from_manifest(content.get("display", {}))
-                manifests.append(content)
+                manifests.append(content | {"runs": listed_by_task(content["runs"])})
             except ValueError as error:
                 damaged[path] = str(error)
     problems = [Problem("unreadable", f"sweeps/{path.name}", why, "left out") for path, why in sorted(damaged.items())]

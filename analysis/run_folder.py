@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,7 @@ from iqrl.runs.tables import EVALUATION_COLUMNS, LATENT_COLUMNS, TIMING_COLUMNS,
 EVALUATION_TABLE = (
     "env_step", "episodes", "mean_return", "std_return", "min_return", "max_return", "length",
     "wall_seconds", "updates", "success_percent",
+    "task",  # its number, of several
 )  # fmt: skip
 
 
@@ -33,7 +35,7 @@ def empty_row(run: str) -> dict[str, Any]:
 
 
 def read_run(run: Run | KeptRun) -> tuple[dict[str, Any], np.ndarray, np.ndarray]:
-    """A run -> (row of `runs`, evaluations (rows, 10), latents (rows, 12)). Never raises."""
+    """A run -> (row of `runs`, evaluations (rows, 11), latents (rows, 12)). Never raises."""
     row = empty_row(run.name)
     remarks: list[str] = []
     evaluations = np.empty((0, len(EVALUATION_TABLE)))
@@ -41,11 +43,12 @@ def read_run(run: Run | KeptRun) -> tuple[dict[str, Any], np.ndarray, np.ndarray
     try:
         _describe(run.config(), row)
         _tell_provenance(run, row, remarks)
-        episodes = _numbers(run, "evaluations.csv", [*EVALUATION_COLUMNS, "success"], remarks)
+        tasks = row["task"].split(",")
+        episodes = _numbers(run, "evaluations.csv", [*EVALUATION_COLUMNS, "success", "task"], remarks, tasks)
         timing = _numbers(run, "timing.csv", TIMING_COLUMNS, remarks)
-        evaluations = _evaluations(
-            _without_repeats(episodes, row["episodes"], remarks), timing, row["episodes"], remarks
-        )
+        episodes = _without_repeats(episodes, row["episodes"] * len(tasks), remarks)
+        of_task = [episodes[episodes[:, 5] == n] for n in range(len(tasks))] if len(tasks) > 1 else [episodes]
+        evaluations = np.concatenate([_evaluations(own, timing, row["episodes"], remarks) for own in of_task])
         _remark_returns(evaluations, row["task"], remarks)
         latents = _numbers(run, "latents.csv", LATENT_COLUMNS, remarks)
         status, reason = run.ending()
@@ -110,10 +113,13 @@ def _tell_provenance(run: Run | KeptRun, row: dict[str, Any], remarks: list[str]
         remarks.append("provenance.json is damaged")
 
 
-def _numbers(run: Run | KeptRun, name: str, columns: list[str], remarks: list[str]) -> np.ndarray:
+def _numbers(
+    run: Run | KeptRun, name: str, columns: list[str], remarks: list[str], tasks: Sequence[str] = ()
+) -> np.ndarray:
     """(rows, columns) as floats, blank = NaN; (0, columns) when the file is absent.
 
-    A last line without its newline is left out and named. Columns are found by their header; more may follow.
+    A last line without its newline is left out and named. Columns are found by their header; more may follow. In a
+    column `task` the name of one of several `tasks` becomes its number.
     """
     rows = run.rows(name)
     if rows.torn:
@@ -127,6 +133,10 @@ def _numbers(run: Run | KeptRun, name: str, columns: list[str], remarks: list[st
         return np.empty((0, len(columns)))
     try:
         fields = ",".join(rows.lines).split(",")
+        if "task" in header:
+            at = slice(header.index("task"), None, len(header))
+            numbers = {"": "", **{task: str(n) for n, task in enumerate(tasks)}}
+            fields[at] = [numbers.get(field, field) for field in fields[at]]  # another's is no number: damaged
         if "" in fields:
             fields = [field or "nan" for field in fields]
         values = np.array(list(map(float, fields))).reshape(-1, len(header))
@@ -143,7 +153,7 @@ def _numbers(run: Run | KeptRun, name: str, columns: list[str], remarks: list[st
 
 
 def _without_repeats(episodes: np.ndarray, expected: int, remarks: list[str]) -> np.ndarray:
-    """Episodes (rows, 5), each of an evaluation once (its first row), and none beyond the `expected` ones."""
+    """Episodes (rows, 6), each of an evaluation once (its first row), and none beyond the `expected` ones."""
     steps, counts = np.unique(episodes[:, 0], return_counts=True)
     more = steps[counts > expected]
     if expected < 1 or not len(more):
@@ -168,7 +178,7 @@ def _remark_returns(evaluations: np.ndarray, task: str, remarks: list[str]) -> N
 
 
 def _evaluations(episodes: np.ndarray, timing: np.ndarray, expected: int, remarks: list[str]) -> np.ndarray:
-    """Episodes (rows, 5) -> one row an evaluation, as EVALUATION_TABLE."""
+    """Episodes (rows, 6) of one task -> one row an evaluation, as EVALUATION_TABLE."""
     if not len(episodes):
         return np.empty((0, len(EVALUATION_TABLE)))
     steps = episodes[:, 0]
@@ -187,6 +197,7 @@ def _evaluations(episodes: np.ndarray, timing: np.ndarray, expected: int, remark
         place = np.minimum(np.searchsorted(timing[:, 0], table[:, 0]), len(timing) - 1)
         table[:, 7:9] = np.where((timing[place, 0] == table[:, 0])[:, None], timing[place, 1:], np.nan)
     table[:, 9] = 100.0 * np.add.reduceat(episodes[:, 4], starts) / counts
+    table[:, 10] = episodes[starts, 5]
     short = np.flatnonzero(counts < expected)
     if len(short):
         at = ", ".join(f"{table[i, 0]:.0f} ({counts[i]} of {expected} episodes)" for i in short[:3])

@@ -3,7 +3,8 @@
 `load` reads every run directory below the given folders into three tables and never fails because of one of
 them: a run that cannot be read, or only in part, is in the table `runs` with a status and a reason.
 
-    runs         one row a run: what it is (agent, task, seed, configuration), how it ended, on what it ran
+    runs         one row a run: what it is (agent, task, seed, configuration), how it ended, on what it ran;
+                 of several tasks, one a task (several_tasks.py)
     evaluations  one row an evaluation: mean, spread and extremes of its episodes, wall-clock seconds, updates
     latents      one row a latent diagnostic
 
@@ -26,6 +27,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from analysis import several_tasks
 from analysis.errors import InputError
 from analysis.run_folder import EVALUATION_TABLE, empty_row, read_run
 from iqrl.runs import group
@@ -33,7 +35,7 @@ from iqrl.runs.group import KeptRun
 from iqrl.runs.reader import Run
 from iqrl.runs.tables import LATENT_COLUMNS, Damaged
 
-CACHE_VERSION = 6  # raise it when a column changes its meaning
+CACHE_VERSION = 7  # raise it when a column changes its meaning
 FILES = ("config.yaml", "provenance.json", "evaluations.csv", "latents.csv", "timing.csv", "DONE", "FAILED")
 PARALLEL_FROM = 400  # runs to read from which a second process pays for its start
 
@@ -85,6 +87,7 @@ def _load_folder(folder: Path, cache: bool, processes: int | None) -> RunTables:
         tables = _merge(cached, fresh, stale=set(changed) | gone) if cached else fresh
         if cache:
             _write_cache(folder, tables)
+    tables = RunTables(*several_tasks.by_task(tables.runs, tables.evaluations, tables.latents))
     for table in (tables.runs, tables.evaluations, tables.latents):
         table.insert(0, "key", _joined(f"{folder}/", table["run"]))
     tables.runs["folder"] = str(folder)

@@ -9,6 +9,7 @@ from collections.abc import Iterable
 import numpy as np
 import pandas as pd
 
+from analysis.several_tasks import directory_of
 from iqrl.runs.tables import Damaged, read_rows
 
 
@@ -20,7 +21,7 @@ def read(keys: Iterable[str]) -> pd.DataFrame:
     by_header: dict[tuple[str, ...], list[tuple[str, list[str]]]] = {}
     for key in keys:
         try:
-            rows = read_rows(f"{key}/training.csv")
+            rows = read_rows(f"{directory_of(key)}/training.csv")
         except Damaged as error:
             print(f"{key}: {error}", file=sys.stderr)
             continue

@@ -20,6 +20,7 @@ from torch.func import grad_and_value
 from iqrl.agent import Agent, Batch, Metrics, Noise, Progress, Slices, Stage, State, Tensors, Update, register, setting
 from iqrl.environments.tasks import TaskSpec
 from iqrl.images import Convolutions, ImageEncoder, shift_noise, shifted
+from iqrl.multi_task import TASK_DIM, TASK_IN_ENCODER, own_mean, told_the_task
 from iqrl.networks import MLP, Adam, BoundNetworks, Network, ParameterGroup, layer_norm, mean_min_max
 from iqrl.redundancy import COVARIANCE, REMEDY, VARIANCE, remedy_loss
 from iqrl.returns import n_step
@@ -89,6 +90,8 @@ class Config:
     fade_floor: float = setting(
         0.1, "and the least it becomes (drq.md section 3)", low=0.0, high=1.0, omit_default_from_identity=True
     )
+    task_dim: int = setting(96, **TASK_DIM)
+    task_in_encoder: bool = setting(False, **TASK_IN_ENCODER)
     batch_size: int = setting(256, "slices in a batch", low=2, high=1_000_000)
     buffer_size: int = setting(1_000_000, "replay capacity, transitions", low=1000, high=10**9)
     # collection (section 7)
@@ -102,6 +105,7 @@ class Config:
 @register("mrq")
 class MRQ(Agent[Config]):
     sees_images = True
+    takes_several_tasks = True  # ours: section 9
     presets = {
         "default": {},
         "small": {"zs_dim": 128, "za_dim": 64, "zsa_dim": 128, "hidden_dim": 128, "batch_size": 128},
@@ -110,23 +114,28 @@ class MRQ(Agent[Config]):
 
     def __init__(self, config: Config, spec: TaskSpec, dtype: torch.dtype = torch.float32) -> None:
         super().__init__(config, spec, dtype)
-        c, o, a, h = config, spec.observation_dim, spec.action_dim, config.hidden_dim
+        c, o, a, h = config, spec.feature_dim, spec.action_dim, config.hidden_dim
 
         def network(inputs: int, hidden: tuple[int, ...], outputs: int, activation: str = "elu", **more: Any) -> MLP:
             return MLP(inputs, hidden, outputs, activation, "plain", initialisation="xavier_relu", **more)
 
+        def told(mlp: MLP, tasks: int = len(spec.tasks)) -> Network:
+            return told_the_task(mlp, tasks, c.task_dim)
+
         e = c.encoder_hidden_dim or h
         self.images = spec.frame_shape is not None
-        encoders: dict[str, Network] = {"f": network(o, (e, e), c.zs_dim, precise_input=True)}
+        in_encoder = len(spec.tasks) if c.task_in_encoder else 0
+        encoders: dict[str, Network] = {"f": told(network(o, (e, e), c.zs_dim, precise_input=True), in_encoder)}
         if self.images:
             convolutions = Convolutions(spec.image_shape, FILTERS, (2, 2, 2, 1), "elu", "xavier_relu")
             encoders["f"] = ImageEncoder(convolutions, network(convolutions.outputs, (), c.zs_dim))
         encoders["embedding"] = network(a, (), c.za_dim, precise_input=True)
-        encoders["g"] = network(c.zs_dim + c.za_dim, (e, e), c.zsa_dim)
+        encoders["g"] = told(network(c.zs_dim + c.za_dim, (e, e), c.zsa_dim))
         self.target = ParameterGroup(encoders, dtype)
         self.encoder = ParameterGroup({**encoders, "m": network(c.zsa_dim, (), 1 + c.zs_dim + c.num_bins)}, dtype)
-        self.policy = ParameterGroup({"policy": network(c.zs_dim, (h, h), a, "relu", precise_output=True)}, dtype)
-        value = network(c.zsa_dim, (h, h, h), 1, ensemble=2, precise_output=True)
+        policy = told(network(c.zs_dim, (h, h), a, "relu", precise_output=True))
+        self.policy = ParameterGroup({"policy": policy}, dtype)
+        value = told(network(c.zsa_dim, (h, h, h), 1, ensemble=2, precise_output=True))
         self.value = ParameterGroup({"value": value}, dtype)
         self.encoder_optimiser = Adam(c.enc_lr, weight_decay=c.enc_weight_decay)
         self.value_optimiser = Adam(c.value_lr, weight_decay=c.value_weight_decay, clip=c.value_clip)
@@ -137,17 +146,20 @@ class MRQ(Agent[Config]):
 
     def embed_state(self, encoder: BoundNetworks, observation: Tensor, hidden: list[Tensor] | None = None) -> Tensor:
         """zs = f(s): (..., O), or images (..., C, height, width) -> (..., zs_dim)."""
-        return F.elu(layer_norm(encoder.f(observation, hidden=hidden)))
+        told = self.told(observation) if self.config.task_in_encoder else ()
+        return F.elu(layer_norm(encoder.f(self.without_task(observation), *told, hidden=hidden)))
+
+    # `told` is `self.told(observation)`, what networks are told of the task: nothing where there is one.
 
     def embed_action(
-        self, encoder: BoundNetworks, zs: Tensor, action: Tensor, hidden: list[Tensor] | None = None
+        self, encoder: BoundNetworks, zs: Tensor, action: Tensor, *told: Tensor, hidden: list[Tensor] | None = None
     ) -> Tensor:
         """zsa = g(zs, a): (B, zsa_dim)."""
-        return encoder.g(zs, F.elu(encoder.embedding(action)), hidden=hidden)
+        return encoder.g(zs, F.elu(encoder.embedding(action)), *told, hidden=hidden)
 
-    def pre_activation(self, policy: Tensor, zs: Tensor, hidden: list[Tensor] | None = None) -> Tensor:
+    def pre_activation(self, policy: Tensor, zs: Tensor, *told: Tensor, hidden: list[Tensor] | None = None) -> Tensor:
         """What the policy squashes: (B, A)."""
-        return self.policy(policy).policy(zs, hidden=hidden)
+        return self.own(self.policy(policy).policy(zs, *told, hidden=hidden), told)
 
     def squash(self, x: Tensor, uniform: Tensor | None) -> Tensor:
         """Actions in [-1, 1]; discrete ones as a Gumbel-softmax sample, without noise if none is given."""
@@ -164,9 +176,9 @@ class MRQ(Agent[Config]):
         place = torch.arange(action.shape[-1], device=action.device)
         return (action.argmax(-1, keepdim=True) == place).to(action.dtype)
 
-    def values(self, value: Tensor, zsa: Tensor, hidden: list[Tensor] | None = None) -> Tensor:
+    def values(self, value: Tensor, zsa: Tensor, *told: Tensor, hidden: list[Tensor] | None = None) -> Tensor:
         """Q of both heads, in units of S: (B, zsa_dim) -> (2, B)."""
-        return self.value(value).value(zsa, hidden=hidden)[..., 0]
+        return self.value(value).value(zsa, *told, hidden=hidden)[..., 0]
 
     def initialise(self, generator: torch.Generator) -> dict[str, Tensor]:
         encoder, policy, value = (g.initialise(generator) for g in (self.encoder, self.policy, self.value))
@@ -187,11 +199,11 @@ class MRQ(Agent[Config]):
     def act(
         self, state: State, carry: Tensors, observation: Tensor, noise: Tensors, schedule: Tensors
     ) -> tuple[Tensor, State]:
-        zs = self.latent(state, observation)
-        action = self.squash(self.pre_activation(state["policy"], zs), noise.get("gumbel"))
+        zs, told = self.latent(state, observation), self.told(observation)
+        action = self.squash(self.pre_activation(state["policy"], zs, *told), noise.get("gumbel"))
         if "action" in noise:
             action = action + self.noise_scale * self.config.exploration_noise * noise["action"]
-        return self.realise(action), carry
+        return self.own(self.realise(action), told), carry
 
     def act_noise(self, explore: bool) -> Mapping[str, Noise]:
         shape = (self.spec.action_dim,)
@@ -214,11 +226,11 @@ class MRQ(Agent[Config]):
         action, mask = self.realise(batch.action[:steps]), batch.alive[:steps]  # (H, B, A), (H, B)
         with torch.no_grad():
             goal = self.embed_state(bar, batch.observation[1 : steps + 1])  # (H, B, zs_dim)
-        z = self.embed_state(net, batch.observation[0])
+        z, told = self.embed_state(net, batch.observation[0]), self.told(batch.observation[0])
         remedy = remedy_loss(c, z)
         predicted: list[Tensor] = []
         for h in range(steps):
-            predicted.append(net.m(self.embed_action(net, z, action[h])))
+            predicted.append(net.m(self.embed_action(net, z, action[h], *told)))
             z = predicted[h][:, 1 : 1 + c.zs_dim]  # fed on as it is
         done, following, logits = torch.stack(predicted).split([1, c.zs_dim, c.num_bins], -1)
 
@@ -245,26 +257,31 @@ class MRQ(Agent[Config]):
         returns = n_step if c.reward_mask == "alive" else n_step_mrq_released
         total, factor, last = returns(batch, c.q_horizon, c.discount)
         bar = self.target(state["target_encoder"])
-        zs = self.embed_state(bar, last)
-        action = self.squash(self.pre_activation(state["target_policy"], zs), noise.get("target_gumbel"))
+        zs, told = self.embed_state(bar, last), self.told(last)
+        action = self.squash(self.pre_activation(state["target_policy"], zs, *told), noise.get("target_gumbel"))
         smoothing = torch.clamp(c.target_noise * noise["smoothing"], -c.noise_clip, c.noise_clip)
-        action = self.realise(action + self.noise_scale * smoothing)
-        q = self.values(state["target_value"], self.embed_action(bar, zs, action)).min(0).values
+        action = self.own(self.realise(action + self.noise_scale * smoothing), told)
+        q = self.values(state["target_value"], self.embed_action(bar, zs, action, *told), *told).min(0).values
         if not c.scale_rewards:
             return total + factor * q
         return (total + factor * q * state["target_reward_scale"]) / state["reward_scale"]
 
-    def value_loss(self, value: Tensor, zsa: Tensor, y: Tensor) -> tuple[Tensor, tuple[Tensor, Metrics]]:
+    def value_loss(self, value: Tensor, zsa: Tensor, y: Tensor, *told: Tensor) -> tuple[Tensor, tuple[Tensor, Metrics]]:
         """Smooth L1 over batch and both heads. Also gives the errors |Q - y| (2, B)."""
-        q = self.values(value, zsa)
+        q = self.values(value, zsa, *told)
         return F.smooth_l1_loss(q, y.expand(q.shape)), ((q - y).detach().abs(), mean_min_max("q", q))
 
-    def policy_loss(self, policy: Tensor, value: Tensor, encoder: Tensor, zs: Tensor, noise: Tensors) -> Tensor:
+    def policy_loss(
+        self, policy: Tensor, value: Tensor, encoder: Tensor, zs: Tensor, noise: Tensors, *told: Tensor
+    ) -> Tensor:
         """Minus the mean value of both heads; the gradient passes through g into the action."""
-        x = self.pre_activation(policy, zs)
+        x = self.pre_activation(policy, zs, *told)
         action = self.squash(x, noise.get("gumbel"))
-        q = self.values(value, self.embed_action(self.encoder(encoder), zs, action))
-        return -q.mean() + self.config.pre_activation_weight * x.square().mean()
+        q = self.values(value, self.embed_action(self.encoder(encoder), zs, action, *told), *told)
+        square = x.square()
+        if told:
+            square = own_mean(square, [task.action_dim for task in self.spec.tasks], told)
+        return -q.mean() + self.config.pre_activation_weight * square.mean()
 
     # --- learning
 
@@ -323,13 +340,13 @@ class MRQ(Agent[Config]):
         batch = shifted(batch, noise, self.config.pad)
         c, encoder = self.config, self.encoder(state["encoder"])
         y = self.target_value(state, batch, noise)
-        zs = self.embed_state(encoder, batch.observation[0])
-        zsa = self.embed_action(encoder, zs, self.realise(batch.action[0]))
-        gradient, (loss, (error, parts)) = grad_and_value(self.value_loss, has_aux=True)(state["value"], zsa, y)
+        zs, told = self.embed_state(encoder, batch.observation[0]), self.told(batch.observation[0])
+        zsa = self.embed_action(encoder, zs, self.realise(batch.action[0]), *told)
+        gradient, (loss, (error, parts)) = grad_and_value(self.value_loss, has_aux=True)(state["value"], zsa, y, *told)
         changed, norm = self.value_optimiser.step("value", state, gradient)
         metrics = {"value_loss": loss, **parts, "target_mean": y.mean(), "target_std": y.std()}
         gradient, loss = grad_and_value(self.policy_loss)(
-            state["policy"], changed["value"], state["encoder"], zs, noise
+            state["policy"], changed["value"], state["encoder"], zs, noise, *told
         )
         stepped, _ = self.policy_optimiser.step("policy", state, gradient)
         priority = torch.clamp(error.amax(0), min=c.lap_min) ** c.lap_alpha
@@ -352,10 +369,10 @@ class MRQ(Agent[Config]):
     def hidden(self, state: State, observation: Tensor, action: Tensor) -> list[Tensor]:
         layers: list[Tensor] = []
         encoder = self.encoder(state["encoder"])
-        zs = self.embed_state(encoder, observation, layers)
-        zsa = self.embed_action(encoder, zs, self.realise(action), layers)
-        self.values(state["value"], zsa, layers)
-        self.pre_activation(state["policy"], zs, layers)
+        zs, told = self.embed_state(encoder, observation, layers), self.told(observation)
+        zsa = self.embed_action(encoder, zs, self.realise(action), *told, hidden=layers)
+        self.values(state["value"], zsa, *told, hidden=layers)
+        self.pre_activation(state["policy"], zs, *told, hidden=layers)
         return layers
 
 

@@ -16,7 +16,8 @@ from torch.func import grad_and_value
 from iqrl.agent import Agent, Batch, Metrics, Noise, Progress, Slices, Stage, State, Tensors, Update, register, setting
 from iqrl.environments.tasks import TaskSpec
 from iqrl.errors import InputError
-from iqrl.networks import MLP, Adam, BoundNetworks, ParameterGroup, mean_min_max, soft_update
+from iqrl.multi_task import TASK_DIM, TASK_IN_ENCODER, told_the_task
+from iqrl.networks import MLP, Adam, BoundNetworks, Network, ParameterGroup, mean_min_max, soft_update
 from iqrl.quantisers import FSQ_LEVELS, make_quantiser
 from iqrl.redundancy import COVARIANCE, REMEDY, VARIANCE, remedy_loss
 from iqrl.returns import n_step
@@ -66,6 +67,8 @@ class Config:
         [512, 512], "hidden widths of all but the encoder; the first is the trunks'", low=1, high=65536
     )
     enc_mlp_dims: list[int] = setting([512, 512], "hidden widths of the encoder", low=1, high=65536)
+    task_dim: int = setting(96, **TASK_DIM)
+    task_in_encoder: bool = setting(False, **TASK_IN_ENCODER)
     init: str = setting("orthogonal", "weights, or PyTorch's default", choices=("orthogonal", "torch"))
     # data
     batch_size: int = setting(512, "slices in a batch", low=2, high=1_000_000)
@@ -85,6 +88,7 @@ HARD = ("dog", "humanoid")  # domains
 
 @register("tcrl")
 class TCRL(Agent[Config]):
+    takes_several_tasks = True  # ours: tcrl.md, "Several tasks"
     presets = {
         "default": {},
         "small": {"mlp_dims": [128, 128], "enc_mlp_dims": [128, 128], "batch_size": 128},
@@ -94,11 +98,12 @@ class TCRL(Agent[Config]):
     @classmethod
     def task_defaults(cls, task: str, group: str) -> dict[str, Any]:
         """Table of groups (tcrl.md, "Loop")."""
-        domain = task.split("-")[0]
-        if domain in HARD:
+        names = [name.split("+")[0] for name in task.split(",")]
+        domains = {name.split("-")[0] for name in names}
+        if domains & {*HARD}:
             values: dict[str, Any] = {"latent_dim": 100, "noise_final": 0.2, "noise_episodes": 500}
-            return values | ({"nstep": 1} if domain == "humanoid" else {})
-        return {"noise_episodes": 50 if task.split("+")[0] in EASY else 150}
+            return values | ({"nstep": 1} if domains == {"humanoid"} else {})
+        return {"noise_episodes": 50 if {*names} <= {*EASY} else 150}
 
     @classmethod
     def validate(cls, config: Config) -> None:
@@ -109,21 +114,27 @@ class TCRL(Agent[Config]):
 
     def __init__(self, config: Config, spec: TaskSpec, dtype: torch.dtype = torch.float32) -> None:
         super().__init__(config, spec, dtype)
-        c, o, a = config, spec.observation_dim, spec.action_dim
+        c, o, a = config, spec.feature_dim, spec.action_dim
         self.quantise = make_quantiser(c.quantizer, c.fsq_levels)
         self.width = z = c.latent_dim * (len(c.fsq_levels) if c.quantizer == "fsq" else 1)
         hidden, (first, *rest) = tuple(c.mlp_dims), c.mlp_dims
         plain: dict[str, Any] = {"activation": "elu", "norm": "none", "initialisation": c.init}
         trunk: dict[str, Any] = {"activation": "tanh", "norm": "affine", "initialisation": c.init}
-        encoder = MLP(o, tuple(c.enc_mlp_dims), z, precise_input=True, **plain)
-        dynamics = MLP(z + a, hidden, z, **plain)
-        reward = MLP(z + a, hidden, 1, precise_output=True, **plain)
+
+        def told(network: MLP, tasks: int = len(spec.tasks)) -> Network:
+            return told_the_task(network, tasks, c.task_dim)
+
+        encoder = told(
+            MLP(o, tuple(c.enc_mlp_dims), z, precise_input=True, **plain), len(spec.tasks) if c.task_in_encoder else 0
+        )
+        dynamics = told(MLP(z + a, hidden, z, **plain))
+        reward = told(MLP(z + a, hidden, 1, precise_output=True, **plain))
         head = MLP(first, tuple(rest), a, precise_output=True, **plain)
         heads = MLP(first, tuple(rest), 1, ensemble=2, precise_output=True, **plain)
         self.world = ParameterGroup({"encoder": encoder, "dynamics": dynamics, "reward": reward}, dtype)
         self.target = ParameterGroup({"encoder": encoder}, dtype)
-        self.actor = ParameterGroup({"trunk": MLP(z, (first,), 0, **trunk), "head": head}, dtype)
-        self.critic = ParameterGroup({"trunk": MLP(z + a, (first,), 0, **trunk), "heads": heads}, dtype)
+        self.actor = ParameterGroup({"trunk": told(MLP(z, (first,), 0, **trunk)), "head": head}, dtype)
+        self.critic = ParameterGroup({"trunk": told(MLP(z + a, (first,), 0, **trunk)), "heads": heads}, dtype)
         decoupled = c.decay_mode == "decoupled"
         self.world_optimiser = Adam(c.lr, weight_decay=c.weight_decay, decoupled=decoupled, clip=c.clip)
         self.optimiser = Adam(c.lr)
@@ -132,28 +143,35 @@ class TCRL(Agent[Config]):
 
     def encode(self, world: BoundNetworks, observation: Tensor) -> Tensor:
         """z = e(o): (..., O) -> (..., Z)."""
-        return self.quantise(world.encoder(observation))
+        return self.quantise(self.encoder_output(world, observation))
 
-    def step(self, world: BoundNetworks, z: Tensor, action: Tensor) -> tuple[Tensor, Tensor]:
+    def encoder_output(self, world: BoundNetworks, observation: Tensor, hidden: list[Tensor] | None = None) -> Tensor:
+        """e(o), which is quantised: (..., O) -> (..., Z)."""
+        told = self.told(observation) if self.config.task_in_encoder else ()
+        return world.encoder(self.without_task(observation), *told, hidden=hidden)
+
+    # `told` is `self.told(observation)`, what networks are told of the task: nothing where there is one.
+
+    def step(self, world: BoundNetworks, z: Tensor, action: Tensor, *told: Tensor) -> tuple[Tensor, Tensor]:
         """Next latent (..., Z) and reward (...,) after an action."""
         za = torch.cat([z, action], -1)
-        following, reward = world.dynamics(za), world.reward(za)[..., 0]
+        following, reward = world.dynamics(za, *told), world.reward(za, *told)[..., 0]
         return self.quantise(z + following if self.config.dyn_mode == "residual" else following), reward
 
-    def policy(self, actor: Tensor, z: Tensor) -> Tensor:
+    def policy(self, actor: Tensor, z: Tensor, *told: Tensor) -> Tensor:
         """Mean action, tanh of the actor's output: (B, Z) -> (B, A)."""
         net = self.actor(actor)
-        return torch.tanh(net.head(net.trunk(z)))
+        return self.own(torch.tanh(net.head(net.trunk(z, *told))), told)
 
-    def values(self, critic: Tensor, z: Tensor, action: Tensor) -> Tensor:
+    def values(self, critic: Tensor, z: Tensor, action: Tensor, *told: Tensor) -> Tensor:
         """q_1(z, a) and q_2(z, a), heads on a shared trunk: (2, B)."""
         net = self.critic(critic)
-        return net.heads(net.trunk(z, action))[..., 0]
+        return net.heads(net.trunk(z, action, *told))[..., 0]
 
-    def sample(self, actor: Tensor, z: Tensor, sigma: Tensor, noise: Tensor) -> Tensor:
+    def sample(self, actor: Tensor, z: Tensor, sigma: Tensor, noise: Tensor, *told: Tensor) -> Tensor:
         """Action of the truncated normal policy, as the losses use it."""
         limit = self.config.noise_clip
-        return truncate(self.policy(actor, z) + torch.clamp(sigma * noise, -limit, limit))
+        return self.own(truncate(self.policy(actor, z, *told) + torch.clamp(sigma * noise, -limit, limit)), told)
 
     def initialise(self, generator: torch.Generator) -> dict[str, Tensor]:
         world, actor, critic = (g.initialise(generator) for g in (self.world, self.actor, self.critic))
@@ -173,13 +191,14 @@ class TCRL(Agent[Config]):
     def act(
         self, state: State, carry: Tensors, observation: Tensor, noise: Tensors, schedule: Tensors
     ) -> tuple[Tensor, State]:
-        action = self.policy(state["actor"], self.latent(state, observation))
+        told = self.told(observation)
+        action = self.policy(state["actor"], self.latent(state, observation), *told)
         if "action" in noise:
-            action = truncate(action + schedule["sigma"] * noise["action"])
+            action = self.own(truncate(action + schedule["sigma"] * noise["action"]), told)
         return action, carry
 
     def acts_randomly(self, progress: Progress) -> bool:
-        return progress.episodes < self.config.warmup_episodes
+        return self.rounds(progress) < self.config.warmup_episodes
 
     # --- losses ("One update")
 
@@ -188,11 +207,11 @@ class TCRL(Agent[Config]):
         c, net = self.config, self.world(world)
         with torch.no_grad():
             goal = self.encode(self.target(target), batch.observation[1 : c.horizon + 1])
-        z = self.encode(net, batch.observation[0])
+        z, told = self.encode(net, batch.observation[0]), self.told(batch.observation[0])
         remedy = remedy_loss(c, z)
         latents, rewards = [], []
         for h in range(c.horizon):
-            z, reward = self.step(net, z, batch.action[h])
+            z, reward = self.step(net, z, batch.action[h], *told)
             latents.append(z)
             rewards.append(reward)
         predicted = torch.stack(latents)  # (H, B, Z)
@@ -213,17 +232,22 @@ class TCRL(Agent[Config]):
         """
         total, factor, _ = n_step(batch, self.config.nstep, self.config.discount)
         actor = state["target_actor" if self.config.next_policy == "target" else "actor"]
-        q = self.values(state["target_critic"], z[1], self.sample(actor, z[1], sigma, noise))
+        told = self.told(batch.observation[0])
+        q = self.values(state["target_critic"], z[1], self.sample(actor, z[1], sigma, noise, *told), *told)
         return total + factor * q.min(0).values
 
-    def critic_loss(self, critic: Tensor, z: Tensor, action: Tensor, y: Tensor) -> tuple[Tensor, Metrics]:
+    def critic_loss(
+        self, critic: Tensor, z: Tensor, action: Tensor, y: Tensor, *told: Tensor
+    ) -> tuple[Tensor, Metrics]:
         """Mean over the batch of (q_1 - y)^2 + (q_2 - y)^2."""
-        q = self.values(critic, z, action)
+        q = self.values(critic, z, action, *told)
         return (q - y).square().sum(0).mean(), mean_min_max("q", q)
 
-    def actor_loss(self, actor: Tensor, critic: Tensor, z: Tensor, noise: Tensor, sigma: Tensor) -> Tensor:
+    def actor_loss(
+        self, actor: Tensor, critic: Tensor, z: Tensor, noise: Tensor, sigma: Tensor, *told: Tensor
+    ) -> Tensor:
         """-E[min(q_1, q_2)(z, a)] of a sampled action (step 5)."""
-        return -self.values(critic, z, self.sample(actor, z, sigma, noise)).min(0).values.mean()
+        return -self.values(critic, z, self.sample(actor, z, sigma, noise, *told), *told).min(0).values.mean()
 
     # --- learning
 
@@ -252,7 +276,7 @@ class TCRL(Agent[Config]):
         z = self.encode(self.world(changed["world"]), torch.stack([batch.observation[0], last]))  # (2, B, Z)
         y = self.target_value(state, batch, z, noise["next_action"], schedule["sigma"])
         gradient, (loss, parts) = grad_and_value(self.critic_loss, has_aux=True)(
-            state["critic"], z[0], batch.action[0], y
+            state["critic"], z[0], batch.action[0], y, *self.told(batch.observation[0])
         )
         stepped, _ = self.optimiser.step("critic", state, gradient)
         changed |= stepped
@@ -265,7 +289,7 @@ class TCRL(Agent[Config]):
         """The actor, by the encoder and the critics that `update_critic` has just changed."""
         z = self.encode(self.world(state["world"]), batch.observation[0])
         gradient, loss = grad_and_value(self.actor_loss)(
-            state["actor"], state["critic"], z, noise["action"], schedule["sigma"]
+            state["actor"], state["critic"], z, noise["action"], schedule["sigma"], *self.told(batch.observation[0])
         )
         changed, _ = self.optimiser.step("actor", state, gradient)
         if self.config.next_policy == "target":
@@ -277,11 +301,12 @@ class TCRL(Agent[Config]):
     def schedule(self, progress: Progress) -> dict[str, float]:
         """sigma: set by the updates after an episode, so acting uses that of the last episode learned from."""
         c = self.config
-        learned = progress.episodes - 1 if progress.episodes > c.warmup_episodes else 0
+        episodes = self.rounds(progress)
+        learned = episodes - 1 if episodes > c.warmup_episodes else 0
         return {"sigma": linear(c.noise_initial, c.noise_final, c.noise_episodes, learned)}
 
     def after_episode(self, progress: Progress, counters: dict[str, float]) -> tuple[int, tuple[str, ...]]:
-        if progress.episodes <= self.config.warmup_episodes:
+        if self.rounds(progress) <= self.config.warmup_episodes:
             return 0, ()
         return round(self.config.utd * progress.episode_decisions), ()
 
@@ -300,10 +325,10 @@ class TCRL(Agent[Config]):
     def hidden(self, state: State, observation: Tensor, action: Tensor) -> list[Tensor]:
         layers: list[Tensor] = []
         world, critic, actor = self.world(state["world"]), self.critic(state["critic"]), self.actor(state["actor"])
-        z = self.quantise(world.encoder(observation, hidden=layers))
-        world.dynamics(z, action, hidden=layers)
-        critic.heads(critic.trunk(z, action, hidden=layers), hidden=layers)
-        actor.head(actor.trunk(z, hidden=layers), hidden=layers)
+        z, told = self.quantise(self.encoder_output(world, observation, layers)), self.told(observation)
+        world.dynamics(z, action, *told, hidden=layers)
+        critic.heads(critic.trunk(z, action, *told, hidden=layers), hidden=layers)
+        actor.head(actor.trunk(z, *told, hidden=layers), hidden=layers)
         return layers
 
 

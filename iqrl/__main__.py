@@ -317,13 +317,17 @@ def evaluate_run(path: Path, words: Sequence[str], episodes: int, video: Path | 
     changes = {key: values for key, values in given.items() if key == "agent"}
     run = config.load_run(path, changes)
     execution = config.resolve([("command line", {k: v for k, v in given.items() if k not in changes})])[1]
+    names = [task.name for task in run.spec.tasks]  # of several tasks, which take turns
     returns: list[float] = []
     successes: list[bool] = []
     for value, success in evaluate_checkpoint(run, path, execution, episodes, video):
         said = "" if success is None else "  success" if success else "  no success"
+        said += f"  {names[len(returns) % len(names)]}" if names else ""
         print(f"episode {len(returns):3d}  return {value:8.2f}{said}", flush=True)
         returns.append(value)
         successes += [] if success is None else [success]
+    for n, name in enumerate(names[: len(returns)]):
+        print(f"mean {fmean(returns[n :: len(names)]):.2f}  {name}")
     rate = f"  success {fmean(successes):.0%}" if successes else ""
     changed = "".join(f"  {word}" for word in words if word.startswith("agent."))
     print(f"mean {fmean(returns):.2f}  standard deviation {pstdev(returns):.2f}{rate}  episodes {episodes}{changed}")
@@ -351,6 +355,7 @@ def show_tasks() -> int:
         for name in listed:
             print(f"  {name:28s} {tasks.parse(name).group}")
     print("  gym:ID, such as gym:HalfCheetah-v4; gym:MODULE:ID of one that a module of your own registers\n")
+    print("task=[TASK,TASK] is one agent on several tasks of one suite, seen as states.")
     print("Add +action_noise=S, +obs_noise=S or +sticky=P to make a task stochastic; TASK@pixels is observed as images")
     print("(docs/tasks.md).")
     return 0

@@ -19,6 +19,8 @@ from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar
 import torch
 from torch import Tensor
 
+from iqrl import multi_task
+from iqrl.multi_task import Told
 from iqrl.networks import ParameterGroup
 
 if TYPE_CHECKING:
@@ -65,7 +67,7 @@ class Batch:
 
     Attributes:
         observation: (H + 1, B, O); entry 0 is the slice's first observation, entry h + 1 follows action h. Of images
-            (H + 1, B, C, height, width) uint8.
+            (H + 1, B, C, height, width) uint8. Of several tasks, its last number tells which (`Agent.told`).
         action: (H, B, A) in [-1, 1].
         reward: (H, B), summed over the action repeat.
         terminated: (H, B), 1.0 where transition h ended its episode by a termination.
@@ -91,6 +93,10 @@ class Batch:
         """(H, B), 1.0 up to and including the transition that ends the episode, 0.0 after it."""
         going = torch.cumprod(1.0 - self.ended, 0)
         return torch.cat([torch.ones_like(going[:1]), going[:-1]])
+
+    def at(self, index: Tensor) -> Batch:
+        """The slices with indices (n,)."""
+        return Batch(*(getattr(self, f.name)[:, index] for f in dataclasses.fields(self)))
 
 
 @dataclass(frozen=True)
@@ -186,6 +192,7 @@ class Agent(Generic[C]):
     name: ClassVar[str] = ""
     sees_images: ClassVar[bool] = False  # learns from tasks observed as images
     sees_states: ClassVar[bool] = True  # learns from tasks observed as vectors
+    takes_several_tasks: ClassVar[bool] = False  # learns several tasks at once
     compile_act: ClassVar[bool] = False  # compile `act` too, where learning is compiled: for planners
     act_bytes: int = 0  # of the largest tensor that `act` makes for one environment, where that is megabytes
 
@@ -217,6 +224,24 @@ class Agent(Generic[C]):
     @classmethod
     def validate(cls, config: C) -> None:
         """Raises InputError for values that do not go together."""
+
+    # --- several tasks (iqrl.multi_task)
+
+    def told(self, observation: Tensor) -> Told:
+        """What networks are told of the task that observations (..., O) are of; nothing of a single one."""
+        return multi_task.told(self.spec, observation)
+
+    def without_task(self, observation: Tensor) -> Tensor:
+        """Observations without what tells the task."""
+        return multi_task.without_task(self.spec, observation)
+
+    def own(self, action: Tensor, of_task: Told) -> Tensor:
+        """Actions (..., A) with zeros where the task has no such entry."""
+        return multi_task.own(action, [task.action_dim for task in self.spec.tasks], of_task)
+
+    def rounds(self, progress: Progress) -> int:
+        """Finished training episodes of each task."""
+        return progress.episodes // max(1, len(self.spec.tasks))
 
     def groups(self) -> dict[str, ParameterGroup]:
         """The agent's parameter groups, by the attribute that holds each."""
@@ -328,8 +353,11 @@ class Agent(Generic[C]):
         """Latents (M, Z) that predictions are compared with, or None for an agent without such targets."""
         return None
 
-    def predicted_latent(self, state: State, latent: Tensor, action: Tensor) -> Tensor | None:
-        """The dynamics' next latents (M, Z) after latents (M, Z) and actions (M, A), or None without dynamics."""
+    def predicted_latent(self, state: State, latent: Tensor, action: Tensor, *told: Tensor) -> Tensor | None:
+        """The dynamics' next latents (M, Z) after latents (M, Z) and actions (M, A), or None without dynamics.
+
+        An agent of several tasks is told which, as `told` gives it.
+        """
         return None
 
     def latent_width(self) -> int:

@@ -78,7 +78,7 @@ class RunConfig:
     Attributes:
         agent: the algorithm's class.
         settings: its resolved configuration dataclass.
-        task: canonical task name.
+        task: canonical task name; of several tasks, theirs with commas between them.
         seed: the run's seed.
         origins: where each value came from, by dotted key.
     """
@@ -133,8 +133,13 @@ class RunConfig:
     @property
     def directory_name(self) -> str:
         """Name of the run's directory: readable, and ending in its identity."""
-        task = re.sub(r"[^A-Za-z0-9+=._-]", "_", self.task)
-        return f"{self.agent.name}-{task}-s{self.seed}-{self.identity[:8]}"
+        return f"{self.agent.name}-{self.task_label}-s{self.seed}-{self.identity[:8]}"
+
+    @property
+    def task_label(self) -> str:
+        """The task as a part of a file's name, which may have 255 characters: of very many tasks, the beginning."""
+        label = re.sub(r"[^A-Za-z0-9+=._-]", "_", self.task)
+        return label[:100] if "," in self.task else label
 
 
 # --- from words to layers
@@ -253,12 +258,14 @@ def resolve(layers: Sequence[tuple[str, Mapping[str, Any]]]) -> tuple[list[RunCo
                     f"{key}={short(value)}: expected keys below it, "
                     f"such as {key}.{'name' if key == 'agent' else 'env_steps'}"
                 )
-            if key in ("task", "preset", "runs") and not isinstance(value, str):
+            if key in ("preset", "runs") and not isinstance(value, str):
                 raise InputError(f"{key}={short(value)}: expected a word")
             top[key] = value
     names = [layer["agent"]["name"] for _, layer in layers if "name" in layer.get("agent", {})]
     cls, source = agent_class(str(names[-1] if names else "iqrl"))
-    task = tasks.parse(str(top.get("task", cls.observed("walker-walk"))))
+    task = tasks.parse(top.get("task", cls.observed("walker-walk")))
+    if task.members and not cls.takes_several_tasks:
+        raise InputError(f"task={task.name}: agent {cls.name} learns one task; expected one, or an agent of several")
     if task.pixels and not cls.sees_images:
         raise InputError(f"task={task.name}: agent {cls.name} learns from states, not from images")
     if not task.pixels and not cls.sees_states:

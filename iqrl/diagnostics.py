@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from iqrl.agent import Agent, Batch, State
+from iqrl.multi_task import told, without_task
 
 TOLERANCES = (0.1, 0.01, 0.001)
 DORMANT_SHARE = 0.025
@@ -129,7 +130,10 @@ def diagnose(agent: Agent[Any], state: State, batch: Batch) -> dict[str, Any]:
         row |= _movement(agent, state, batch, latent)
         after = agent.latent(state, batch.observation[1])
         assert after is not None
-        targets = {"observation_r2": batch.observation[1], "reward_r2": batch.reward[0][:, None]}
+        targets = {
+            "observation_r2": without_task(agent.spec, batch.observation[1]),
+            "reward_r2": batch.reward[0][:, None],
+        }
         for name, target in targets.items():
             if target.is_floating_point() and (r2 := linear_r2(after, target)) is not None:
                 row[name] = r2
@@ -147,7 +151,7 @@ def _movement(agent: Agent[Any], state: State, batch: Batch, latent: Tensor) -> 
         "target_cosine": mean_cosine(latent, target_after),
         "drift": mean_distance(latent, target) / max(mean_distance(after, latent), 1e-12),
     }
-    predicted = agent.predicted_latent(state, latent, batch.action[0, : len(latent)])
+    predicted = agent.predicted_latent(state, latent, batch.action[0, : len(latent)], *told(agent.spec, now))
     if predicted is not None:
         row["prediction_cosine"] = mean_cosine(predicted, target_after)
     return row

@@ -6,7 +6,7 @@ flat vectors of width Z = d c for d latent dimensions of c channels. Losses are 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -14,14 +14,18 @@ from torch import Tensor
 from torch.func import grad_and_value
 
 from iqrl.agent import Agent, Batch, Metrics, Noise, Progress, Slices, Stage, State, Tensors, Update, register, setting
+from iqrl.consistency import consistency, step_weights
 from iqrl.environments.tasks import TaskSpec
 from iqrl.errors import InputError
 from iqrl.images import Convolutions, ImageEncoder, shift_noise, shifted
+from iqrl.multi_task import TASK_DIM, TASK_IN_ENCODER, own_mean, told_the_task
 from iqrl.networks import MLP, Adam, BoundNetworks, Network, ParameterGroup, mean_min_max, soft_update
 from iqrl.quantisers import FSQ_LEVELS, VQ, make_quantiser
 from iqrl.redundancy import COVARIANCE, REMEDY, VARIANCE, remedy_loss
 from iqrl.returns import n_step, n_step_iqrl_released
 from iqrl.schedules import EXPLORATION_EPISODES, linear_by_episode
+
+Loss = tuple[Tensor, Metrics]
 
 
 @dataclass(frozen=True)
@@ -79,6 +83,8 @@ class Config:
     # networks (section 1)
     mlp_dims: list[int] = setting([512, 512], "hidden widths of all but the encoder", low=1, high=65536)
     enc_mlp_dims: list[int] = setting([256], "hidden widths of the encoder", low=1, high=65536)
+    task_dim: int = setting(96, **TASK_DIM)
+    task_in_encoder: bool = setting(False, **TASK_IN_ENCODER)
     pad: int = setting(4, "largest random shift of images, pixels", low=0, high=64, omit_default_from_identity=True)
     init: str = setting("torch", "PyTorch's default, or orthogonal (Q7)", choices=("torch", "orthogonal"))
     # data (section 5)
@@ -96,6 +102,7 @@ class Config:
 @register("iqrl")
 class IQRL(Agent[Config]):
     sees_images = True  # ours: section 11
+    takes_several_tasks = True  # ours: section 12
     profiles = {
         "default": {},
         "corrected": {"rep_cos_sign": -1},  # predictions like their targets, as the text of the early draft has it
@@ -113,15 +120,15 @@ class IQRL(Agent[Config]):
     @classmethod
     def task_defaults(cls, task: str, group: str) -> dict[str, Any]:
         """Per-task settings of the released code (iqrl.md section 5)."""
-        domain = task.split("-")[0]
+        domains = {name.split("-")[0] for name in task.split(",")}
         values: dict[str, Any] = {"noise_episodes": EXPLORATION_EPISODES[group]}
-        if domain in ("dog", "humanoid"):
+        if domains & {"dog", "humanoid"}:
             values["latent_dim"] = 1024
-        if domain in ("acrobot", "fish", "reacher", "dog"):
+        if domains <= {"acrobot", "fish", "reacher", "dog"}:
             values["nstep"] = 3
-        if domain == "fish":
+        if domains == {"fish"}:
             values["use_projection"] = True
-        if domain == "acrobot":
+        if domains == {"acrobot"}:
             values["enc_tau"] = 0.0005
         return values
 
@@ -139,32 +146,32 @@ class IQRL(Agent[Config]):
 
     def __init__(self, config: Config, spec: TaskSpec, dtype: torch.dtype = torch.float32) -> None:
         super().__init__(config, spec, dtype)
-        c, o, a = config, spec.observation_dim, spec.action_dim
+        c, o, a, tasks = config, spec.feature_dim, spec.action_dim, len(spec.tasks)
         self.quantise = make_quantiser(c.quantizer, c.fsq_levels, c.vq_codes, c.vq_beta, c.vq_decay)
         narrow = c.quantizer == "none" and c.nofsq_width == "latent_dim"
         self.width = z = c.latent_dim if narrow else c.latent_dim * len(c.fsq_levels)  # Z
 
-        def network(inputs: int, outputs: int, **more: Any) -> MLP:
-            return MLP(inputs, tuple(c.mlp_dims), outputs, initialisation=c.init, **more)
+        def network(inputs: int, outputs: int, told: bool = True, **more: Any) -> Network:
+            mlp = MLP(inputs, tuple(c.mlp_dims), outputs, initialisation=c.init, **more)
+            return told_the_task(mlp, tasks if told else 0, c.task_dim)
 
-        encoder: Network = MLP(o, tuple(c.enc_mlp_dims), z, initialisation=c.init, precise_input=True)
+        mlp = MLP(o, tuple(c.enc_mlp_dims), z, initialisation=c.init, precise_input=True)
+        encoder = told_the_task(mlp, tasks if c.task_in_encoder else 0, c.task_dim)
         self.images = spec.frame_shape is not None
         if self.images:
             if c.use_decoder:
                 raise InputError(f"agent.use_decoder=true: reconstructs states; {spec.name} is observed as images")
             convolutions = Convolutions(spec.image_shape, 32, (2, 2, 2, 1), "mish")
-            encoder = ImageEncoder(
-                convolutions, MLP(convolutions.outputs, tuple(c.enc_mlp_dims), z, initialisation=c.init)
-            )
+            encoder = ImageEncoder(convolutions, replace(mlp, inputs=convolutions.outputs, precise_input=False))
         world: dict[str, Network] = {"encoder": encoder}
         if c.use_projection:
-            world["projection"] = network(z, c.projection_dim or max(1, z // 16))
+            world["projection"] = network(z, c.projection_dim or max(1, z // 16), told=False)
         self.target = ParameterGroup(dict(world), dtype)
         world["dynamics"] = network(z + a, z)
         if c.use_reward:
             world["reward"] = network(z + a, 1, precise_output=True)
         if c.use_decoder:
-            world["decoder"] = network(z, o)
+            world["decoder"] = network(z, o, told=False)
         self.world = ParameterGroup(world, dtype)
         self.actor = ParameterGroup({"actor": network(z, a, precise_output=True)}, dtype)
         self.critic = ParameterGroup({"critic": network(z + a, 1, ensemble=c.num_critics, precise_output=True)}, dtype)
@@ -175,28 +182,36 @@ class IQRL(Agent[Config]):
 
     # `codebook` is that of a learned quantiser (vq), state["codebook"], and None for the others. `world` is the
     # representation's networks with their parameters, self.world(state["world"]), or the target encoder's.
+    # `told` is `self.told(observation)`, what networks are told of the task: nothing where there is one.
 
     def encode(self, world: BoundNetworks, observation: Tensor, codebook: Tensor | None = None) -> Tensor:
         """z = f(e(o)): (..., O) -> (..., Z)."""
-        return self.quantise(world.encoder(observation), codebook)
+        return self.quantise(self.encoder_output(world, observation), codebook)
 
-    def propose(self, world: BoundNetworks, z: Tensor, action: Tensor) -> Tensor:
+    def encoder_output(self, world: BoundNetworks, observation: Tensor, hidden: list[Tensor] | None = None) -> Tensor:
+        """e(o), which is quantised: (..., O) -> (..., Z)."""
+        told = self.told(observation) if self.config.task_in_encoder else ()
+        return world.encoder(self.without_task(observation), *told, hidden=hidden)
+
+    def propose(self, world: BoundNetworks, z: Tensor, action: Tensor, *told: Tensor) -> Tensor:
         """What the dynamics hand to the quantiser: z + d(z, a), or d(z, a)."""
-        change = world.dynamics(z, action)
+        change = world.dynamics(z, action, *told)
         return z + change if self.config.dyn_mode == "residual" else change
 
-    def step(self, world: BoundNetworks, z: Tensor, action: Tensor, codebook: Tensor | None = None) -> Tensor:
+    def step(
+        self, world: BoundNetworks, z: Tensor, action: Tensor, codebook: Tensor | None = None, *told: Tensor
+    ) -> Tensor:
         """Next latent by the dynamics; quantised at every step (section 3, 2)."""
-        code = self.quantise(self.propose(world, z, action), codebook)
+        code = self.quantise(self.propose(world, z, action, *told), codebook)
         return z + code if self.config.dyn_mode == "increment" else code
 
-    def policy(self, actor: Tensor, z: Tensor) -> Tensor:
+    def policy(self, actor: Tensor, z: Tensor, *told: Tensor) -> Tensor:
         """pi(z) in [-1, 1]: (B, Z) -> (B, A)."""
-        return torch.tanh(self.actor(actor).actor(z))
+        return self.own(torch.tanh(self.actor(actor).actor(z, *told)), told)
 
-    def values(self, critic: Tensor, z: Tensor, action: Tensor, draw: Tensor | None = None) -> Tensor:
+    def values(self, critic: Tensor, z: Tensor, action: Tensor, draw: Tensor | None = None, *told: Tensor) -> Tensor:
         """q_k(z, a): (K, B), or of those that uniform numbers (K,) draw, (q_sample, B)."""
-        return self.critic(critic).critic.drawn(draw, self.config.q_sample)(z, action)[..., 0]
+        return self.critic(critic).critic.drawn(draw, self.config.q_sample)(z, action, *told)[..., 0]
 
     def initialise(self, generator: torch.Generator) -> dict[str, Tensor]:
         world, actor, critic = (g.initialise(generator) for g in (self.world, self.actor, self.critic))
@@ -219,29 +234,28 @@ class IQRL(Agent[Config]):
     def act(
         self, state: State, carry: Tensors, observation: Tensor, noise: Tensors, schedule: Tensors
     ) -> tuple[Tensor, Tensors]:
-        action = self.policy(state["actor"], self.latent(state, observation))
+        told = self.told(observation)
+        action = self.policy(state["actor"], self.latent(state, observation), *told)
         if "action" in noise:
-            action = torch.clamp(action + schedule["sigma"] * noise["action"], -1.0, 1.0)
+            action = self.own(torch.clamp(action + schedule["sigma"] * noise["action"], -1.0, 1.0), told)
         return action, carry
 
     def acts_randomly(self, progress: Progress) -> bool:
-        return self.config.warmup == "uniform" and progress.episodes < self.config.warmup_episodes
+        return self.config.warmup == "uniform" and self.rounds(progress) < self.config.warmup_episodes
 
     # --- losses
 
-    def representation_loss(
-        self, world: Tensor, target: Tensor, batch: Batch, codebook: Tensor | None = None
-    ) -> tuple[Tensor, Metrics]:
+    def representation_loss(self, world: Tensor, target: Tensor, batch: Batch, codebook: Tensor | None = None) -> Loss:
         """L_rep (section 3) and its optional terms, over one unroll of H steps."""
         c, net, bar = self.config, self.world(world), self.target(target)
-        weight = self._weights(batch)  # (H, B)
+        weight, told = self._weights(batch), self.told(batch.observation[0])  # (H, B); (B, N)
         metrics: Metrics = {}
         with torch.no_grad():
             goal = self.encode(bar, batch.observation[1 : c.horizon + 1], codebook)  # z-bar_1..H
             goal = bar.projection(goal) if c.use_projection else goal
         latents = [self.encode(net, batch.observation[0], codebook)]
         for h in range(c.horizon):
-            latents.append(self.step(net, latents[h], batch.action[h], codebook))
+            latents.append(self.step(net, latents[h], batch.action[h], codebook, *told))
         predicted = torch.stack(latents[1:])  # (H, B, Z)
         if c.use_tc:
             compared = net.projection(predicted) if c.use_projection else predicted
@@ -249,16 +263,17 @@ class IQRL(Agent[Config]):
             metrics["consistency_loss"] = (weight * error).mean(1).sum()
         if c.use_reward:
             source = predicted if c.released_reward_align else torch.stack(latents[:-1])
-            guess = net.reward(source, batch.action[: c.horizon])[..., 0]
+            guess = net.reward(source, batch.action[: c.horizon], *self.told(batch.observation[: c.horizon]))[..., 0]
             metrics["reward_loss"] = (weight * (guess - batch.reward[: c.horizon]) ** 2).mean(1).sum()
         if c.use_decoder:
             observed = batch.observation[: c.horizon]
             source = torch.stack(latents[:-1]) if c.use_tc else self.encode(net, observed, codebook)
-            error = (net.decoder(source) - observed).square().mean(-1)
+            error = (net.decoder(source) - self.without_task(observed)).square()
+            error = own_mean(error, [task.observation_dim for task in self.spec.tasks], self.told(observed))
             metrics["reconstruction_loss"] = (weight * error).mean(1).sum()
         if isinstance(self.quantise, VQ):
-            met = [net.encoder(batch.observation[0])]  # all that was quantised above
-            met += [self.propose(net, latents[h], batch.action[h]) for h in range(c.horizon)]
+            met = [self.encoder_output(net, batch.observation[0])]  # all that was quantised above
+            met += [self.propose(net, latents[h], batch.action[h], *told) for h in range(c.horizon)]
             committed = [self.quantise.commitment(x, self.quantise(x, codebook)).mean() for x in met]
             metrics["commitment_loss"] = torch.stack(committed).mean()
         metrics |= remedy_loss(c, latents[0])
@@ -266,35 +281,26 @@ class IQRL(Agent[Config]):
         return loss, {k: v.detach() for k, v in metrics.items()} | mean_min_max("latent", predicted)
 
     def _weights(self, batch: Batch) -> Tensor:
-        """rho^h m_{h,b}, over H if the horizon is averaged: (H, B)."""
-        c, ended = self.config, batch.ended[: self.config.horizon]
-        mask = {
-            "after_end": batch.alive[: c.horizon],
-            "released": 1.0 - ended,
-            "minimal": torch.cumprod(1.0 - ended, 0),
-            "none": torch.ones_like(ended),
-        }[c.mask_mode]
-        powers = c.rep_discount ** torch.arange(c.horizon, device=ended.device, dtype=ended.dtype)
-        return powers[:, None] * mask / (c.horizon if c.rep_reduction == "mean" else 1)
+        return step_weights(self.config, batch)
 
     def target_value(self, state: State, batch: Batch, world: BoundNetworks, noise: Tensors) -> Tensor:
         """y (B,): N-step return, smoothed target policy, smallest target critic (section 4)."""
         c = self.config
         total, factor, last = (n_step_iqrl_released if c.released_nstep else n_step)(batch, c.nstep, c.discount)
-        z = self.encode(world, last, state.get("codebook"))
+        z, told = self.encode(world, last, state.get("codebook")), self.told(last)
         smoothing = torch.clamp(c.policy_noise * noise["smoothing"], -c.noise_clip, c.noise_clip)
-        action = torch.clamp(self.policy(state["target_actor"], z) + smoothing, -1.0, 1.0)
-        q = self.values(state["target_critic"], z, action, noise.get("target_critics"))
+        action = self.own(torch.clamp(self.policy(state["target_actor"], z, *told) + smoothing, -1.0, 1.0), told)
+        q = self.values(state["target_critic"], z, action, noise.get("target_critics"), *told)
         return total + factor * q.min(0).values
 
-    def critic_loss(self, critic: Tensor, z: Tensor, action: Tensor, y: Tensor) -> tuple[Tensor, Metrics]:
+    def critic_loss(self, critic: Tensor, z: Tensor, action: Tensor, y: Tensor, *told: Tensor) -> Loss:
         """Mean over critics and batch of (q_k(z, a) - y)^2."""
-        q = self.values(critic, z, action)
+        q = self.values(critic, z, action, None, *told)
         return (q - y).square().mean(), mean_min_max("q", q)
 
-    def actor_loss(self, actor: Tensor, critic: Tensor, z: Tensor, noise: Tensor | None) -> Tensor:
+    def actor_loss(self, actor: Tensor, critic: Tensor, z: Tensor, noise: Tensor | None, *told: Tensor) -> Tensor:
         """-E[min_k q_k(z, pi(z))], or the mean of the critics drawn."""
-        q = self.values(critic, z, self.policy(actor, z), noise)
+        q = self.values(critic, z, self.policy(actor, z, *told), noise, *told)
         return -(q.min(0).values if self.config.actor_q == "min" else q.mean(0)).mean()
 
     # --- learning
@@ -324,7 +330,9 @@ class IQRL(Agent[Config]):
         world = self._td_world(now)
         z = self.encode(world, batch.observation[0], now.get("codebook"))
         y = self.target_value(now, batch, world, noise)
-        gradient, (loss, parts) = grad_and_value(self.critic_loss, has_aux=True)(state["critic"], z, batch.action[0], y)
+        gradient, (loss, parts) = grad_and_value(self.critic_loss, has_aux=True)(
+            state["critic"], z, batch.action[0], y, *self.told(batch.observation[0])
+        )
         stepped, _ = self.optimiser.step("critic", state, gradient)
         changed |= stepped
         changed["target_critic"] = soft_update(state["target_critic"], stepped["critic"], c.tau)
@@ -335,8 +343,8 @@ class IQRL(Agent[Config]):
         """Actor and target actor, by the encoder and the critics that `update_critic` has just changed."""
         batch = shifted(batch, noise, self.config.pad)
         z = self.encode(self._td_world(state), batch.observation[0], state.get("codebook"))
-        draw = noise.get("actor_critics")
-        gradient, loss = grad_and_value(self.actor_loss)(state["actor"], state["critic"], z, draw)
+        draw, told = noise.get("actor_critics"), self.told(batch.observation[0])
+        gradient, loss = grad_and_value(self.actor_loss)(state["actor"], state["critic"], z, draw, *told)
         changed, _ = self.optimiser.step("actor", state, gradient)
         changed["target_actor"] = soft_update(state["target_actor"], changed["actor"], self.config.tau)
         return changed, {"actor_loss": loss}
@@ -355,8 +363,8 @@ class IQRL(Agent[Config]):
         changed, metrics["representation_gradient_norm"] = self.world_optimiser.step("world", state, gradient)
         changed["target"] = soft_update(state["target"], self.world.extract(changed["world"], self.target), c.enc_tau)
         if isinstance(self.quantise, VQ):  # the codebook follows the encoder's latents of the whole slice
-            encoder = self.world(state["world"]).encoder
-            changed |= self.quantise.learn(state, [encoder(o) for o in batch.observation[: c.horizon + 1]])
+            world, seen = self.world(state["world"]), batch.observation[: c.horizon + 1]
+            changed |= self.quantise.learn(state, [self.encoder_output(world, o) for o in seen])
         return changed, metrics
 
     def _td_world(self, state: State) -> BoundNetworks:
@@ -369,7 +377,7 @@ class IQRL(Agent[Config]):
 
         def loss(world: Tensor) -> Tensor:
             z = self.encode(self.world(world), batch.observation[0], state.get("codebook"))
-            return self.critic_loss(state["critic"], z, batch.action[0], y)[0]
+            return self.critic_loss(state["critic"], z, batch.action[0], y, *self.told(batch.observation[0]))[0]
 
         return torch.func.grad(loss)(state["world"])
 
@@ -377,11 +385,11 @@ class IQRL(Agent[Config]):
 
     def schedule(self, progress: Progress) -> dict[str, float]:
         c = self.config
-        index = progress.episodes - c.warmup_episodes
+        index = self.rounds(progress) - c.warmup_episodes
         return {"sigma": linear_by_episode(c.noise_initial, c.noise_final, c.noise_episodes, index)}
 
     def after_episode(self, progress: Progress, counters: dict[str, float]) -> tuple[int, tuple[str, ...]]:
-        learns = progress.episodes > self.config.warmup_episodes
+        learns = self.rounds(progress) > self.config.warmup_episodes
         return round(self.config.utd * progress.episode_decisions) if learns else 0, ()
 
     # --- looking inside
@@ -395,8 +403,8 @@ class IQRL(Agent[Config]):
     def target_latent(self, state: State, observation: Tensor) -> Tensor:
         return self.encode(self.target(state["target"]), observation, state.get("codebook"))
 
-    def predicted_latent(self, state: State, latent: Tensor, action: Tensor) -> Tensor:
-        return self.step(self.world(state["world"]), latent, action, state.get("codebook"))
+    def predicted_latent(self, state: State, latent: Tensor, action: Tensor, *told: Tensor) -> Tensor:
+        return self.step(self.world(state["world"]), latent, action, state.get("codebook"), *told)
 
     def codes(self, state: State, latent: Tensor) -> tuple[Tensor, int] | None:
         size = self.quantise.codebook_size
@@ -404,17 +412,9 @@ class IQRL(Agent[Config]):
 
     def hidden(self, state: State, observation: Tensor, action: Tensor) -> list[Tensor]:
         layers: list[Tensor] = []
-        world = self.world(state["world"])
-        z = self.quantise(world.encoder(observation, hidden=layers), state.get("codebook"))
-        world.dynamics(z, action, hidden=layers)
-        self.critic(state["critic"]).critic(z, action, hidden=layers)
-        self.actor(state["actor"]).actor(z, hidden=layers)
+        world, told = self.world(state["world"]), self.told(observation)
+        z = self.quantise(self.encoder_output(world, observation, layers), state.get("codebook"))
+        world.dynamics(z, action, *told, hidden=layers)
+        self.critic(state["critic"]).critic(z, action, *told, hidden=layers)
+        self.actor(state["actor"]).actor(z, *told, hidden=layers)
         return layers
-
-
-def consistency(predicted: Tensor, goal: Tensor, metric: str, sign: int) -> Tensor:
-    """Error of predicted latents (..., Z) against goals: mean square, or the cosine times `sign`."""
-    if metric == "mse":
-        return (predicted - goal).square().mean(-1)
-    norms = [torch.clamp(torch.linalg.vector_norm(v, dim=-1), min=1e-6) for v in (predicted, goal)]
-    return sign * (predicted * goal).sum(-1) / (norms[0] * norms[1])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -95,7 +94,7 @@ def make_packs(
         del content["seed"]
         own = dict(word.split("=", 1) for word in same[0].words)
         how = {**words, **own, **(asked or {}), "train.pack": str(size)}
-        label = re.sub(r"[^A-Za-z0-9+=._-]", "_", f"{first.agent.name}-{first.task}-{config.pack_key(first)[:8]}")
+        label = f"{first.agent.name}-{first.task_label}-{config.pack_key(first)[:8]}"
         points = [{key for key, _ in reader.checkpoints(runs / run.name)} for run in same]
         for group in groups_of_one_point(points, size):
             part = [same[i] for i in group]

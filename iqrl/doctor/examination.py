@@ -29,6 +29,7 @@ from iqrl.environments.environment import task_spec
 from iqrl.errors import one_line
 from iqrl.training.engine import Engine
 from iqrl.training.execution import Plan, decide
+from iqrl.training.multi_task_replay import new_replay
 from iqrl.training.replay import FINAL, TRUNCATED, Replay
 
 UPDATES, DECISIONS = 20, 20
@@ -55,9 +56,9 @@ class Subject:
         dtype = torch.bfloat16 if way.precision == "bfloat16" else torch.float32
         agent = self.run.agent(self.run.settings, spec, dtype)
         seeds = list(range(way.seeds))
-        replay = Replay(spec, way.seeds, agent.slices, self.capacity, device)
+        replay = new_replay(spec, way.seeds, agent.slices, self.capacity, device)
         for seed in seeds:
-            replay.extend(seed, *random_rows(replay, seed))
+            replay.extend(seed, *random_rows(replay, seed, max(EPISODES, len(spec.tasks))))
         return Engine(
             agent, seeds, replay, device=device, compiled=COMPILE in way.features, recorded=GRAPHS in way.features,
             packed=None if PACKS in way.features else False,
@@ -71,6 +72,8 @@ def random_rows(replay: Replay, seed: int, episodes: int = EPISODES) -> tuple[np
     rows = np.zeros((episodes * length, replay.width), np.float32)
     rows[:, :split] = numbers.standard_normal((len(rows), split))
     rows[:, split:-1] = numbers.uniform(-1, 1, (len(rows), spec.action_dim + 1))
+    if spec.tasks:  # episode after episode
+        rows[:, split - 1] = np.arange(len(rows)) // length % len(spec.tasks)
     rows[length - 2 :: length, -1] = TRUNCATED
     rows[length - 1 :: length, -1] = FINAL
     shape = spec.frame_shape
@@ -171,6 +174,8 @@ def compare_decisions(
             observation = numbers.integers(0, 256, shape, np.uint8)
         else:
             observation = numbers.standard_normal(shape).astype(np.float32)
+            if spec.tasks:
+                observation[..., -1] = step % len(spec.tasks)
         carry = carries[0 if greedy else 1]
 
         def decide_with(engine: Engine, progress: list[Progress]) -> tuple[np.ndarray, dict[str, Tensor]]:

@@ -25,6 +25,7 @@ from iqrl.doctor.ways import COMPILE, GRAPHS, LOW_PRECISION, PACKS, Way, blamed,
 from iqrl.environments.environment import task_spec
 from iqrl.runs.files import read_json, replace_text, warn
 from iqrl.training.execution import Plan, device_name, driver_version, free_memory, memory_estimate
+from iqrl.training.multi_task_replay import capacity
 
 
 def combination(device: torch.device, agent: str, source_hash: str = "") -> dict[str, str]:
@@ -148,13 +149,13 @@ def order(plan: Plan, run: RunConfig, seeds: int) -> Order:
     """To examine a run at its own size; with a small replay, if the reference would not fit beside it."""
     spec = task_spec(run.task)
     budget = -(-run.train.env_steps // spec.action_repeat)
-    capacity = min(run.settings.buffer_size, budget + spec.episode_decisions)  # as `Pack` makes it
+    kept = capacity(spec, run.settings.buffer_size, budget)  # as `Pack` makes it
     fits = (2 * seeds + 1) * memory_estimate(run) <= free_memory(plan.device)
     layer = run.resolved()
     layer["agent"]["name"] = layer["agent"].pop("source", run.agent.name)  # of a file of one's own, its path
     layer["seeds"] = layer.pop("seed")
     small = 2 * spec.episode_decisions
-    return Order(layer, str(plan.device), plan.threads, capacity if fits else small, 0.0, False)
+    return Order(layer, str(plan.device), plan.threads, kept if fits else small, 0.0, False)
 
 
 @contextlib.contextmanager

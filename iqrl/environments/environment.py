@@ -186,6 +186,84 @@ class Environment:
         return observation
 
 
+def make_environment(task_name: str, action_repeat: int | None = None) -> "Environment | MultiTaskEnvironment":
+    """The environment of a task, or of several. Arguments and errors as of `Environment`."""
+    several = tasks.parse(task_name).members
+    return (MultiTaskEnvironment if several else Environment)(task_name, action_repeat)
+
+
+class MultiTaskEnvironment:
+    """Several tasks behind one agent, in turn: the episode whose key ends in k is of task k mod N.
+
+    Otherwise as `Environment`. An observation is the task's own, zeros up to the largest task's width, and the task's
+    number in the list, from 0. Of an action the task's own entries reach the simulator, which are the first.
+
+    Raises:
+        InputError: as `Environment`; or a task chooses among discrete actions, which cannot be padded.
+    """
+
+    def __init__(self, task_name: str, action_repeat: int | None = None):
+        ref = tasks.parse(task_name)
+        repeat = ref.members[0].action_repeat if action_repeat is None else action_repeat
+        own = tuple(task_spec(member.name, repeat) for member in ref.members)
+        if discrete := [spec.name for spec in own if spec.discrete]:
+            raise InputError(f"task={ref.name}: {discrete[0]} has discrete actions; expected continuous ones")
+        self.spec = TaskSpec(
+            name=ref.name,
+            observation_dim=max(spec.observation_dim for spec in own) + 1,
+            action_dim=max(spec.action_dim for spec in own),
+            action_repeat=repeat,
+            episode_decisions=max(spec.episode_decisions for spec in own),
+            discrete=False,
+            group=ref.group,
+            terminates=any(spec.terminates for spec in own),
+            reports_success=any(spec.reports_success for spec in own),
+            tasks=own,
+        )
+        self._environments: dict[int, Environment] = {}  # made when their first episode starts
+        self._task = 0
+
+    @property
+    def _running(self) -> Environment:
+        if self._task not in self._environments:
+            own = self.spec.tasks[self._task]
+            self._environments[self._task] = Environment(own.name, own.action_repeat)
+        return self._environments[self._task]
+
+    @property
+    def success(self) -> tuple[bool, bool]:
+        return self._running.success
+
+    @property
+    def decision_seconds(self) -> float:
+        return self._running.decision_seconds
+
+    def reset(self, seed_sequence_key: tuple[int, ...]) -> np.ndarray:
+        """Start the episode of a key. Returns: the first observation, (O,) float32."""
+        self._task = self.spec.task_of(seed_sequence_key[-1])
+        return self._padded(self._running.reset(seed_sequence_key))
+
+    def step(self, action: np.ndarray) -> tuple[np.ndarray, float, bool, bool]:
+        """Take one decision by the action (A,), as `Environment.step`."""
+        own = action[: self.spec.tasks[self._task].action_dim]
+        observation, reward, terminated, truncated = self._running.step(own)
+        return self._padded(observation), reward, terminated, truncated
+
+    def render(self, height: int = 240, width: int = 320) -> np.ndarray:
+        """A picture of the running task, as of `Environment`."""
+        return self._running.render(height, width)
+
+    def close(self) -> None:
+        """Let go of every task's renderer."""
+        for environment in self._environments.values():
+            environment.close()
+
+    def _padded(self, observation: np.ndarray) -> np.ndarray:
+        padded = np.zeros(self.spec.observation_dim, np.float32)
+        padded[: len(observation)], padded[-1] = observation, self._task
+        return padded
+
+
 @functools.cache
 def task_spec(name: str, action_repeat: int | None = None) -> TaskSpec:
     """Sizes of a task, measured once on an environment that is built and dropped.
@@ -195,4 +273,4 @@ def task_spec(name: str, action_repeat: int | None = None) -> TaskSpec:
     Raises:
         InputError: as `Environment`.
     """
-    return Environment(name, action_repeat).spec
+    return make_environment(name, action_repeat).spec

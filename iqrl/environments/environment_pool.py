@@ -24,7 +24,7 @@ from typing import Literal
 import numpy as np
 
 from iqrl import processes
-from iqrl.environments.environment import Environment, check_key, task_spec
+from iqrl.environments.environment import Environment, MultiTaskEnvironment, check_key, make_environment, task_spec
 from iqrl.environments.shared_memory import Slots, anonymous_memory
 from iqrl.environments.tasks import TaskSpec
 from iqrl.environments.worker import STEP, obey
@@ -43,7 +43,7 @@ class WorkerError(RuntimeError):
 
 
 class EnvironmentPool:
-    """`count` environments of a task behind one reset and one step.
+    """`count` environments of a task, or of several, behind one reset and one step.
 
     Results do not depend on `workers`, to the last bit.
 
@@ -83,10 +83,10 @@ class EnvironmentPool:
         self._reply_timeout_s = reply_timeout_s
         self._keys: list[Key | None] = [None] * count  # of running episodes
         self._crew: list[_Worker] = []
-        self._environments: dict[int, Environment] = {}
+        self._environments: dict[int, Environment | MultiTaskEnvironment] = {}
         if self.workers == 0:
             self._slots = Slots(bytearray(Slots.size(count, self.spec)), count, self.spec)
-            self._environments = {i: Environment(task_name, self.spec.action_repeat) for i in range(count)}
+            self._environments = {i: make_environment(task_name, self.spec.action_repeat) for i in range(count)}
         else:
             memory = anonymous_memory(Slots.size(count, self.spec))
             self._slots = Slots(mmap.mmap(memory, 0), count, self.spec)
@@ -263,7 +263,7 @@ def _automatic_workers(count: int, spec: TaskSpec, cores: int) -> int:
     cores = cores or processes.cores()
     if cores == 1 or count == 1:
         return 0
-    environment = Environment(spec.name, spec.action_repeat)
+    environment = make_environment(spec.name, spec.action_repeat)
     environment.reset((0,))
     action = np.zeros(spec.action_dim, np.float32)
     times = []

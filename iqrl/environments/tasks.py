@@ -13,11 +13,14 @@ Modifiers act once a decision, in this order:
   entry of every observation, the first one included. Rewards see the true state.
 
 A modifier of strength 0 is the plain task and is dropped from the name. ``walker-walk@pixels`` is the task observed as
-images (pixels.py). Nothing here imports a simulator, so that names can be checked where none is installed.
+images (pixels.py). ``walker-walk,walker-run`` is one agent's several tasks, in turn (environment.py).
+Nothing here imports a simulator, so that names can be checked where none is installed.
 """
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
+from typing import Any
 
 from iqrl.environments import pixels
 from iqrl.environments.pixels import Pixels
@@ -137,12 +140,13 @@ class TaskRef:
     """A checked task name."""
 
     name: str  # canonical: modifiers in alphabetical order, numbers in shortest form
-    domain: str  # "gym" for Gymnasium, "mw" for MetaWorld, "myo" for MyoSuite
+    domain: str  # "gym" for Gymnasium, "mw" for MetaWorld, "myo" for MyoSuite; "" of several tasks
     task: str
     group: str  # "easy" | "medium" | "hard"
     modifiers: Modifiers
     custom: bool = False
     pixels: Pixels | None = None  # how it is seen, if as images
+    members: "tuple[TaskRef, ...]" = ()  # of several tasks: each of them
 
     @property
     def action_repeat(self) -> int:
@@ -152,11 +156,12 @@ class TaskRef:
 
 @dataclass(frozen=True)
 class TaskSpec:
-    """What an agent and a replay need to know of a task."""
+    """What an agent and a replay need to know of a task, or of several that one agent learns (environment.py)."""
 
     name: str
-    observation_dim: int
-    action_dim: int  # of a discrete task: number of actions; the argmax of the agent's vector is taken
+    observation_dim: int  # of several tasks: of the largest, and one more, which says of which task it is
+    # Of several tasks: of the largest. Of a discrete task: number of actions; the argmax of the vector is taken.
+    action_dim: int
     action_repeat: int  # env steps a decision
     episode_decisions: int  # decisions of a full-length episode
     discrete: bool
@@ -165,6 +170,16 @@ class TaskSpec:
     reports_success: bool = False  # the task says when it is solved
     frame_shape: tuple[int, int, int] | None = None  # of a task observed as images: channels, height, width of one
     stack: int = 1  # images in an observation, oldest first
+    tasks: "tuple[TaskSpec, ...]" = ()  # of several tasks: each one's own sizes
+
+    @property
+    def feature_dim(self) -> int:
+        """Numbers of an observation, without the one that says of which task it is."""
+        return self.observation_dim - bool(self.tasks)
+
+    def task_of(self, episode: int) -> int:
+        """Which of its tasks an episode is of, from 0: they take turns. 0 of a single task."""
+        return episode % len(self.tasks) if self.tasks else 0
 
     @property
     def observation_shape(self) -> tuple[int, ...]:
@@ -188,14 +203,47 @@ def names() -> list[str]:
     return list(TASKS)
 
 
-def parse(name: str) -> TaskRef:
-    """Check a task name and bring it to its canonical form.
+def parse(name: str | Sequence[str]) -> TaskRef:
+    """Check a task name, or a list of several, and bring it to its canonical form.
+
+    Args:
+        name: ``walker-walk``; of several tasks a list, or the text ``[walker-walk,walker-run]`` or
+            ``walker-walk,walker-run``, which is the canonical one.
 
     Raises:
-        InputError: unknown task, or a modifier or a part of ``@pixels`` that is unknown, doubled or out of range.
+        InputError: unknown task, or a modifier or a part of ``@pixels`` that is unknown, doubled or out of range; of
+            several, one that is named twice, is of images, or of another suite than the first.
     """
-    if not isinstance(name, str):
-        raise InputError(f"task={name!r}: expected a task's name such as walker-walk")
+    if isinstance(name, str):
+        text = name.strip()
+        listed: list[Any] = (text[1:-1] if text.startswith("[") and text.endswith("]") else text).split(",")
+    else:
+        listed = list(name) if isinstance(name, list | tuple) else [name]
+    blank = len(listed) > 1 and any(isinstance(each, str) and not each.strip() for each in listed)
+    if not listed or blank or not all(isinstance(each, str) for each in listed):
+        raise InputError(f"task={name!r}: expected a task's name such as walker-walk, or a list of names")
+    members = tuple(_parse_one(each) for each in listed)
+    return members[0] if len(members) == 1 else _several(members)
+
+
+def _several(members: "tuple[TaskRef, ...]") -> TaskRef:
+    names = [member.name for member in members]
+    name = ",".join(names)
+    suite = suite_of(names[0])
+    for member in members:
+        if names.count(member.name) > 1:
+            raise InputError(f"task={name}: {member.name} is there twice")
+        if member.pixels:
+            raise InputError(f"task={name}: {member.name} is of images; several tasks are learned from states alone")
+        if (other := suite_of(member.name)) != suite:
+            raise InputError(
+                f"task={name}: {names[0]} is of {suite.title}, {member.name} of {other.title}; expected one suite"
+            )
+    group = next(group for group in ("hard", "medium", "easy") if any(member.group == group for member in members))
+    return TaskRef(name, "", "", group, Modifiers(), members=members)
+
+
+def _parse_one(name: str) -> TaskRef:
     base, *words = name.strip().split("+")
     base, at, observed = base.partition("@")
     seen, parts = None, ""

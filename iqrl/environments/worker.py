@@ -7,18 +7,21 @@ import json
 import mmap
 import os
 import sys
+from collections.abc import Mapping
 from multiprocessing.connection import Connection
 
 import numpy as np
 
 from iqrl import processes
-from iqrl.environments.environment import Environment
+from iqrl.environments.environment import Environment, MultiTaskEnvironment, make_environment
 from iqrl.environments.shared_memory import Slots
 
 STEP = b"step"  # every other message is JSON: pairs of an environment and the key of the episode to start
 
 
-def obey(message: bytes, environments: dict[int, Environment], slots: Slots) -> dict[int, str]:
+def obey(
+    message: bytes, environments: Mapping[int, Environment | MultiTaskEnvironment], slots: Slots
+) -> dict[int, str]:
     """Do what a message says to these environments; what went wrong, by environment."""
     errors: dict[int, str] = {}
     if message == STEP:
@@ -47,7 +50,7 @@ def described(error: Exception) -> str:
     return f"{type(error).__name__}: {' '.join(str(error).split())}"
 
 
-def _replay(environment: Environment, key: tuple[int, ...], actions: np.ndarray) -> np.ndarray:
+def _replay(environment: Environment | MultiTaskEnvironment, key: tuple[int, ...], actions: np.ndarray) -> np.ndarray:
     """Play an episode again; the last observation, (O,)."""
     observation = environment.reset(key)
     for action in actions:
@@ -58,7 +61,7 @@ def _replay(environment: Environment, key: tuple[int, ...], actions: np.ndarray)
 def _work(connection: Connection, memory: int) -> None:
     setup = json.loads(connection.recv_bytes())
     processes.end_with_parent(setup["parent"])
-    environments = {i: Environment(setup["task"], setup["action_repeat"]) for i in setup["share"]}
+    environments = {i: make_environment(setup["task"], setup["action_repeat"]) for i in setup["share"]}
     spec = next(iter(environments.values())).spec
     slots = Slots(mmap.mmap(memory, 0), setup["count"], spec)
     os.close(memory)

@@ -10,12 +10,12 @@ import numpy as np
 from iqrl.agent import Progress
 from iqrl.config import Execution, RunConfig
 from iqrl.doctor.verdicts import known
-from iqrl.environments.environment import CHECKPOINT_EVALUATION, Environment
+from iqrl.environments.environment import CHECKPOINT_EVALUATION, make_environment
 from iqrl.errors import InputError
 from iqrl.runs import checkpoints
 from iqrl.training.engine import Engine
 from iqrl.training.execution import decide
-from iqrl.training.replay import Replay
+from iqrl.training.multi_task_replay import new_replay
 
 FRAME_SIZE = (480, 480)
 
@@ -32,7 +32,7 @@ def evaluate_checkpoint(
     """
     spec, plan = run.spec, known(decide(execution, run), run)
     agent = run.agent(run.settings, spec, plan.dtype)
-    replay = Replay(spec, 1, agent.slices, 1000, plan.device)
+    replay = new_replay(spec, 1, agent.slices, 1000, plan.device)
     engine = Engine(agent, [run.seed], replay, device=plan.device, compiled=plan.compiled, recorded=plan.recorded)
     _, saved = next(checkpoints.usable(path, 0, needs_replay=False), (None, None))
     if saved is None:
@@ -42,7 +42,7 @@ def evaluate_checkpoint(
     except ValueError as error:
         raise InputError(f"{path}: {error}") from None
     progress = [Progress(**saved["progress"])]
-    environment = Environment(run.task, spec.action_repeat)
+    environment = make_environment(run.task, spec.action_repeat)
     for episode in range(episodes):
         frames: list[np.ndarray] = []
         observation = environment.reset((run.seed, CHECKPOINT_EVALUATION, progress[0].decisions, episode))

@@ -121,13 +121,13 @@ class Engine:
                 metrics, noise["sampled"] = self._function(part)(state, tables, given, schedule)
             self._keep(metrics, noise["sampled"], places, rows)  # the next part may write over them
         if self.replay.priority is not None and wants.reset_priority:
-            self.replay.priority.reset_highest(rows)
+            self.replay.reset_highest(rows)
 
     def _keep(self, metrics: dict[str, Tensor], sampled: Tensor, places: list[int], rows: slice) -> None:
         """Add up metrics (n,), and give the starts `sampled` (n, B) their new priorities."""
         priority = metrics.get("priority")
         if self.replay.priority is not None and priority is not None:
-            self.replay.priority.update(rows, sampled, priority)
+            self.replay.update_priorities(rows, sampled, priority)
         names = [k for k in metrics if k != "priority"]  # in order: it is that of the columns of training.csv
         if names:
             sums = [self._metric_sum(k, metrics[k].dtype)[rows] for k in names]
@@ -232,6 +232,9 @@ class Engine:
         """Training actions (n, A) for observations (n, O) of the seeds at n places; carry (n, 1, ...)."""
         noise = [self.random.decision(place, progress[place].decisions) for place in places]
         uniform = np.stack([n.pop("warmup").numpy() for n in noise]) * 2.0 - 1.0
+        if self.agent.spec.tasks:
+            of_task = self.agent.told(torch.from_numpy(observation))
+            uniform = self.agent.own(torch.from_numpy(uniform), of_task).numpy()
         random = np.array([self.agent.acts_randomly(progress[place]) for place in places])
         if random.all():
             return uniform, carry

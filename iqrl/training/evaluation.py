@@ -16,7 +16,7 @@ from iqrl.environments.environment import EVALUATION
 from iqrl.environments.environment_pool import EnvironmentPool
 from iqrl.training.pack import Pack, Run, fit, unfit
 from iqrl.training.random_numbers import DIAGNOSTICS, generator
-from iqrl.training.sampling import gather, sample_uniform
+from iqrl.training.sampling import gather, sample
 
 
 class Evaluator:
@@ -31,7 +31,7 @@ class Evaluator:
         self.pack, self.stop, self.tick = pack, stop, tick
         setting = pack.runs[0].config.evaluate
         self.every = max(1, setting.every // pack.spec.action_repeat)  # decisions
-        self.episodes = setting.episodes
+        self.episodes = setting.episodes * max(1, len(pack.spec.tasks))
         self.environments: EnvironmentPool | None = None
 
     def evaluate(self) -> bool:
@@ -121,7 +121,10 @@ class Evaluator:
         """Write one evaluation."""
         step, succeeds = run.env_step, self.pack.spec.reports_success
         for episode, (episode_return, length) in enumerate(zip(returns, lengths, strict=True)):
-            row = {"env_step": step, "episode": episode, "episode_return": float(episode_return), "length": int(length)}
+            row: dict[str, Any] = {"env_step": step, "episode": episode, "episode_return": float(episode_return)}
+            row["length"] = int(length)
+            if tasks := self.pack.spec.tasks:
+                row["task"] = tasks[self.pack.spec.task_of(episode)].name
             if succeeds:
                 row |= {"success": int(success[episode, 0]), "success_at_end": int(success[episode, 1])}
             run.directory.append("evaluations.csv", row)
@@ -161,8 +164,12 @@ class Evaluator:
         counts = (width, (READ_SAMPLES - 1) * width) if width else (1024,)
         uniform = torch.cat([torch.rand(count, generator=source, dtype=torch.float64) for count in counts])
         tables = {k: v[run.place] for k, v in replay.tables().items()}
-        drawn = sample_uniform(tables["window"], replay.ring, uniform.to(engine.device))
+        uniformly = dataclasses.replace(agent.slices, prioritised=False)
+        drawn = sample(tables, uniformly, replay.ring, uniform.to(engine.device))
         slices = dataclasses.replace(agent.slices, horizon=1, cross_episodes=False)  # no more is looked at
         batch = gather(tables, drawn, self.pack.spec, slices)
+        if self.pack.spec.tasks:  # they come task after task, and the rank is of the first Z
+            order = torch.randperm(sum(counts), generator=source).to(engine.device)
+            batch = batch.at(order)
         state = {k: v[run.place] for k, v in engine.state.items()}
         return diagnose(agent, state, batch)

@@ -25,6 +25,7 @@ from iqrl.config import Execution, RunConfig
 from iqrl.environments import tasks
 from iqrl.errors import InputError
 from iqrl.runs.code import ROOT, code_version
+from iqrl.training.multi_task_replay import capacity
 from iqrl.training.replay import Replay
 
 PACKAGES = ("torch", "numpy", "dm_control", "mujoco", "omegaconf")
@@ -195,10 +196,13 @@ def check(run: RunConfig) -> None:
     """Raises InputError if the agent cannot learn from episodes of this task."""
     spec = run.spec
     slices = built(run, spec).slices
-    if slices.horizon > spec.episode_decisions and not slices.cross_episodes:
+    if slices.batch_size < len(spec.tasks):
+        raise InputError(f"agent.batch_size={slices.batch_size}: expected a slice at least of {len(spec.tasks)} tasks")
+    shortest = min([spec.episode_decisions, *(task.episode_decisions for task in spec.tasks)])
+    if slices.horizon > shortest and not slices.cross_episodes:
         raise InputError(
             f"{run.agent.name} {run.task}: learns from slices of {slices.horizon} decisions, longer than an episode of "
-            f"{spec.episode_decisions}; expected a shorter agent.horizon or agent.nstep"
+            f"{shortest}; expected a shorter agent.horizon or agent.nstep"
         )
 
 
@@ -225,12 +229,12 @@ def memory_estimate(run: RunConfig) -> int:
     groups = agent.groups().values()
     parameters = 16 * sum(group.size for group in groups)  # float32 values, targets and two moments
     widest = max((width for group in groups for _, _, shape, _ in group.layout for width in shape), default=0)
-    budget = -(-run.train.env_steps // spec.action_repeat) + spec.episode_decisions
-    replay = Replay.bytes_needed(spec, agent.slices, min(run.settings.buffer_size, budget))
+    kept = capacity(spec, run.settings.buffer_size, -(-run.train.env_steps // spec.action_repeat))
+    replay = max(1, len(spec.tasks)) * Replay.bytes_needed(spec, agent.slices, kept)
     rows = agent.slices.batch_size * (agent.slices.horizon + 1)
     learning = 4 * rows * (16 * max(agent.latent_width(), 512) + 4 * widest)
     learning += rows * spec.observation_dim if spec.frame_shape else 0  # stacks, in bytes
-    acting = 3 * run.evaluate.episodes * agent.act_bytes  # side by side, on a device
+    acting = 3 * run.evaluate.episodes * max(1, len(spec.tasks)) * agent.act_bytes  # side by side, on a device
     return replay + 2 * parameters + learning + acting + 64 * 2**20
 
 

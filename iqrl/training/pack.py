@@ -18,7 +18,7 @@ from iqrl.runs.files import warn
 from iqrl.runs.lease import LeaseLost
 from iqrl.training.engine import Engine
 from iqrl.training.execution import Plan
-from iqrl.training.replay import Replay
+from iqrl.training.multi_task_replay import capacity, new_replay
 
 
 @dataclass(eq=False)
@@ -117,9 +117,8 @@ class Pack:
         self.budget = -(-first.train.env_steps // self.spec.action_repeat)
         self.agent = first.agent(first.settings, self.spec, plan.dtype)
         seeds = [c.seed for c in configs]
-        # No replay is larger than the budget: a short run does not reserve a million transitions.
-        capacity = min(first.settings.buffer_size, self.budget + self.spec.episode_decisions)
-        self.replay = Replay(self.spec, len(seeds), self.agent.slices, capacity, plan.device)
+        kept = capacity(self.spec, first.settings.buffer_size, self.budget)
+        self.replay = new_replay(self.spec, len(seeds), self.agent.slices, kept, plan.device)
         self.engine = Engine(
             self.agent, seeds, self.replay, device=plan.device, compiled=plan.compiled, packed=plan.packed,
             recorded=plan.recorded,

@@ -270,6 +270,16 @@ class Replay:
         seen = rows[:, : self._split] if self.frames is None else self.frames.pictures[place, index].cpu().numpy()
         return seen, rows[:, self._split : -2]
 
+    def update_priorities(self, places: slice, sampled: Tensor, priority: Tensor) -> None:
+        """Of seeds side by side: new priorities (n, B) of the starts `sampled` (n, B); as of `Priorities`."""
+        assert self.priority is not None
+        self.priority.update(places, sampled, priority)
+
+    def reset_highest(self, places: slice) -> None:
+        """As of `Priorities`."""
+        assert self.priority is not None
+        self.priority.reset_highest(places)
+
     def statistics(self, place: int) -> dict[str, Tensor]:
         """Of the transitions kept: `mean_absolute_reward`, and the number of `terminations`. Scalars."""
         self._write_waiting(range(len(self)))

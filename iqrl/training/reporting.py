@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 
@@ -46,12 +47,14 @@ class Reporter:
 
     def _write_episode(self, run: Run) -> None:
         metrics = self.pack.engine.metrics(run.place)
-        row = {
+        row: dict[str, Any] = {
             "env_step": run.env_step,
             "episode": run.progress.episodes - 1,
             "updates": run.progress.updates,
             "episode_return": run.last_return,
         }
+        if tasks := self.pack.spec.tasks:
+            row["task"] = tasks[self.pack.spec.task_of(run.progress.episodes - 1)].name
         if run.last_success is not None:
             row["success"] = int(run.last_success)
         if taken := [name for name in metrics if name in row or set(name) & set(",\n")]:

@@ -1,7 +1,12 @@
-"""Drawing slices from one seed's replay: pure functions of its tables (`Replay.tables`) and of random numbers."""
+"""Drawing slices from one seed's replay: pure functions of its tables (`Replay.tables`) and of random numbers.
+
+Tables of several tasks have a leading axis of N tasks. Then a batch of B has as many slices of each: task after task,
+one more of the first B mod N.
+"""
 
 from __future__ import annotations
 
+import dataclasses
 import math
 
 import torch
@@ -13,9 +18,16 @@ from iqrl.training.frames import stacked
 from iqrl.training.priorities import Priorities
 from iqrl.training.replay import TERMINATED, TRUNCATED
 
+_PARTS = tuple(part.name for part in dataclasses.fields(Batch))  # asked here: a compiler cannot
+
 
 def sample(tables: dict[str, Tensor], slices: Slices, ring: int, uniform: Tensor) -> Tensor:
-    """Indices (B,) into one seed's `starts`, drawn as `slices` says; `uniform` (B,) float64 in [0, 1)."""
+    """Indices (B,) into one seed's `starts`, drawn as `slices` says; `uniform` (B,) float64 in [0, 1).
+
+    Of several tasks each is into its own task's.
+    """
+    if of_tasks(tables):
+        return torch.cat([sample(own, slices, ring, part) for own, part in by_task(tables, uniform)])
     if slices.fades:
         return sample_faded(tables, slices, ring, uniform)
     if slices.prioritised:
@@ -52,6 +64,9 @@ def sample_uniform(window: Tensor, ring: int, uniform: Tensor) -> Tensor:
 
 def gather(tables: dict[str, Tensor], drawn: Tensor, spec: TaskSpec, slices: Slices) -> Batch:
     """The slices of one seed whose starts have the indices `drawn` (B,), as `sample` gives them."""
+    if of_tasks(tables):
+        batches = [gather(own, part, spec, slices) for own, part in by_task(tables, drawn)]
+        return joined(batches)
     rows, starts = tables["rows"], tables["starts"]
     steps = torch.arange(slices.horizon + 1, device=rows.device)
     ring, split = rows.shape[0], rows.shape[1] - spec.action_dim - 2
@@ -73,3 +88,19 @@ def gather(tables: dict[str, Tensor], drawn: Tensor, spec: TaskSpec, slices: Sli
         (flag == TERMINATED).float(),
         (flag == TRUNCATED).float(),
     )
+
+
+def of_tasks(tables: dict[str, Tensor]) -> bool:
+    """Whether the tables are of several tasks."""
+    return tables["window"].dim() > 1
+
+
+def by_task(tables: dict[str, Tensor], each: Tensor) -> list[tuple[dict[str, Tensor], Tensor]]:
+    """Of each task its tables, and its part of what a batch has B of (B,)."""
+    parts = torch.tensor_split(each, len(tables["window"]))
+    return [({k: v[n] for k, v in tables.items()}, part) for n, part in enumerate(parts)]
+
+
+def joined(batches: list[Batch]) -> Batch:
+    """One batch after another along B."""
+    return Batch(*(torch.cat([getattr(batch, name) for batch in batches], 1) for name in _PARTS))

@@ -1,19 +1,23 @@
 """Starting a run with what another run has learned: `agent.init_from`, for agents that have that setting.
 
 Its value is the name of a run directory in the same folder. The name ends in that run's identity, and so
-the identity of a run contains the identity of the run that it starts from.
+the identity of a run contains the identity of the run that it starts from. From a run of several tasks, a run of others
+takes the networks that fit: an encoder that is not told the task serves any task of as many observations.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
-import torch
 from torch import Tensor
 
+from iqrl.agent import Agent
 from iqrl.config import RunConfig, load_run
 from iqrl.errors import InputError
 from iqrl.runs import checkpoints, reader
+from iqrl.training.random_numbers import INITIALISATION, generator
 
 
 def inherited(run: RunConfig, runs: Path) -> dict[str, Tensor]:
@@ -42,13 +46,16 @@ def inherited(run: RunConfig, runs: Path) -> dict[str, Tensor]:
     if not reader.complete(runs / name):
         raise InputError(f"{key}: that run is not complete; expected a finished one, so train it first")
     agent = run.agent(run.settings, run.spec)
-    fresh = agent.initialise(torch.Generator().manual_seed(0))  # for its shapes
+    fresh = agent.initialise(generator("cpu", run.seed, INITIALISATION))
     _, newest = next(checkpoints.usable(runs / name, 0, needs_replay=False), (None, None))
     if newest is None:
         raise InputError(f"{key}: {runs / name} has no usable checkpoint")
     saved = newest["engine"]
     ordered, order = saved.get("layout", {}), agent.layout()
     taken = agent.start_from(fresh, saved["state"])
+    if "," in source.task and source.task != run.task:  # of several tasks, and others
+        other = source.agent(source.settings, source.spec)
+        taken, ordered = fitting(agent, fresh, other, taken, ordered, key), order
     for entry, value in taken.items():
         own = tuple(fresh[entry].shape) if entry in fresh else "none"
         if tuple(value.shape) != own:
@@ -59,3 +66,40 @@ def inherited(run: RunConfig, runs: Path) -> dict[str, Tensor]:
         if ordered.get(entry) != order.get(entry):
             raise InputError(f"{key}: another version of the code ordered its {entry}; expected a run of this version")
     return taken
+
+
+def fitting(
+    agent: Agent[Any],
+    fresh: Mapping[str, Tensor],
+    other: Agent[Any],
+    taken: Mapping[str, Tensor],
+    ordered: Mapping[str, str],
+    key: str,
+) -> dict[str, Tensor]:
+    """Of what another agent, of several tasks, has learned: the networks that have equal shapes here.
+
+    The others, such as those that are told which of the tasks it is, stay as they are in `fresh`.
+
+    Args:
+        taken: entries of the other agent's state.
+        ordered: how the code that trained it orders parameters, by entry.
+
+    Raises:
+        InputError: the first network of an entry, the encoder, does not fit, or other code ordered them.
+    """
+    result = dict(taken)
+    for entry in [entry for entry in taken if entry in agent.groups()]:
+        own, theirs = agent.groups()[entry], other.groups()[entry]
+        if ordered.get(entry) != other.layout()[entry]:
+            raise InputError(f"{key}: another version of the code ordered its {entry}; expected a run of this version")
+        shapes = {name: network.shapes() for name, network in own.networks.items()}
+        names = [name for name, network in theirs.networks.items() if shapes.get(name) == network.shapes()]
+        if (first := next(iter(shapes))) not in names:
+            expected = "expected tasks of equal observations, and an encoder that is not told the task"
+            raise InputError(f"{key}: its {first} does not fit; {expected}")
+        result[entry] = fresh[entry].clone()
+        mine, found = own.unpack(result[entry]), theirs.unpack(taken[entry])
+        for name in names:
+            for parameter, value in found[name].items():
+                mine[name][parameter].copy_(value)  # a view
+    return result

@@ -74,7 +74,7 @@ def write_run(
         "eval": {"every": every, "episodes": episodes},
     }
     identity = identity_of(config)
-    run = runs / f"{agent}-{task}-s{seed}-{identity[:8]}"
+    run = runs / f"{agent}-{task.replace(',', '_')}-s{seed}-{identity[:8]}"
     run.mkdir(parents=True)
     (run / "config.yaml").write_text(yaml.safe_dump(config, sort_keys=False))
     steps = np.array([*range(0, env_steps, every), env_steps])

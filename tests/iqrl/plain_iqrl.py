@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -18,11 +18,15 @@ class PlainIQRL:
     """Starts from an agent's state; `update` does what the specification says, in its order."""
 
     def __init__(self, agent: IQRL, state: Mapping[str, Tensor]) -> None:
+        world = {name: nets(agent.world, state["world"], name)[0] for name in agent.world.networks}
+        (actor,) = nets(agent.actor, state["actor"], "actor")
+        self.start(agent, world, actor, nets(agent.critic, state["critic"], "critic"))
+
+    def start(self, agent: IQRL, world: Mapping[str, Any], actor: Any, critics: Sequence[nn.Module]) -> None:
         self.c: Any = agent.config
-        self.net = {name: nets(agent.world, state["world"], name)[0] for name in agent.world.networks}
+        self.net: dict[str, Any] = dict(world)
         self.bar = {name: copy.deepcopy(self.net[name]) for name in ("encoder", "projection") if name in self.net}
-        (self.actor,) = nets(agent.actor, state["actor"], "actor")
-        self.critics = nn.ModuleList(nets(agent.critic, state["critic"], "critic"))
+        self.actor, self.critics = actor, nn.ModuleList(critics)
         self.actor_bar, self.critics_bar = copy.deepcopy(self.actor), copy.deepcopy(self.critics)
         c = self.c
         self.world = [p for net in self.net.values() for p in net.parameters()]

@@ -12,6 +12,7 @@ from iqrl import config
 from iqrl.errors import InputError
 from iqrl.runs import checkpoints
 from iqrl.runs.directory import RunDirectory
+from iqrl.training.random_numbers import INITIALISATION, generator
 from iqrl.training.transfer import inherited
 
 ROOT = Path(__file__).parents[2]
@@ -160,3 +161,25 @@ def test_runs_that_start_from_different_runs_make_one_pack():
     assert config.pack_key(runs[0]) == config.pack_key(runs[1])
     assert runs[0].identity != runs[1].identity
     assert config.pack_key(runs[0]) != config.pack_key(resolved("task=walker-run"))
+
+
+def test_the_representation_of_several_tasks_is_the_start_of_another(tmp_path):
+    """Its encoder is, and stays when frozen; dynamics, which were told the task, begin anew, as without a source."""
+    several = resolved("task=walker-walk,walker-stand", "seeds=0", "train.env_steps=2000", "eval.every=2000")
+    result = train(tmp_path, "task=walker-walk,walker-stand", "seeds=0", "train.env_steps=2000", "eval.every=2000")
+    assert result.returncode == 0, result.stderr
+    start = [f"agent.init_from={several.directory_name}", "agent.freeze_encoder=true"]
+    run = resolved("task=walker-run", "seeds=3", *start)
+    state, spec, other = inherited(run, tmp_path), run.spec, several.agent(several.settings, several.spec)
+    agent = run.agent(run.settings, spec)
+    begun = agent.initialise(generator("cpu", 3, INITIALISATION))
+    there = final_state(tmp_path, several)
+    found, learned = agent.world.unpack(state["world"]), other.world.unpack(there["world"])
+    assert all(torch.equal(v, learned["encoder"][k]) for k, v in found["encoder"].items())
+    assert all(torch.equal(v, agent.world.unpack(begun["world"])["dynamics"][k]) for k, v in found["dynamics"].items())
+    assert torch.equal(state["target"], there["target"])
+    result = train(tmp_path, "task=walker-run", "seeds=3", *start)
+    assert result.returncode == 0, result.stderr
+    assert torch.equal(final_state(tmp_path, run)["world"], state["world"])
+    with pytest.raises(InputError, match="its encoder does not fit; expected tasks of equal obs"):
+        inherited(resolved("task=cup-catch", *start), tmp_path)

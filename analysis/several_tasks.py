@@ -1,0 +1,66 @@
+"""A run of one agent on several tasks, as one run a task: so figures and statistics show it beside runs of one task.
+
+Env steps, budget and hours become the task's own: an N-th of the run's. `TASK of RUN` is the name of each.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+import pandas as pd
+
+
+def name_of(task: str, run: str) -> str:
+    return f"{task} of {run}"
+
+
+def directory_of(key: str) -> str:
+    """The run directory of a `key` (folder/run)."""
+    folder, slash, run = key.rpartition("/")
+    return folder + slash + run.rpartition(" of ")[2]
+
+
+def by_task(
+    runs: pd.DataFrame, evaluations: pd.DataFrame, latents: pd.DataFrame
+) -> tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame]:
+    """The tables of `analysis.runs`, those of several tasks split; each part has the whole run's latents.
+
+    The number of a row's task, the column `task` of the evaluations, is dropped: `runs` says it.
+    """
+    found = runs.index[runs["task"].str.contains(",")]
+    rows, parts = [], {"evaluations": [evaluations], "latents": [latents]}
+    for index in found:
+        row = runs.loc[index].to_dict()
+        tasks = row["task"].split(",")
+        own, seen = evaluations[evaluations["run"] == row["run"]], latents[latents["run"] == row["run"]]
+        for n, task in enumerate(tasks):
+            name = name_of(task, row["run"])
+            # The identity keeps its beginning, in which the run's name ends.
+            part = {**row, "run": name, "task": task, "identity": f"{row['identity']} {task}"}
+            part |= {k: row[k] // len(tasks) if row[k] > 0 else row[k] for k in ("budget", "every", "env_step")}
+            part["hours"] = row["hours"] / len(tasks)
+            part["config"] = json.dumps({**json.loads(row["config"]), "tasks": row["task"]}, sort_keys=True)
+            rows.append(part)
+            for kind, table in (("evaluations", own[own["task"] == n]), ("latents", seen)):
+                parts[kind].append(table.assign(run=name, env_step=table["env_step"] // len(tasks)))
+    if rows:
+        gone = set(runs.loc[found, "run"])
+        runs = pd.concat([runs.drop(found), pd.DataFrame(rows, columns=runs.columns)], ignore_index=True)
+        stacked = [pd.concat([t.astype({"run": object}) for t in parts[kind]], ignore_index=True) for kind in parts]
+        evaluations, latents = (t[~t["run"].isin(gone)].astype({"run": "category"}) for t in stacked)
+    return runs, evaluations.drop(columns="task"), latents
+
+
+def listed_by_task(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The runs that a sweep's manifest lists, likewise."""
+    return [part for row in rows for part in _parts(row)]
+
+
+def _parts(row: Mapping[str, Any]) -> list[dict[str, Any]]:
+    tasks = str(row["task"]).split(",")
+    if len(tasks) == 1:
+        return [dict(row)]
+    steps = {"env_steps": int(row["env_steps"]) // len(tasks)}
+    return [{**row, "run": name_of(task, row["run"]), "task": task, **steps} for task in tasks]
