@@ -13,7 +13,6 @@ import os
 import socket
 import subprocess
 import weakref
-from functools import cache
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
@@ -40,7 +39,9 @@ class Host:
         environment = {**os.environ, "PYTHONPATH": str(_ROOT), "PYTHONWARNINGS": "ignore"}
         words = [str(suite.interpreter), "-m", "iqrl.environments.apart_worker", str(theirs.fileno()), str(os.getpid())]
         try:
-            subprocess.Popen(words, env=environment, pass_fds=[theirs.fileno()], stdout=subprocess.DEVNULL)
+            self.process = subprocess.Popen(
+                words, env=environment, pass_fds=[theirs.fileno()], stdout=subprocess.DEVNULL
+            )
         except OSError as error:
             raise InputError(f"{suite.title}: {suite.interpreter} does not start: {error.strerror}") from None
         theirs.close()
@@ -68,10 +69,15 @@ class Host:
             raise RuntimeError("the process of a task in a Python of its own died") from None
 
 
-@cache
-def host(suite: Suite, process: int) -> Host:
-    """The other process of this one; a fork needs its own."""
-    return Host(suite)
+_hosts: dict[tuple[Path, int], Host] = {}
+
+
+def _host(suite: Suite) -> Host:
+    """The other process of this one, for a suite; a fork needs its own, and one that died is followed by another."""
+    key = suite.interpreter, os.getpid()
+    if key not in _hosts or _hosts[key].process.poll() is not None:
+        _hosts[key] = Host(suite)
+    return _hosts[key]
 
 
 class TaskApart:
@@ -85,7 +91,7 @@ class TaskApart:
         suite = suite_of(ref.name)
         if missing := suite.missing():
             raise InputError(f"task={ref.name}: needs {suite.package}, which is {missing}")
-        self._host = host(suite, os.getpid())
+        self._host = _host(suite)
         self._number = self._host.new_number()
         try:
             made, _ = self._host.ask({"do": "make", "number": self._number, "task": ref.name})

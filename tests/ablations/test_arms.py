@@ -94,7 +94,7 @@ def test_an_arm_learns_and_acts(runs):
             assert action.shape == (1, 1, spec.action_dim) and (np.abs(action) <= 1).all()
             observation, reward, _, _ = environment(task).step(action[0, 0])
             total += reward
-        suite = task.startswith(("gym:", "mw-"))  # whose rewards have no bounds, or others
+        suite = task.startswith(("gym:", "mw-", "myo-"))  # whose rewards have no bounds, or others
         assert np.isfinite(total) if suite else 0 <= total <= spec.action_repeat * EVALUATED
 
     data = transitions(task, 0)
