@@ -91,7 +91,7 @@ report: $(ready) ## the same as one HTML page
 watch: $(ready) ## a live page, on this machine alone, while a sweep runs
 	@$(python) -m analysis watch $(drawn) $(ARGS)
 
-test: $(ready) ## lint, types and the test suite (under 12 minutes on 2 cores)
+test: $(ready) ## lint, types and the test suite (some 12 minutes on 2 cores)
 	@$(python) -m ruff check .
 	@$(python) -m ruff format --check --quiet .
 	@$(python) -m mypy

@@ -140,6 +140,7 @@ def test_equals_the_suites_own_environment(name: str, tmp_path: Path) -> None:
 
 
 @myosuite
+@pytest.mark.slow
 def test_training_writes_success_and_resumes_bitwise(tmp_path: Path) -> None:
     words = [
         "train", "agent=td3", "task=myo-reach", "preset=tiny", "train.env_steps=250", "eval.every=200",

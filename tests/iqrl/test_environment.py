@@ -263,6 +263,7 @@ def test_render_draws_or_says_why_not():
     environment.close()
 
 
+@pytest.mark.slow
 def test_memory_does_not_grow_over_200_episodes():
     environment = Environment("walker-walk+obs_noise=0.1", action_repeat=20)  # 50 decisions an episode
     process = psutil.Process()

@@ -76,7 +76,7 @@ def env_step(directory: Path) -> int:
 # --- kill -9
 
 
-@pytest.mark.parametrize("agent", AGENTS)
+@pytest.mark.parametrize("agent", ["iqrl", pytest.param("td3", marks=pytest.mark.slow)])
 def test_ten_kills_at_random_instants(agent: str, tmp_path: Path, undisturbed: Any) -> None:
     expected, runs, r = undisturbed(agent), tmp_path / "runs", random.Random(0)
     kills = 0
