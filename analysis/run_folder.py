@@ -35,7 +35,7 @@ def empty_row(run: str) -> dict[str, Any]:
 
 
 def read_run(run: Run | KeptRun) -> tuple[dict[str, Any], np.ndarray, np.ndarray]:
-    """A run -> (row of `runs`, evaluations (rows, 11), latents (rows, 12)). Never raises."""
+    """A run -> (row of `runs`, evaluations (rows, 11), latents (rows, 18)). Never raises."""
     row = empty_row(run.name)
     remarks: list[str] = []
     evaluations = np.empty((0, len(EVALUATION_TABLE)))

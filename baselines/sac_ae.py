@@ -115,10 +115,8 @@ class SACAE(Agent[Config]):
 
         z, trunks = spec.observation_dim, dict[str, MLP]()
         if self.images:
-            z, convolutions = (
-                c.feature_dim,
-                Convolutions(spec.image_shape, c.filters, (2, 1, 1, 1), initialisation="delta_orthogonal"),
-            )
+            z = c.feature_dim
+            convolutions = Convolutions(spec.image_shape, c.filters, (2, 1, 1, 1), initialisation="delta_orthogonal")
             trunks = {"trunk": MLP(convolutions.outputs, (z,), 0, "tanh", initialisation="orthogonal")}
             self.encoder = ParameterGroup({"convolutions": convolutions, **trunks}, dtype)
             linear = MLP(z, (convolutions.outputs,), 0, "relu", "none", initialisation="orthogonal")

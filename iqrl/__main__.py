@@ -322,7 +322,8 @@ def evaluate_run(path: Path, words: Sequence[str], episodes: int, video: Path | 
     successes: list[bool] = []
     for value, success in evaluate_checkpoint(run, path, execution, episodes, video):
         said = "" if success is None else "  success" if success else "  no success"
-        said += f"  {names[len(returns) % len(names)]}" if names else ""
+        task = run.spec.task_name(len(returns))
+        said += f"  {task}" if task else ""
         print(f"episode {len(returns):3d}  return {value:8.2f}{said}", flush=True)
         returns.append(value)
         successes += [] if success is None else [success]

@@ -241,7 +241,7 @@ class Agent(Generic[C]):
 
     def rounds(self, progress: Progress) -> int:
         """Finished training episodes of each task."""
-        return progress.episodes // max(1, len(self.spec.tasks))
+        return progress.episodes // self.spec.task_count
 
     def groups(self) -> dict[str, ParameterGroup]:
         """The agent's parameter groups, by the attribute that holds each."""

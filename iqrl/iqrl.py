@@ -248,7 +248,7 @@ class IQRL(Agent[Config]):
     def representation_loss(self, world: Tensor, target: Tensor, batch: Batch, codebook: Tensor | None = None) -> Loss:
         """L_rep (section 3) and its optional terms, over one unroll of H steps."""
         c, net, bar = self.config, self.world(world), self.target(target)
-        weight, told = self._weights(batch), self.told(batch.observation[0])  # (H, B); (B, N)
+        weight, told = step_weights(c, batch), self.told(batch.observation[0])  # (H, B); (B, N)
         metrics: Metrics = {}
         with torch.no_grad():
             goal = self.encode(bar, batch.observation[1 : c.horizon + 1], codebook)  # z-bar_1..H
@@ -279,9 +279,6 @@ class IQRL(Agent[Config]):
         metrics |= remedy_loss(c, latents[0])
         loss = sum(metrics.values(), torch.zeros((), device=world.device))
         return loss, {k: v.detach() for k, v in metrics.items()} | mean_min_max("latent", predicted)
-
-    def _weights(self, batch: Batch) -> Tensor:
-        return step_weights(self.config, batch)
 
     def target_value(self, state: State, batch: Batch, world: BoundNetworks, noise: Tensors) -> Tensor:
         """y (B,): N-step return, smoothed target policy, smallest target critic (section 4)."""

@@ -85,18 +85,17 @@ def make_packs(
     arms: dict[str, list[int]] = {}
     for same in alike.values():
         arms.setdefault(same[0].arm, []).append(len(same))
-    most, packs = size, []
+    sizes = {arm: min(size, even_size(counts, slots)) if slots else size for arm, counts in arms.items()}
+    packs = []
     for same in alike.values():
-        first, size = same[0].config, most
-        if slots:
-            size = min(most, even_size(arms[same[0].arm], slots))
+        first, most = same[0].config, sizes[same[0].arm]
         content = first.resolved()
         del content["seed"]
         own = dict(word.split("=", 1) for word in same[0].words)
-        how = {**words, **own, **(asked or {}), "train.pack": str(size)}
+        how = {**words, **own, **(asked or {}), "train.pack": str(most)}
         label = f"{first.agent.name}-{first.task_label}-{config.pack_key(first)[:8]}"
         points = [{key for key, _ in reader.checkpoints(runs / run.name)} for run in same]
-        for group in groups_of_one_point(points, size):
+        for group in groups_of_one_point(points, most):
             part = [same[i] for i in group]
             packs.append(
                 Pack(

@@ -52,9 +52,8 @@ class State:
     @property
     def seconds_left(self) -> float | None:
         ahead = self.files.env_steps - self.files.env_step
-        if (
-            self.state != "running" or not self.files.speed or self.files.doing or ahead <= 0
-        ):  # the last updates take no steps
+        unknown = not self.files.speed or self.files.doing or ahead <= 0  # the last updates take no steps
+        if self.state != "running" or unknown:
             return None
         return ahead / self.files.speed
 

@@ -18,6 +18,7 @@ from baselines.dcwm.configuration import COMPONENTS, Config
 from baselines.dcwm.planner import MPPI
 from baselines.dcwm.world_model import Latent, World, WorldModel
 from iqrl.agent import Agent, Batch, Metrics, Noise, Progress, Slices, Stage, State, Tensors, Update, register
+from iqrl.environments.suites import SUITES, suite_of
 from iqrl.environments.tasks import TaskSpec
 from iqrl.errors import InputError
 from iqrl.networks import MLP, Adam, BoundNetwork, ParameterGroup, mean_min_max, soft_update
@@ -54,7 +55,7 @@ class DCWM(Agent[Config]):
             values["nstep"] = 2
         if base == "cartpole-swingup-sparse":
             values["noise_episodes"] = 250
-        if task.startswith(("gym:", "mw-", "myo-")):
+        if suite_of(task) is not SUITES["dmc"]:
             values["bound_reward"] = False
         if domain == "mw":  # MetaWorld in the released configuration (docs/tasks.md)
             values |= {"nstep": 3, "noise_final": 0.05, "noise_episodes": 500 if group == "hard" else 250}

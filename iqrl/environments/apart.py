@@ -46,10 +46,7 @@ class Host:
             raise InputError(f"{suite.title}: {suite.interpreter} does not start: {error.strerror}") from None
         theirs.close()
         self._connection = Connection(ours.detach())
-        self._numbers = itertools.count()
-
-    def new_number(self) -> int:
-        return next(self._numbers)
+        self.numbers = itertools.count()  # of tasks
 
     def ask(self, request: dict[str, Any], data: bytes = b"", answer: bool = False) -> tuple[dict[str, Any], bytes]:
         """Send a request, with the bytes that belong to it; its reply, and the bytes that follow if `answer`.
@@ -92,7 +89,7 @@ class TaskApart:
         if missing := suite.missing():
             raise InputError(f"task={ref.name}: needs {suite.package}, which is {missing}")
         self._host = _host(suite)
-        self._number = self._host.new_number()
+        self._number = next(self._host.numbers)
         try:
             made, _ = self._host.ask({"do": "make", "number": self._number, "task": ref.name})
         except RuntimeError as error:

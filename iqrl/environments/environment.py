@@ -39,6 +39,11 @@ def check_key(key: tuple[int, ...]) -> None:
 
 def load(ref: TaskRef) -> "Task":
     """The task itself. Simulators are imported here: much is asked of tasks where none is needed."""
+    suite = suite_of(ref.name)
+    if suite.may_be_apart and not suite.here:
+        from iqrl.environments.apart import TaskApart
+
+        return TaskApart(ref)
     if ref.domain == "gym":
         from iqrl.environments.gymnasium_suite import GymnasiumTask
 
@@ -47,14 +52,10 @@ def load(ref: TaskRef) -> "Task":
         from iqrl.environments.metaworld_suite import MetaWorldTask
 
         return MetaWorldTask(ref)
-    if ref.domain == "myo" and suite_of(ref.name).here:
+    if ref.domain == "myo":
         from iqrl.environments.myosuite_suite import MyoSuiteTask
 
         return MyoSuiteTask(ref)
-    if ref.domain == "myo":
-        from iqrl.environments.apart import TaskApart
-
-        return TaskApart(ref)
     from iqrl.environments.control_suite import ControlSuiteTask
 
     return ControlSuiteTask(ref)

@@ -8,7 +8,7 @@ from typing import Any
 import mujoco
 import numpy as np
 
-from iqrl.environments.rendering import Renderer
+from iqrl.environments.solved_task import SolvedTask
 from iqrl.environments.suites import SUITES
 from iqrl.environments.tasks import TaskRef
 from iqrl.errors import InputError
@@ -16,18 +16,16 @@ from iqrl.errors import InputError
 EPISODE_STEPS = 200
 
 
-class MetaWorldTask:
-    """One task of MetaWorld behind the interface of `ControlSuiteTask`.
+class MetaWorldTask(SolvedTask):
+    """One task of MetaWorld.
 
-    Attributes:
-        solved: whether the task was at any env step of the last decision, and at its last env step.
     Raises:
         InputError: MetaWorld is not installed.
     """
 
-    discrete = False
-    reports_success = True
     episode_steps = EPISODE_STEPS
+    solved_key = "success"
+    camera = "corner2"
 
     def __init__(self, ref: TaskRef):
         try:
@@ -37,17 +35,11 @@ class MetaWorldTask:
             raise InputError(f"task={ref.name}: needs metaworld, which is not installed ({install})") from None
         sawyer_xyz_env.SawyerMocapBase.reset_mocap_welds = _reset_mocap_welds  # type: ignore[method-assign]
         classes: dict[str, Any] = dict(env_dict.ALL_V3_ENVIRONMENTS_GOAL_OBSERVABLE)
-        self._environment = classes[f"{ref.task}-v3-goal-observable"](seed=0)
+        super().__init__(classes[f"{ref.task}-v3-goal-observable"](seed=0), f"metaworld/{ref.task}")
         # Goal and objects of an episode from the environment's own generator, which `reset` seeds.
         self._environment._freeze_rand_vec = False
         self._environment.seeded_rand_vec = True
         self.action_low, self.action_high = -np.ones(4), np.ones(4)
-        self.observation_dim: int = self._environment.observation_space.shape[0]
-        self.step_seconds: float = self._environment.dt
-        self.solved = (False, False)
-        self._steps = 0
-        self._name = f"metaworld/{ref.task}"
-        self._film: Renderer | None = None
 
     def reset(self, seeds: np.random.SeedSequence) -> np.ndarray:
         """Start the episode that `seeds` determines; its first observation, (O,) float32.
@@ -59,36 +51,6 @@ class MetaWorldTask:
         self._environment.step(np.zeros(4, np.float32))
         self._steps = 0
         return observation.astype(np.float32)
-
-    def step(self, action: np.ndarray, repeat: int) -> tuple[np.ndarray, float, bool, bool]:
-        """Hold an action (4,) for `repeat` env steps, fewer where the episode ends.
-
-        Returns: observation (O,) float32, summed reward, terminated (never), truncated.
-        """
-        action = action.astype(np.float32)
-        reward, any_solved, solved = 0.0, False, False
-        for _ in range(min(repeat, self.episode_steps - self._steps)):
-            observation, one, _, _, info = self._environment.step(action)
-            reward += float(one)
-            solved = bool(info["success"])
-            any_solved |= solved
-            self._steps += 1
-        self.solved = any_solved, solved
-        return observation.astype(np.float32), reward, False, self._steps == self.episode_steps
-
-    def render(self, height: int, width: int) -> np.ndarray:
-        """The scene from the side, (height, width, 3) uint8.
-
-        Raises:
-            InputError: no renderer on this machine, or a picture larger than the model allows.
-        """
-        model = self._environment.model
-        if self._film is None or (self._film.height, self._film.width) != (height, width):
-            self._film = Renderer(self._name, model, height, width, camera=model.camera("corner2").id)
-        return self._film.draw(self._environment.data)
-
-    def close(self) -> None:
-        self._film = None
 
 
 def _reset_mocap_welds(self: Any) -> None:

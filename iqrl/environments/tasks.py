@@ -177,9 +177,18 @@ class TaskSpec:
         """Numbers of an observation, without the one that says of which task it is."""
         return self.observation_dim - bool(self.tasks)
 
+    @property
+    def task_count(self) -> int:
+        """How many tasks it is of: 1 of a single one."""
+        return max(1, len(self.tasks))
+
     def task_of(self, episode: int) -> int:
         """Which of its tasks an episode is of, from 0: they take turns. 0 of a single task."""
-        return episode % len(self.tasks) if self.tasks else 0
+        return episode % self.task_count
+
+    def task_name(self, episode: int) -> str:
+        """Name of the task that an episode is of; "" of a single task."""
+        return self.tasks[self.task_of(episode)].name if self.tasks else ""
 
     @property
     def observation_shape(self) -> tuple[int, ...]:

@@ -31,7 +31,7 @@ class Evaluator:
         self.pack, self.stop, self.tick = pack, stop, tick
         setting = pack.runs[0].config.evaluate
         self.every = max(1, setting.every // pack.spec.action_repeat)  # decisions
-        self.episodes = setting.episodes * max(1, len(pack.spec.tasks))
+        self.episodes = setting.episodes * pack.spec.task_count
         self.environments: EnvironmentPool | None = None
 
     def evaluate(self) -> bool:
@@ -123,8 +123,8 @@ class Evaluator:
         for episode, (episode_return, length) in enumerate(zip(returns, lengths, strict=True)):
             row: dict[str, Any] = {"env_step": step, "episode": episode, "episode_return": float(episode_return)}
             row["length"] = int(length)
-            if tasks := self.pack.spec.tasks:
-                row["task"] = tasks[self.pack.spec.task_of(episode)].name
+            if task := self.pack.spec.task_name(episode):
+                row["task"] = task
             if succeeds:
                 row |= {"success": int(success[episode, 0]), "success_at_end": int(success[episode, 1])}
             run.directory.append("evaluations.csv", row)

@@ -230,11 +230,11 @@ def memory_estimate(run: RunConfig) -> int:
     parameters = 16 * sum(group.size for group in groups)  # float32 values, targets and two moments
     widest = max((width for group in groups for _, _, shape, _ in group.layout for width in shape), default=0)
     kept = capacity(spec, run.settings.buffer_size, -(-run.train.env_steps // spec.action_repeat))
-    replay = max(1, len(spec.tasks)) * Replay.bytes_needed(spec, agent.slices, kept)
+    replay = spec.task_count * Replay.bytes_needed(spec, agent.slices, kept)
     rows = agent.slices.batch_size * (agent.slices.horizon + 1)
     learning = 4 * rows * (16 * max(agent.latent_width(), 512) + 4 * widest)
     learning += rows * spec.observation_dim if spec.frame_shape else 0  # stacks, in bytes
-    acting = 3 * run.evaluate.episodes * max(1, len(spec.tasks)) * agent.act_bytes  # side by side, on a device
+    acting = 3 * run.evaluate.episodes * spec.task_count * agent.act_bytes  # side by side, on a device
     return replay + 2 * parameters + learning + acting + 64 * 2**20
 
 

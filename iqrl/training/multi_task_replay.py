@@ -101,4 +101,4 @@ def capacity(spec: TaskSpec, buffer_size: int, budget: int) -> int:
     Args:
         budget: decisions of the run; a short run does not reserve a million transitions.
     """
-    return min(-(-buffer_size // max(1, len(spec.tasks))), budget + spec.episode_decisions)
+    return min(-(-buffer_size // spec.task_count), budget + spec.episode_decisions)

@@ -53,8 +53,8 @@ class Reporter:
             "updates": run.progress.updates,
             "episode_return": run.last_return,
         }
-        if tasks := self.pack.spec.tasks:
-            row["task"] = tasks[self.pack.spec.task_of(run.progress.episodes - 1)].name
+        if task := self.pack.spec.task_name(run.progress.episodes - 1):
+            row["task"] = task
         if run.last_success is not None:
             row["success"] = int(run.last_success)
         if taken := [name for name in metrics if name in row or set(name) & set(",\n")]:

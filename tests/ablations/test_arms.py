@@ -50,7 +50,7 @@ def transitions(task, seed):
     """(observation, action, reward, terminated, truncated, next observation) of random decisions, as many a task."""
     world, random = environment(task), np.random.default_rng(seed)
     found = []
-    for episode in range(max(1, len(world.spec.tasks))):
+    for episode in range(world.spec.task_count):
         observation = world.reset((seed, 0, episode)).copy()
         for _ in range(DECISIONS):
             action = random.uniform(-1, 1, world.spec.action_dim).astype(np.float32)

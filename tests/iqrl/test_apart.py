@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from training import ROOT, StopAt, assert_same_runs, finish, run_directories, wait_for
+from training import ROOT, assert_stops_change_nothing, wait_for
 
 from iqrl import processes
 from iqrl.environments import tasks
@@ -147,11 +147,7 @@ def test_training_writes_success_and_resumes_bitwise(tmp_path: Path) -> None:
         "eval.episodes=2", "agent.warmup_decisions=50", "agent.utd=0.2", "train.compile=off", "train.threads=1",
         "train.precision=float32", "train.workers=0",
     ]  # fmt: skip
-    finish([*words, f"runs={tmp_path / 'whole'}"], tmp_path / "output")
-    finish([*words, f"runs={tmp_path / 'parts'}"], tmp_path / "output", 75, prepare=StopAt(150))
-    finish([*words, f"runs={tmp_path / 'parts'}"], tmp_path / "output")
-    assert_same_runs(tmp_path / "parts", tmp_path / "whole")
-    (run,) = run_directories(tmp_path / "whole")
+    run, _ = assert_stops_change_nothing(words, [150], tmp_path)
     rows: list[dict[str, Any]] = list(csv.DictReader((run / "evaluations.csv").open()))
     assert {row["length"] for row in rows} == {"100"} and {row["success"] for row in rows} <= {"0", "1"}
 

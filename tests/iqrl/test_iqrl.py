@@ -12,6 +12,7 @@ from plain_networks import agree, differences
 from torch import Tensor
 
 from iqrl.agent import Batch
+from iqrl.consistency import step_weights
 from iqrl.iqrl import IQRL, consistency
 
 # --- consistency and masks (golden.md section 3)
@@ -38,10 +39,12 @@ def test_consistency_with_masks(mode: str, kind: str) -> None:
         error = consistency(PREDICTED, TARGET, metric, -1)
         for reduction in ("sum", "mean"):
             agent = make(IQRL, horizon=3, mask_mode=mode, rep_reduction=reduction)
-            results.append(float((agent._weights(batch) * error).mean(1).sum()))
+            results.append(float((step_weights(agent.config, batch) * error).mean(1).sum()))
     assert results == pytest.approx(GOLDEN[mode], abs=1e-5)
     released = consistency(PREDICTED, TARGET, "cosine", 1)
-    assert float((agent._weights(batch) * released).mean(1).sum()) == pytest.approx(-GOLDEN[mode][1], abs=1e-5)
+    assert float((step_weights(agent.config, batch) * released).mean(1).sum()) == pytest.approx(
+        -GOLDEN[mode][1], abs=1e-5
+    )
 
 
 def test_cosines() -> None:

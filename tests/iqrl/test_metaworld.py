@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from training import StopAt, assert_same_runs, finish, run_directories
+from training import assert_stops_change_nothing
 
 from iqrl.environments import tasks
 from iqrl.environments.environment import Environment, task_spec
@@ -129,19 +129,14 @@ def test_without_metaworld_the_error_says_what_to_install(monkeypatch: pytest.Mo
 
 
 def test_training_writes_success_and_resumes_bitwise(tmp_path: Path) -> None:
-    """A run that is stopped, twice within an episode, and gone on with ends as one that was not."""
+    """Both stops are within an episode."""
     words = [
         "train", "agent=td3", "task=mw-reach", "preset=tiny", "train.env_steps=600", "eval.every=400",
         "eval.episodes=2", "agent.warmup_decisions=100", "agent.utd=0.2", "train.compile=off", "train.threads=1",
         "train.workers=0", "train.precision=float32",
     ]  # fmt: skip
-    said = finish([*words, f"runs={tmp_path / 'whole'}"], tmp_path / "output")
+    run, said = assert_stops_change_nothing(words, (130, 250), tmp_path)
     assert "success" in said
-    for decisions in (130, 250):
-        finish([*words, f"runs={tmp_path / 'parts'}"], tmp_path / "output", 75, prepare=StopAt(decisions))
-    finish([*words, f"runs={tmp_path / 'parts'}"], tmp_path / "output")
-    assert_same_runs(tmp_path / "parts", tmp_path / "whole")
-    (run,) = run_directories(tmp_path / "whole")
     evaluations, training = (list(csv.DictReader((run / f).open())) for f in ("evaluations.csv", "training.csv"))
     assert [row["env_step"] for row in evaluations] == ["0", "0", "400", "400", "600", "600"]
     assert len(training) == 3 and {row["length"] for row in evaluations} == {"200"}

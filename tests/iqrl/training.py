@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -145,3 +145,17 @@ class StopAt:
             return inner(trainer)
 
         Trainer._loop = loop  # type: ignore[method-assign]
+
+
+def assert_stops_change_nothing(words: list[str], stops: Sequence[int], folder: Path) -> tuple[Path, str]:
+    """A run that is stopped at these decisions, and gone on with, ends as one that was not.
+
+    Returns: the run directory of the latter, and what that command said.
+    """
+    said = finish([*words, f"runs={folder / 'whole'}"], folder / "output")
+    for decisions in stops:
+        finish([*words, f"runs={folder / 'parts'}"], folder / "output", 75, prepare=StopAt(decisions))
+    finish([*words, f"runs={folder / 'parts'}"], folder / "output")
+    assert_same_runs(folder / "parts", folder / "whole")
+    (run,) = run_directories(folder / "whole")
+    return run, said
