@@ -366,6 +366,14 @@ class MRQ(Agent[Config]):
     def latent(self, state: State, observation: Tensor) -> Tensor:
         return self.embed_state(self.encoder(state["encoder"]), observation)
 
+    def target_latent(self, state: State, observation: Tensor) -> Tensor:
+        return self.embed_state(self.target(state["target_encoder"]), observation)
+
+    def predicted_latent(self, state: State, latent: Tensor, action: Tensor, *told: Tensor) -> Tensor:
+        encoder = self.encoder(state["encoder"])
+        predicted = encoder.m(self.embed_action(encoder, latent, self.realise(action), *told))
+        return predicted[:, 1 : 1 + self.config.zs_dim]
+
     def hidden(self, state: State, observation: Tensor, action: Tensor) -> list[Tensor]:
         layers: list[Tensor] = []
         encoder = self.encoder(state["encoder"])

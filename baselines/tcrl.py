@@ -318,6 +318,12 @@ class TCRL(Agent[Config]):
     def latent(self, state: State, observation: Tensor) -> Tensor:
         return self.encode(self.world(state["world"]), observation)
 
+    def target_latent(self, state: State, observation: Tensor) -> Tensor:
+        return self.encode(self.target(state["target"]), observation)
+
+    def predicted_latent(self, state: State, latent: Tensor, action: Tensor, *told: Tensor) -> Tensor:
+        return self.step(self.world(state["world"]), latent, action, *told)[0]
+
     def codes(self, state: State, latent: Tensor) -> tuple[Tensor, int] | None:
         size = self.quantise.codebook_size
         return (self.quantise.indices(latent), size) if size else None

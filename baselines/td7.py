@@ -305,6 +305,14 @@ class TD7(Agent[Config]):
         """zs of the encoder that the current actor and critic read."""
         return self.embed_state(state["fixed_encoder"], observation) if self.config.use_sale else None
 
+    def target_latent(self, state: State, observation: Tensor) -> Tensor | None:
+        """As the loss has it, but for the fixed encoder, which is what `latent` is of."""
+        source = "average_encoder" if self.config.enc_target == "ema" else "fixed_encoder"
+        return self.embed_state(state[source], observation) if self.config.use_sale else None
+
+    def predicted_latent(self, state: State, latent: Tensor, action: Tensor, *told: Tensor) -> Tensor:
+        return self.embed_action(state["fixed_encoder"], latent, action)
+
     def hidden(self, state: State, observation: Tensor, action: Tensor) -> list[Tensor]:
         layers: list[Tensor] = []
         zs = zsa = self.embed_state(state["fixed_encoder"], observation)

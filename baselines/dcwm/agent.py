@@ -320,6 +320,14 @@ class DCWM(Agent[Config]):
     def latent(self, state: State, observation: Tensor) -> Tensor:
         return self.model.bind(state["world"], self.model.codebook(state)).encode(observation).code
 
+    def target_latent(self, state: State, observation: Tensor) -> Tensor:
+        return self.latent(state, observation)  # there is no target encoder
+
+    def predicted_latent(self, state: State, latent: Tensor, action: Tensor, *told: Tensor) -> Tensor:
+        """The expected code."""
+        world = self.model.bind(state["world"], self.model.codebook(state))
+        return world.step(Latent(latent), action, "weighted_avg", None).code
+
     def codes(self, state: State, latent: Tensor) -> tuple[Tensor, int] | None:
         size = self.model.classes
         return (self.model.quantise.indices(latent, self.model.codebook(state)), size) if size else None

@@ -10,7 +10,13 @@ import torch
 from made_up import first_state, make, random_batch
 from torch import nn
 
+from baselines.dcwm.agent import DCWM
+from baselines.drq import DRQ
+from baselines.mrq import MRQ
+from baselines.tcrl import TCRL
 from baselines.td3 import TD3
+from baselines.td7 import TD7
+from iqrl.agent import Agent, Batch
 from iqrl.diagnostics import (
     active_codebook,
     condition_number,
@@ -143,6 +149,47 @@ def test_how_latents_lie_to_their_targets() -> None:
     assert row["target_cosine"] == pytest.approx(np.mean(target), rel=1e-5)
     assert row["prediction_cosine"] == pytest.approx(np.mean(prediction), rel=1e-5)
     assert row["drift"] == pytest.approx(np.mean(moved) / np.mean(transition), rel=1e-5)
+
+
+def losses(agent: Agent, state: dict[str, torch.Tensor], batch: Batch) -> float:  # type: ignore[type-arg]
+    """The mean squared error of predicted latents, as the agent's own loss has it."""
+    if isinstance(agent, TD7):
+        return float(agent.encoder_loss(state["fixed_encoder"], state["average_encoder"], batch))
+    if isinstance(agent, MRQ):
+        seen = state["terminations_seen"]
+        return float(agent.encoder_loss(state["encoder"], state["target_encoder"], seen, batch)[1]["dynamics_loss"])
+    if isinstance(agent, TCRL):
+        return float(agent.representation_loss(state["world"], state["target"], batch)[1]["consistency_loss"])
+    return float(agent.model.loss(state["world"], agent.model.codebook(state), batch, None)[1]["consistency_loss"])
+
+
+@pytest.mark.parametrize(
+    ("cls", "settings", "target"),
+    [
+        (TCRL, {"horizon": 1, "rep_metric": "mse"}, "target"),
+        (MRQ, {"enc_horizon": 1}, "target_encoder"),
+        (DRQ, {"enc_horizon": 1}, "target_encoder"),
+        (TD7, {"enc_target": "ema"}, "average_encoder"),
+        (DCWM, {"horizon": 1, "dynamics": "deterministic", "consistency": "mse", "quantizer": "none"}, ""),
+    ],
+)
+def test_predictions_and_targets_are_those_of_the_loss(
+    cls: type[Agent],
+    settings: dict[str, object],
+    target: str,  # type: ignore[type-arg]
+) -> None:
+    agent = make(cls, **settings)
+    state = dict(first_state(agent))
+    if target:
+        noise = torch.randn(state[target].shape, generator=torch.Generator().manual_seed(2))
+        state[target] = state[target] + 0.3 * noise
+    batch = random_batch(1, 64, seed=3, ends=0.0)
+    latent = agent.latent(state, batch.observation[0])
+    predicted = agent.predicted_latent(state, latent, batch.action[0])
+    goal = agent.target_latent(state, batch.observation[1])
+    assert float((predicted - goal).square().mean()) == pytest.approx(losses(agent, state, batch), rel=1e-5)
+    row = diagnose(agent, state, batch)
+    assert -1 < row["prediction_cosine"] < 1 and (row["drift"] > 0) == bool(target)
 
 
 def test_what_can_be_read_linearly_is_tested_on_other_samples() -> None:
