@@ -205,7 +205,8 @@ class ParameterGroup:
     networks: Mapping[str, Network]
     dtype: torch.dtype = torch.float32
     layout: tuple[tuple[str, str, tuple[int, ...], int], ...] = field(init=False)  # network, name, shape, padding
-    cast: int = field(init=False)  # elements that may be cast
+    castable: int = field(init=False)  # entries of the layout that may be cast, which come first
+    cast: int = field(init=False)  # and their elements
     size: int = field(init=False)  # P
 
     def __post_init__(self) -> None:
@@ -213,9 +214,11 @@ class ParameterGroup:
         entries.sort(key=lambda e: not self.networks[e[0]].castable(e[1]))  # stable: castable ones first
         layout = tuple((n, k, s, -math.prod(s) % ALIGNMENT) for n, k, s in entries)
         size = sum(math.prod(s) + pad for _, _, s, pad in layout)
-        cast = sum(math.prod(s) + pad for n, k, s, pad in layout if self.networks[n].castable(k))
+        castable = sum(self.networks[n].castable(k) for n, k, _, _ in layout)
+        cast = sum(math.prod(s) + pad for _, _, s, pad in layout[:castable])
         object.__setattr__(self, "layout", layout)
         object.__setattr__(self, "size", size)
+        object.__setattr__(self, "castable", castable)
         object.__setattr__(self, "cast", cast)
 
     @property
@@ -239,9 +242,8 @@ class ParameterGroup:
         """Views of a flat vector by network and name; castable matrices in `dtype` if one is given."""
         parts: list[Tensor] = []
         low, high = flat.split([self.cast, self.size - self.cast])
-        boundary = sum(self.networks[n].castable(k) for n, k, _, _ in self.layout)
         low = low if dtype is None else low.to(dtype)
-        for piece, entries in ((low, self.layout[:boundary]), (high, self.layout[boundary:])):
+        for piece, entries in ((low, self.layout[: self.castable]), (high, self.layout[self.castable :])):
             parts += piece.split([math.prod(s) + pad for _, _, s, pad in entries]) if entries else []
         out: dict[str, dict[str, Tensor]] = {n: {} for n in self.networks}
         for (n, k, shape, pad), part in zip(self.layout, parts, strict=True):

@@ -7,6 +7,7 @@ import fcntl
 import hashlib
 import inspect
 import itertools
+import os
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -18,6 +19,7 @@ from torch import Tensor
 
 from iqrl.errors import one_line
 
+BEGUN = "begun"
 Watch = Callable[[str], None]  # gets what is being compiled, such as "compiling update_critic", and "" once it is
 
 
@@ -84,7 +86,9 @@ class Compiled:
 def alone(key: str, stage: str, watch: Watch) -> Iterator[None]:
     """Keep other processes of this machine from compiling the same, and say what takes so long.
 
-    They wait, and then find it in the cache. The lock's file, beside that cache, holds the seconds that it took last.
+    They wait, and then find it in the cache. The lock's file, beside that cache, holds the seconds that it took last,
+    and the word BEGUN until it has been compiled and loaded: a process that finds it there, with the lock free, knows
+    that another one died meanwhile, and what it may have left half written.
     """
     from torch._inductor.runtime.cache_dir_utils import cache_dir
 
@@ -99,6 +103,11 @@ def alone(key: str, stage: str, watch: Watch) -> Iterator[None]:
         except OSError:  # a file system without locks: then it is compiled twice
             pass
         watch(f"compiling {stage}{_last(file)}")
+        if _read(file).endswith(BEGUN):
+            drop_libraries(folder.parent, os.fstat(file.fileno()).st_mtime)
+        else:
+            file.write(f" {BEGUN}")
+            file.flush()
         try:
             begin = time.monotonic()
             yield
@@ -108,8 +117,25 @@ def alone(key: str, stage: str, watch: Watch) -> Iterator[None]:
             watch("")
 
 
+def drop_libraries(cache: Path, since: float) -> None:
+    """Delete the compiled libraries that a cache got since then; they are compiled again where they are needed.
+
+    A linker that is killed leaves part of one, and whoever loads that dies of SIGBUS. Processes that have loaded a
+    whole one keep it.
+    """
+    for pattern in ("*.so", "*.gch"):
+        for path in cache.rglob(pattern):
+            with contextlib.suppress(FileNotFoundError):
+                if path.stat().st_mtime >= since:
+                    path.unlink()
+
+
+def _read(file: Any) -> str:
+    file.seek(0)
+    return str(file.read())
+
+
 def _last(file: Any) -> str:
     """Such as ", 40 s last time"."""
-    file.seek(0)
-    seconds = file.read()
+    seconds = _read(file).removesuffix(BEGUN).strip()
     return f", {seconds} s last time" if seconds else ", for the first time here"

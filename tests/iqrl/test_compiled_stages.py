@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import functools
+import os
+import signal
+import subprocess
+import sys
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -11,7 +15,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from iqrl.training.compilation import Compiled, alone
+from iqrl.training.compilation import BEGUN, Compiled, alone, drop_libraries
 from iqrl.training.lifting import unaliased
 
 
@@ -134,3 +138,34 @@ def test_what_another_process_compiles_is_waited_for(tmp_path: Path, monkeypatch
         "compiling critic, 0 s last time",
         "",
     ]
+
+
+def test_what_a_killed_compiler_left_half_written_is_compiled_again(tmp_path: Path) -> None:
+    """To load a library that is cut short is SIGBUS: no exception tells of it."""
+    code = (
+        "import torch; from iqrl.training.compilation import Compiled;"
+        "print(Compiled('stage', lambda x: x['x'] + 1.0)({'x': torch.ones(8)}).sum().item())"
+    )
+
+    def compute() -> tuple[int, str]:
+        environment = {**os.environ, "TORCHINDUCTOR_CACHE_DIR": str(tmp_path), "OMP_NUM_THREADS": "1"}
+        done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
+        return done.returncode, done.stdout + done.stderr
+
+    assert compute() == (0, "16.0\n")
+    (library,), (lock,) = tmp_path.rglob("*.main.so"), (tmp_path / "compiling").iterdir()
+    whole = library.stat().st_size
+    os.truncate(library, 1000)
+    assert compute()[0] == -signal.SIGBUS  # which leaves the word that it began, as whoever was killed has
+    assert lock.read_text().endswith(BEGUN)
+    os.utime(lock, (0, library.stat().st_mtime - 1))
+    assert compute() == (0, "16.0\n") and library.stat().st_size == whole and lock.read_text().isdigit()
+
+
+def test_only_what_came_since_is_dropped(tmp_path: Path) -> None:
+    for name, time in (("old.so", 90), ("torn.so", 110), ("torn.h.gch", 100), ("source.cpp", 120)):
+        (tmp_path / "ab").mkdir(exist_ok=True)
+        (tmp_path / "ab" / name).touch()
+        os.utime(tmp_path / "ab" / name, (time, time))
+    drop_libraries(tmp_path, 100.0)
+    assert {path.name for path in (tmp_path / "ab").iterdir()} == {"old.so", "source.cpp"}
