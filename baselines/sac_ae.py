@@ -312,6 +312,13 @@ class SACAE(Agent[Config]):
     def latent(self, state: State, observation: Tensor) -> Tensor | None:
         return self.compressed(state, self.features(state, observation)) if self.images else None
 
+    def reconstruction(self, state: State, observation: Tensor) -> Tensor | None:
+        if not self.decodes:
+            return None
+        net = self.decoder(state["decoder"])
+        image = net.convolutions(net.linear(self.compressed(state, self.features(state, observation))))
+        return torch.clamp(256.0 * (image + 0.5), 0.0, 255.0)  # the loss's target is that of 0 to 256
+
     def hidden(self, state: State, observation: Tensor, action: Tensor) -> list[Tensor]:
         layers: list[Tensor] = []
         h = self.features(state, observation, hidden=layers)

@@ -70,6 +70,7 @@ def main(words: Sequence[str] | None = None) -> int:
         "Evaluate the newest checkpoint of a run, executed as training here would be.",
         "examples:\n  python -m iqrl evaluate runs/iqrl-walker-walk-s0-3f2a91bc --episodes 20\n"
         "  python -m iqrl evaluate runs/iqrl-walker-walk-s0-3f2a91bc --episodes 1 --video walk.mp4\n"
+        "  python -m iqrl evaluate runs/sac_ae-walker-walk@pixels-s0-5d1c09aa --episodes 1 --reconstruction strip.png\n"
         "  python -m iqrl evaluate runs/iqrl-walker-walk-s0-3f2a91bc train.device=cpu train.threads=1\n"
         "  python -m iqrl evaluate runs/dcwm-walker-walk-s0-a0d08d8e agent.plan_samples=256",
     )
@@ -80,6 +81,9 @@ def main(words: Sequence[str] | None = None) -> int:
     )  # fmt: skip
     evaluate.add_argument("--episodes", type=int, default=10, help="how many (default 10)")
     evaluate.add_argument("--video", type=Path, help="film the first episode, in real time (needs a renderer)")
+    evaluate.add_argument(
+        "--reconstruction", type=Path, help="draw what the decoder gives back of images of the first episode (.png)"
+    )
     add("agents", "List the agents.", "example:\n  python -m iqrl agents")
     add("tasks", "List the tasks.", "example:\n  python -m iqrl tasks")
     config = add(
@@ -105,7 +109,9 @@ def main(words: Sequence[str] | None = None) -> int:
         return {
             "train": lambda: train(arguments.words),
             "resume": lambda: resume_runs(arguments.words),
-            "evaluate": lambda: evaluate_run(arguments.run, arguments.words, arguments.episodes, arguments.video),
+            "evaluate": lambda: evaluate_run(
+                arguments.run, arguments.words, arguments.episodes, arguments.video, arguments.reconstruction
+            ),
             "agents": show_agents,
             "tasks": show_tasks,
             "config": lambda: show_config(arguments.words),
@@ -295,7 +301,9 @@ def _interrupt_at_once() -> None:
     os.kill(os.getpid(), signal.SIGINT)
 
 
-def evaluate_run(path: Path, words: Sequence[str], episodes: int, video: Path | None) -> int:
+def evaluate_run(
+    path: Path, words: Sequence[str], episodes: int, video: Path | None, reconstruction: Path | None
+) -> int:
     if episodes < 1:
         raise InputError(f"--episodes {episodes}: expected at least 1")
     for word in words:
@@ -305,11 +313,11 @@ def evaluate_run(path: Path, words: Sequence[str], episodes: int, video: Path | 
             raise InputError(f"{word}: expected one run, and how to execute it: {expected}")
         if key in ("agent.name", "agent.profile"):
             raise InputError(f"{word}: cannot change in a finished run; expected single keys of its agent")
-    if video is not None:
-        if video.suffix not in (".mp4", ".gif"):
-            raise InputError(f"--video {video}: expected a name ending in .mp4 or .gif")
-        if not video.parent.is_dir():
-            raise InputError(f"--video {video}: there is no folder {video.parent}")
+    for option, file, kinds in (("--video", video, (".mp4", ".gif")), ("--reconstruction", reconstruction, (".png",))):
+        if file is not None and file.suffix not in kinds:
+            raise InputError(f"{option} {file}: expected a name ending in {' or '.join(kinds)}")
+        if file is not None and not file.parent.is_dir():
+            raise InputError(f"{option} {file}: there is no folder {file.parent}")
     from iqrl import config
     from iqrl.training.checkpoint_evaluation import evaluate_checkpoint
 
@@ -320,7 +328,7 @@ def evaluate_run(path: Path, words: Sequence[str], episodes: int, video: Path | 
     names = [task.name for task in run.spec.tasks]  # of several tasks, which take turns
     returns: list[float] = []
     successes: list[bool] = []
-    for value, success in evaluate_checkpoint(run, path, execution, episodes, video):
+    for value, success in evaluate_checkpoint(run, path, execution, episodes, video, reconstruction):
         said = "" if success is None else "  success" if success else "  no success"
         task = run.spec.task_name(len(returns))
         said += f"  {task}" if task else ""

@@ -360,6 +360,10 @@ class Agent(Generic[C]):
         """
         return None
 
+    def reconstruction(self, state: State, observation: Tensor) -> Tensor | None:
+        """What a decoder gives back of images (M, C, height, width), in grey levels 0 to 255, or None without one."""
+        return None
+
     def latent_width(self) -> int:
         """Z; also how many samples the rank is taken of. 0 without a representation."""
         return 0

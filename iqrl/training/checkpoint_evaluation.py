@@ -1,4 +1,4 @@
-"""Evaluating a run's newest checkpoint outside training, with a film if wanted."""
+"""Evaluating a run's newest checkpoint outside training, with a film and what its decoder gives back if wanted."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
+import torch
 
 from iqrl.agent import Progress
 from iqrl.config import Execution, RunConfig
@@ -18,17 +19,27 @@ from iqrl.training.execution import decide
 from iqrl.training.multi_task_replay import new_replay
 
 FRAME_SIZE = (480, 480)
+STRIP = 8  # images of a strip, evenly over the episode
 
 
 def evaluate_checkpoint(
-    run: RunConfig, path: Path, execution: Execution, episodes: int, video: Path | None = None
+    run: RunConfig,
+    path: Path,
+    execution: Execution,
+    episodes: int,
+    video: Path | None = None,
+    reconstruction: Path | None = None,
 ) -> Iterator[tuple[float, bool | None]]:
     """Return of each greedy episode, as it ends, and whether it succeeded (None: the task does not say).
 
     Episodes are seeded by the run's seed and apart from every episode of training.
 
+    Args:
+        video: a file for a film of the first episode.
+        reconstruction: a picture file for what the decoder gives back of some images of the first episode.
+
     Raises:
-        InputError: without a usable checkpoint, if an episode cannot be played, or a film not be made here.
+        InputError: without a usable checkpoint, if an episode cannot be played, or a film or picture not be made here.
     """
     spec, plan = run.spec, known(decide(execution, run), run)
     agent = run.agent(run.settings, spec, plan.dtype)
@@ -42,14 +53,22 @@ def evaluate_checkpoint(
     except ValueError as error:
         raise InputError(f"{path}: {error}") from None
     progress = [Progress(**saved["progress"])]
+    state = {k: v[0] for k, v in engine.state.items()}
+    if reconstruction is not None:
+        image = torch.zeros(1, *spec.observation_shape, device=plan.device)
+        if spec.frame_shape is None or agent.reconstruction(state, image) is None:
+            raise InputError(f"--reconstruction {reconstruction}: {path.name} has no decoder of images")
     environment = make_environment(run.task, spec.action_repeat)
     for episode in range(episodes):
         frames: list[np.ndarray] = []
+        seen: list[np.ndarray] = []
         observation = environment.reset((run.seed, CHECKPOINT_EVALUATION, progress[0].decisions, episode))
         carry, total, step, ended = engine.initial_carry(1, 1), 0.0, 0, False
         while not ended:
             if video is not None and episode == 0:
                 frames.append(environment.render(*FRAME_SIZE))
+            if reconstruction is not None and episode == 0:
+                seen.append(observation)
             noise = [engine.random.evaluation(0, progress[0].decisions + episode + 1, step, 1)]
             action, carry = engine.act([0], observation[None, None], carry, noise, progress)
             try:
@@ -60,6 +79,12 @@ def evaluate_checkpoint(
             total, step, ended = total + reward, step + 1, terminated or truncated
         if video is not None and episode == 0:
             write_video(video, frames, 1.0 / environment.decision_seconds)
+        if reconstruction is not None and episode == 0:
+            some = torch.from_numpy(np.stack([seen[i] for i in np.linspace(0, len(seen) - 1, STRIP).astype(int)]))
+            with torch.no_grad():
+                back = agent.reconstruction(state, some.to(plan.device))
+            assert back is not None and spec.frame_shape is not None
+            write_strip(reconstruction, some.numpy(), back.cpu().numpy(), spec.frame_shape[0])
         yield total, environment.success[0] if spec.reports_success else None
 
 
@@ -77,3 +102,22 @@ def write_video(path: Path, frames: list[np.ndarray], rate: float) -> None:
         imageio.imwrite(path, np.stack(frames), fps=rate)
     except OSError as error:
         raise InputError(f"--video {path}: {error}") from error
+
+
+def write_strip(path: Path, seen: np.ndarray, back: np.ndarray, channels: int) -> None:
+    """The newest pictures of images (M, C, height, width) above those of their reconstructions, as one picture.
+
+    Args:
+        channels: of one picture, the last ones of an image.
+
+    Raises:
+        InputError: if the file cannot be written.
+    """
+    from matplotlib.image import imsave
+
+    rows = [np.concatenate(list(images[:, -channels:].transpose(0, 2, 3, 1)), 1) for images in (seen, back)]
+    strip = np.concatenate(rows).round().astype(np.uint8)
+    try:
+        imsave(path, np.repeat(strip, 3, -1) if channels == 1 else strip)
+    except OSError as error:
+        raise InputError(f"--reconstruction {path}: {error}") from error

@@ -11,9 +11,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from matplotlib.image import imread
 
+from iqrl import __main__ as command_line
 from iqrl.config import parse_words, resolve
-from iqrl.environments.environment import Environment
+from iqrl.environments.environment import CHECKPOINT_EVALUATION, Environment
 from iqrl.errors import InputError
 from iqrl.runs import reader
 from iqrl.runs.directory import RunDirectory
@@ -30,6 +32,8 @@ CARTPOLE = ["task=gym:CartPole-v1", "train.action_repeat=2", "train.env_steps=80
             "eval.episodes=3", *COMMON]  # fmt: skip
 PIXELS = ["task=cartpole-balance@pixels+render=fast+repeat=8+size=16+stack=2", "train.env_steps=2400",
           "eval.every=2400", "eval.episodes=1", *COMMON]  # fmt: skip
+IMAGES = ["task=cartpole-balance@pixels+render=fast+repeat=8+size=31+stack=2", "train.env_steps=2000",
+          "eval.every=2000", "eval.episodes=1", *COMMON]  # fmt: skip
 CASES = {  # configuration with a short warm-up, and after how many decisions and updates to stop, in three sessions
     "td7": ([*BALANCE, "agent.warmup_decisions=250", "agent.target_every=35", "agent.checkpoint_late=150",
              "agent.checkpoint_episodes=2"], (50, 600, 250)),
@@ -40,6 +44,8 @@ CASES = {  # configuration with a short warm-up, and after how many decisions an
     "drqv2": ([*PIXELS, "agent.warmup_decisions=100"], (60, 330, 100)),
     "taco": ([*PIXELS, "agent.warmup_decisions=100"], (60, 330, 100)),
     "sac_ae": ([*PIXELS, "agent.warmup_decisions=100"], (60, 330, 100)),
+    "mrq images": ([*IMAGES, "agent.warmup_decisions=180", "agent.target_every=20"], (60, 250, 60)),
+    "iqrl images": ([*IMAGES, "agent.warmup_episodes=0", "agent.utd=0.3"], (60, 230, 60)),
     "mrq discrete": ([*CARTPOLE, "agent.warmup_decisions=200", "agent.target_every=40"], (5, 200, 250)),
 }  # fmt: skip
 CLOCKLESS = ("evaluations.csv", "training.csv", "latents.csv")
@@ -87,7 +93,9 @@ def rows(path: Path) -> list[dict[str, Any]]:
         return list(csv.DictReader(file))
 
 
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize(
+    "case", [pytest.param(case, marks=pytest.mark.slow) if case.endswith("images") else case for case in CASES]
+)
 def test_stopped_runs_go_on_bitwise(case: str, tmp_path: Path) -> None:
     """Stopped within the first evaluation, within an episode, and among updates or decisions after the first."""
     if "@pixels" in CASES[case][0][0]:
@@ -110,7 +118,7 @@ def test_stopped_runs_go_on_bitwise(case: str, tmp_path: Path) -> None:
     assert len(evaluations) == (9 if case == "mrq discrete" else 2)
     assert (ours / "DONE").is_file()
     looked = rows(theirs / "latents.csv")[-1]
-    assert looked["rank_0.01"] and bool(looked["active_codebook_mean"]) == (case == "dcwm")
+    assert looked["rank_0.01"] and bool(looked["active_codebook_mean"]) == (case in ("dcwm", "iqrl images"))
     if case == "mrq discrete":
         assert float(parts.pack.engine.state["terminations_seen"]) == 1.0
         assert max(int(row["length"]) for row in evaluations) < 500  # they do end
@@ -142,3 +150,31 @@ def test_a_pack_is_diagnosed_side_by_side_as_one_by_one(tmp_path: Path) -> None:
     for one, other in zip(alone, together, strict=True):
         assert one.keys() == other.keys() and one["active_codebook_mean"] is not None
         assert one == pytest.approx(other, rel=1e-6)
+
+
+def test_a_strip_of_what_the_decoder_gives_back(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    skip_without_renderer()
+    trainer = train("sac_ae", tmp_path, 250)
+    agent, (run,) = trainer.pack.agent, trainer.pack.runs
+    strip, words = tmp_path / "strip.png", ["evaluate", str(run.directory.path), "--episodes", "1"]
+    assert (
+        command_line.main([*words, "train.device=cpu", "train.precision=float32", "--reconstruction", str(strip)]) == 0
+    )
+    picture = (255 * imread(strip)[..., :3]).round()
+    assert picture.shape == (32, 8 * 16, 3)
+    seen, back = picture[:16, :16].transpose(2, 0, 1), picture[16:, :16].transpose(2, 0, 1)
+    environment = Environment(trainer.pack.spec.name, trainer.pack.spec.action_repeat)
+    first = environment.reset((0, CHECKPOINT_EVALUATION, run.progress.decisions, 0))  # its two pictures are the same
+    assert (seen == first[3:]).all() and (seen == first[:3]).all() and seen.std() > 10
+    state = {k: v[0] for k, v in trainer.pack.engine.state.items()}
+    z = agent.latent(state, torch.from_numpy(first)[None])
+    net = agent.decoder(state["decoder"])
+    expected = 256.0 * (net.convolutions(net.linear(z))[0, 3:] + 0.5)
+    assert np.abs(back - expected.clamp(0, 255).numpy()).max() <= 0.51
+    assert len({picture[:16, 16 * i : 16 * i + 16].tobytes() for i in range(8)}) == 8
+    other = train("tcrl", tmp_path, 60).pack.runs[0].directory.path
+    capsys.readouterr()
+    assert command_line.main(["evaluate", str(other), "--reconstruction", str(strip)]) == 2
+    assert f"--reconstruction {strip}: {other.name} has no decoder of images" in capsys.readouterr().err
+    assert command_line.main([*words, "--reconstruction", "strip.pdf"]) == 2
+    assert "expected a name ending in .png" in capsys.readouterr().err
