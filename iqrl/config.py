@@ -63,6 +63,11 @@ class Execution:
         0, "CPU threads for tensors, and the most workers of auto; 0: every core at hand", low=0, high=1024
     )
     workers: str = setting("auto", "environment worker processes: auto, or a number (0: in this process)")
+    frames: str = setting(
+        "auto",
+        "where a CPU keeps the pictures of image tasks; auto: in memory, or in a file of the run's folder if too many",
+        choices=("auto", "memory", "disk"),
+    )
     doctor: str = setting(
         "auto",
         "check what a device never used with this agent computes (on CUDA); off: rely on it unseen",

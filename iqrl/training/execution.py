@@ -10,6 +10,7 @@ import os
 import platform
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -44,6 +45,7 @@ class Plan:
     checkpoint_seconds: float
     recorded: bool | None = None  # as CUDA graphs; None: where a CUDA device runs compiled updates
     packed: bool | None = None  # seeds by one kernel; None: off the CPU
+    frames_on_disk: bool = False  # pictures of image tasks, in a file of the run's folder
     switched_off: Mapping[str, str] = field(default_factory=dict)  # by `iqrl.doctor`: what, and why
 
     @property
@@ -52,7 +54,8 @@ class Plan:
         return torch.bfloat16 if self.precision == "bfloat16" else torch.float32
 
     def __str__(self) -> str:
-        return f"{self.device} {self.precision} {'compiled' if self.compiled else 'eager'}, {self.threads} threads"
+        said = f"{self.device} {self.precision} {'compiled' if self.compiled else 'eager'}, {self.threads} threads"
+        return said + (", pictures in a file" if self.frames_on_disk else "")
 
     def provenance(self) -> dict[str, Any]:
         """What a session's record says of it."""
@@ -174,13 +177,19 @@ def _worth_compiling(config: RunConfig) -> bool:
     return config.preset != "tiny" and config.train.env_steps >= 10_000
 
 
-def pack_size(execution: Execution, run: RunConfig, plan: Plan, seeds: int) -> int:
-    """Seeds to train side by side.
+def pack_size(execution: Execution, run: RunConfig, plan: Plan, seeds: int, folder: Path) -> tuple[int, bool]:
+    """Seeds to train side by side, and whether their pictures go into a file, on the disk of the runs' folder.
 
     Raises:
-        InputError: if even one does not fit the device's memory.
+        InputError: if even one does not fit the device's memory, or its pictures the disk.
     """
-    each, free = memory_estimate(run), free_memory(plan.device)
+    each, pictures, free = memory_estimate(run), frames_estimate(run), free_memory(plan.device)
+    possible = pictures > 0 and plan.device.type == "cpu"
+    if execution.frames == "disk" and not possible:
+        expected = "auto, off a CPU" if pictures else "auto, of a task that is not observed as images"
+        raise InputError(f"train.frames=disk: expected {expected}")
+    on_disk = possible and (execution.frames == "disk" or (execution.frames == "auto" and each > free))
+    each -= pictures if on_disk else 0
     fits = int(free // each)
     if fits < 1:
         raise InputError(
@@ -188,8 +197,16 @@ def pack_size(execution: Execution, run: RunConfig, plan: Plan, seeds: int) -> i
             f"{plan.device} has {free / 2**30:.1f} GiB free; "
             "expected less of agent.buffer_size, train.env_steps, agent.batch_size or widths, or another preset"
         )
+    if on_disk:
+        disk = free_disk(folder)
+        fits = min(fits, int(disk // pictures))
+        if fits < 1:
+            raise InputError(
+                f"{run.agent.name} {run.task}: needs a file of {pictures / 2**30:.1f} GiB for pictures, the disk of "
+                f"{folder} has {disk / 2**30:.1f} GiB free; expected less of agent.buffer_size or train.env_steps"
+            )
     wanted = 32 if execution.pack == "auto" else int(execution.pack)
-    return max(1, min(wanted, fits, seeds))
+    return max(1, min(wanted, fits, seeds)), on_disk
 
 
 def check(run: RunConfig) -> None:
@@ -229,13 +246,30 @@ def memory_estimate(run: RunConfig) -> int:
     groups = agent.groups().values()
     parameters = 16 * sum(group.size for group in groups)  # float32 values, targets and two moments
     widest = max((width for group in groups for _, _, shape, _ in group.layout for width in shape), default=0)
-    kept = capacity(spec, run.settings.buffer_size, -(-run.train.env_steps // spec.action_repeat))
-    replay = spec.task_count * Replay.bytes_needed(spec, agent.slices, kept)
+    replay = spec.task_count * Replay.bytes_needed(spec, agent.slices, _kept(run))
     rows = agent.slices.batch_size * (agent.slices.horizon + 1)
     learning = 4 * rows * (16 * max(agent.latent_width(), 512) + 4 * widest)
     learning += rows * spec.observation_dim if spec.frame_shape else 0  # stacks, in bytes
     acting = 3 * run.evaluate.episodes * spec.task_count * agent.act_bytes  # side by side, on a device
     return replay + 2 * parameters + learning + acting + 64 * 2**20
+
+
+def frames_estimate(run: RunConfig) -> int:
+    """Bytes of that which pictures take; 0 of a task of states."""
+    spec = run.spec
+    ring = Replay.ring_of(spec, built(run, spec).slices, _kept(run))
+    return ring * math.prod(spec.frame_shape) if spec.frame_shape else 0
+
+
+def _kept(run: RunConfig) -> int:
+    spec = run.spec
+    return capacity(spec, run.settings.buffer_size, -(-run.train.env_steps // spec.action_repeat))
+
+
+def free_disk(folder: Path) -> int:
+    """Bytes free on the disk of a folder that may not be there yet, with some left for others."""
+    there = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
+    return int(shutil.disk_usage(there).free * 0.9)
 
 
 def free_memory(device: torch.device) -> int:

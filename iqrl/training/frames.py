@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import math
+import os
+import tempfile
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -21,12 +24,22 @@ class Frames:
         spec: of a task observed as images.
         seeds: S.
         rows: of each seed's ring.
+        folder: on a CPU, keep the pictures in a file there, which nobody sees and which ends with this process.
+
+    Raises:
+        OSError: if the file cannot be made as large as it may become.
     """
 
-    def __init__(self, spec: TaskSpec, seeds: int, rows: int, device: torch.device | str) -> None:
+    def __init__(
+        self, spec: TaskSpec, seeds: int, rows: int, device: torch.device | str, folder: Path | None = None
+    ) -> None:
         assert spec.frame_shape is not None
         shape = (seeds, rows, *spec.frame_shape)
-        if torch.device(device).type == "cpu":  # pages that are not written yet take no memory
+        if folder is not None:
+            with tempfile.TemporaryFile(dir=folder) as file:
+                os.posix_fallocate(file.fileno(), 0, math.prod(shape))  # a full disk is told now: later it is SIGBUS
+                self.pictures = torch.from_numpy(np.memmap(file, np.uint8, "r+", shape=shape))
+        elif torch.device(device).type == "cpu":  # pages that are not written yet take no memory
             self.pictures = torch.from_numpy(np.zeros(shape, np.uint8))
         else:
             self.pictures = torch.zeros(shape, dtype=torch.uint8, device=device)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -90,9 +91,18 @@ class MultiTaskReplay(Replay):
         return range(place * self.tasks, (place + 1) * self.tasks)
 
 
-def new_replay(spec: TaskSpec, seeds: int, slices: Slices, capacity: int, device: torch.device | str = "cpu") -> Replay:
-    """The replay of a task, or of several: `capacity` transitions of each seed and task."""
-    return (MultiTaskReplay if spec.tasks else Replay)(spec, seeds, slices, capacity, device)
+def new_replay(
+    spec: TaskSpec,
+    seeds: int,
+    slices: Slices,
+    capacity: int,
+    device: torch.device | str = "cpu",
+    frames_in: Path | None = None,
+) -> Replay:
+    """The replay of a task, or of several (seen as states): `capacity` transitions of each seed and task."""
+    if spec.tasks:
+        return MultiTaskReplay(spec, seeds, slices, capacity, device)
+    return Replay(spec, seeds, slices, capacity, device, frames_in)
 
 
 def capacity(spec: TaskSpec, buffer_size: int, budget: int) -> int:

@@ -118,7 +118,8 @@ class Pack:
         self.agent = first.agent(first.settings, self.spec, plan.dtype)
         seeds = [c.seed for c in configs]
         kept = capacity(self.spec, first.settings.buffer_size, self.budget)
-        self.replay = new_replay(self.spec, len(seeds), self.agent.slices, kept, plan.device)
+        folder = directories[0].path if plan.frames_on_disk else None
+        self.replay = new_replay(self.spec, len(seeds), self.agent.slices, kept, plan.device, folder)
         self.engine = Engine(
             self.agent, seeds, self.replay, device=plan.device, compiled=plan.compiled, packed=plan.packed,
             recorded=plan.recorded,

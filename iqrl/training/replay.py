@@ -17,6 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -62,17 +63,24 @@ class Replay:
         slices: how the agent samples.
         capacity: transitions kept per seed; older ones are dropped.
         device: where rows live.
+        frames_in: a folder for the file of pictures, as of `Frames`; otherwise they live where rows do.
     """
 
     def __init__(
-        self, spec: TaskSpec, seeds: int, slices: Slices, capacity: int, device: torch.device | str = "cpu"
+        self,
+        spec: TaskSpec,
+        seeds: int,
+        slices: Slices,
+        capacity: int,
+        device: torch.device | str = "cpu",
+        frames_in: Path | None = None,
     ) -> None:
         self.spec, self.slices, self.capacity = spec, slices, capacity
         self.width = self._width(spec)
         self._split = self.width - spec.action_dim - 2  # of a row: where the action begins
-        self.ring = self._ring(spec, slices, capacity)
+        self.ring = self.ring_of(spec, slices, capacity)
         self.rows = torch.zeros(seeds, self.ring, self.width, device=device)
-        self.frames = Frames(spec, seeds, self.ring, device) if spec.frame_shape else None
+        self.frames = Frames(spec, seeds, self.ring, device, frames_in) if spec.frame_shape else None
         self.starts = torch.zeros(seeds, self.ring, dtype=torch.int64, device=device)  # rows' serial numbers
         on_host = self.starts.device.type == "cpu"
         self._starts = self.starts.numpy() if on_host else np.zeros((seeds, self.ring), np.int64)
@@ -99,7 +107,7 @@ class Replay:
         return (0 if spec.frame_shape else spec.observation_dim) + spec.action_dim + 2
 
     @staticmethod
-    def _ring(spec: TaskSpec, slices: Slices, capacity: int) -> int:
+    def ring_of(spec: TaskSpec, slices: Slices, capacity: int) -> int:
         """Rows kept: a margin for final rows and for the slice being written over.
 
         Final rows are as many as episodes, and an episode that terminates may be of one decision. No smaller than an
@@ -115,7 +123,7 @@ class Replay:
     @staticmethod
     def bytes_needed(spec: TaskSpec, slices: Slices, capacity: int) -> int:
         """Bytes that one seed's full replay takes on the device."""
-        rows = Replay._ring(spec, slices, capacity)
+        rows = Replay.ring_of(spec, slices, capacity)
         row = 4 * Replay._width(spec) + 8 * (1 + slices.fades)  # numbers; `starts`, `born`
         frames = Frames.bytes_needed(spec, rows)
         return rows * row + frames + (Priorities.bytes_needed(rows) if slices.prioritised else 0)

@@ -33,19 +33,20 @@ def with_frames(runs: Path) -> set[str]:
 
 
 def test_kills_leave_the_files_of_a_run_that_was_never_killed(tmp_path: Path) -> None:
-    """Once there is a checkpoint, so that frames are read back from the log."""
+    """Once there is a checkpoint, so that frames are read back from the log. Those of the killed ones are in a file."""
     finish(["train", *WORDS, *EXECUTION, f"runs={tmp_path / 'whole'}"], tmp_path / "said")
     runs, wait = tmp_path / "runs", random.Random(0)
     resumable: set[str] = set()
+    words = ["train", *WORDS, *EXECUTION, "train.frames=disk", f"runs={runs}"]
     for attempt in range(2):
-        process = fork(["train", *WORDS, *EXECUTION, f"runs={runs}"], tmp_path / f"said{attempt}")
+        process = fork(words, tmp_path / f"said{attempt}")
         wait_for(lambda p=process, old=frozenset(resumable): p.exitcode is not None or with_frames(runs) - old)
         resumable |= with_frames(runs)
         process.join(wait.uniform(0.0, 0.4))
         kill(process)
-    finish(["train", *WORDS, *EXECUTION, f"runs={runs}"], tmp_path / "last")
+    finish(words, tmp_path / "last")
     assert_same_runs(runs, tmp_path / "whole")
-    assert "resumed" in (tmp_path / "last").read_text()
+    assert "resumed" in (tmp_path / "last").read_text() and ", pictures in a file" in (tmp_path / "last").read_text()
     for directory in run_directories(runs):
         assert len(list(directory.glob("replay/*.frames.gz"))) > 1
         assert sum(log.stat().st_size for log in directory.glob("replay/*.frames.gz")) < 300 * 3 * 16 * 16
@@ -55,8 +56,29 @@ def test_frames_that_do_not_fit_are_refused_in_one_line(monkeypatch: pytest.Monk
     words = ["agent=drqv2", "task=cartpole-balance@pixels"]
     (run,), settings, _ = resolve([("test", parse_words(words))])
     plan = execution.decide(settings, run)
-    monkeypatch.setattr(execution, "free_memory", lambda device: 2 * 2**30)
+    pictures, room = execution.frames_estimate(run), {"memory": 2 * 2**30, "disk": 10**15}
+    monkeypatch.setattr(execution, "free_memory", lambda device: room["memory"])
+    monkeypatch.setattr(execution, "free_disk", lambda folder: room["disk"])
+
+    def size(seeds: int, **words: str) -> tuple[int, bool]:
+        return execution.pack_size(Execution(**words), run, plan, seeds, Path("runs"))
+
+    assert pictures > 9 * 2**30 and size(1) == (1, True)
     with pytest.raises(
         InputError, match=r"needs about \d+\.\d GiB, cpu has 2.0 GiB free; expected less of agent.buffer"
     ):
-        execution.pack_size(Execution(), run, plan, 1)
+        size(1, frames="memory")
+    room["disk"] = pictures - 1
+    with pytest.raises(InputError, match=r"needs a file of \d+\.\d GiB for pictures, the disk of runs has \d+\.\d GiB"):
+        size(1)
+    room |= {"memory": 10**12, "disk": 2 * pictures}
+    assert size(3) == (3, False) and size(3, frames="disk") == (2, True)
+    room["memory"] = 2**20
+    with pytest.raises(InputError, match="cpu has 0.0 GiB free"):
+        size(1)
+
+
+def test_a_file_of_pictures_is_of_image_tasks_on_a_cpu() -> None:
+    (run,), settings, _ = resolve([("test", parse_words(["agent=td3", "task=walker-walk", "train.frames=disk"]))])
+    with pytest.raises(InputError, match="train.frames=disk: expected auto, of a task that is not observed as images"):
+        execution.pack_size(settings, run, execution.decide(settings, run), 1, Path("runs"))
