@@ -29,7 +29,6 @@ from iqrl.environments.environment import task_spec
 from iqrl.errors import one_line
 from iqrl.training.engine import Engine
 from iqrl.training.execution import Plan, decide
-from iqrl.training.multi_task_replay import new_replay
 from iqrl.training.replay import FINAL, TRUNCATED, Replay
 
 UPDATES, DECISIONS = 20, 20
@@ -56,7 +55,7 @@ class Subject:
         dtype = torch.bfloat16 if way.precision == "bfloat16" else torch.float32
         agent = self.run.agent(self.run.settings, spec, dtype)
         seeds = list(range(way.seeds))
-        replay = new_replay(spec, way.seeds, agent.slices, self.capacity, device)
+        replay = Replay(spec, way.seeds, agent.slices, self.capacity, device)
         for seed in seeds:
             replay.extend(seed, *random_rows(replay, seed, max(EPISODES, len(spec.tasks))))
         return Engine(

@@ -25,7 +25,7 @@ from iqrl.doctor.ways import COMPILE, GRAPHS, LOW_PRECISION, PACKS, Way, blamed,
 from iqrl.environments.environment import task_spec
 from iqrl.runs.files import read_json, replace_text, warn
 from iqrl.training.execution import Plan, device_name, driver_version, free_memory, memory_estimate
-from iqrl.training.multi_task_replay import capacity
+from iqrl.training.replay import capacity
 
 
 def combination(device: torch.device, agent: str, source_hash: str = "") -> dict[str, str]:

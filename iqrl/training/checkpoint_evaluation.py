@@ -16,7 +16,7 @@ from iqrl.errors import InputError
 from iqrl.runs import checkpoints
 from iqrl.training.engine import Engine
 from iqrl.training.execution import decide
-from iqrl.training.multi_task_replay import new_replay
+from iqrl.training.replay import Replay
 
 FRAME_SIZE = (480, 480)
 STRIP = 8  # images of a strip, evenly over the episode
@@ -43,7 +43,7 @@ def evaluate_checkpoint(
     """
     spec, plan = run.spec, known(decide(execution, run), run)
     agent = run.agent(run.settings, spec, plan.dtype)
-    replay = new_replay(spec, 1, agent.slices, 1000, plan.device)
+    replay = Replay(spec, 1, agent.slices, 1000, plan.device)
     engine = Engine(agent, [run.seed], replay, device=plan.device, compiled=plan.compiled, recorded=plan.recorded)
     _, saved = next(checkpoints.usable(path, 0, needs_replay=False), (None, None))
     if saved is None:

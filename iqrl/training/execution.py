@@ -26,8 +26,7 @@ from iqrl.config import Execution, RunConfig
 from iqrl.environments import tasks
 from iqrl.errors import InputError
 from iqrl.runs.code import ROOT, code_version
-from iqrl.training.multi_task_replay import capacity
-from iqrl.training.replay import Replay
+from iqrl.training.replay import Replay, capacity
 
 PACKAGES = ("torch", "numpy", "dm_control", "mujoco", "omegaconf")
 M_MXFAST, M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = 1, -1, -3  # of glibc's malloc.h

@@ -18,7 +18,7 @@ from iqrl.runs.files import warn
 from iqrl.runs.lease import LeaseLost
 from iqrl.training.engine import Engine
 from iqrl.training.execution import Plan
-from iqrl.training.multi_task_replay import capacity, new_replay
+from iqrl.training.replay import Replay, capacity
 
 
 @dataclass(eq=False)
@@ -119,7 +119,7 @@ class Pack:
         seeds = [c.seed for c in configs]
         kept = capacity(self.spec, first.settings.buffer_size, self.budget)
         folder = directories[0].path if plan.frames_on_disk else None
-        self.replay = new_replay(self.spec, len(seeds), self.agent.slices, kept, plan.device, folder)
+        self.replay = Replay(self.spec, len(seeds), self.agent.slices, kept, plan.device, folder)
         self.engine = Engine(
             self.agent, seeds, self.replay, device=plan.device, compiled=plan.compiled, packed=plan.packed,
             recorded=plan.recorded,

@@ -5,6 +5,10 @@ T + 1 rows, the last of which holds its final observation only. Rows live on the
 bytes are what a run's replay log keeps on disk (`iqrl.runs.replay_log`). Of a task observed as images, a row is
 ``action | reward | flag``, and its newest picture stands beside it (`iqrl.training.frames`).
 
+Each task of each seed has a ring of its own, so that batches can be balanced over them: that of seed s and task n of N
+is ring s N + n. To others a *place* is a seed's. A row tells its task by the last number of its observation, so a
+seed's replay log holds its episodes as they came.
+
 Off the CPU, rows wait on the host until something reads the replay, and go to the device together: those of all seeds,
 and of an agent that learns after each episode, the episode, are one copy.
 
@@ -33,10 +37,10 @@ GOING, TERMINATED, TRUNCATED, FINAL = 0.0, 1.0, 2.0, 3.0
 
 @dataclass(frozen=True)
 class NewRows:
-    """Rows of one seed on their way into its tables, on the host.
+    """Rows on their way into a ring's tables, on the host.
 
     Attributes:
-        place: the seed's, in the pack.
+        ring: its number.
         rows, at: (n, width), and their indices (n,) in `Replay.rows`.
         begun: serial numbers of their episodes' first rows, (n,).
         starts, starts_at: serial numbers of the starts that these rows complete, and their indices in `starts`, (m,).
@@ -44,7 +48,7 @@ class NewRows:
         dropped: indices in `starts` of those that are no longer kept.
     """
 
-    place: int
+    ring: int
     rows: np.ndarray
     at: np.ndarray
     begun: np.ndarray
@@ -55,13 +59,13 @@ class NewRows:
 
 
 class Replay:
-    """Ring of `capacity` transitions for each of S seeds.
+    """Rings of `capacity` transitions, for each of S seeds one of each task.
 
     Args:
         spec: sizes of the task.
         seeds: S.
         slices: how the agent samples.
-        capacity: transitions kept per seed; older ones are dropped.
+        capacity: transitions kept in a ring; older ones are dropped.
         device: where rows live.
         frames_in: a folder for the file of pictures, as of `Frames`; otherwise they live where rows do.
     """
@@ -79,27 +83,34 @@ class Replay:
         self.width = self._width(spec)
         self._split = self.width - spec.action_dim - 2  # of a row: where the action begins
         self.ring = self.ring_of(spec, slices, capacity)
-        self.rows = torch.zeros(seeds, self.ring, self.width, device=device)
-        self.frames = Frames(spec, seeds, self.ring, device, frames_in) if spec.frame_shape else None
-        self.starts = torch.zeros(seeds, self.ring, dtype=torch.int64, device=device)  # rows' serial numbers
+        self.tasks = spec.task_count
+        rings = seeds * self.tasks
+        self.rows = torch.zeros(rings, self.ring, self.width, device=device)
+        self.frames = Frames(spec, rings, self.ring, device, frames_in) if spec.frame_shape else None
+        self.starts = torch.zeros(rings, self.ring, dtype=torch.int64, device=device)  # rows' serial numbers
         on_host = self.starts.device.type == "cpu"
-        self._starts = self.starts.numpy() if on_host else np.zeros((seeds, self.ring), np.int64)
-        blank = (seeds, Priorities.length(self.ring) if slices.fades else 0)
+        self._starts = self.starts.numpy() if on_host else np.zeros((rings, self.ring), np.int64)
+        blank = (rings, Priorities.length(self.ring) if slices.fades else 0)
         self.born = torch.zeros(blank, dtype=torch.int64, device=device)  # decisions before each start
-        self.window = torch.zeros(seeds, 3, dtype=torch.int64, device=device)  # oldest start's index, count; decisions
-        self.priority = Priorities(seeds, self.ring, device) if slices.prioritised else None
-        self.written = [0] * seeds  # rows ever written: the serial number of the next row
-        self._decisions = [0] * seeds  # of the rows written, those that are not final
-        self._episode = [0] * seeds  # serial number of the current episode's first row
-        self._first = [0] * seeds  # serial number of the oldest start, counting starts
-        self._next = [0] * seeds  # and of the next one
-        self._flag = [GOING] * seeds  # of the newest row
+        self.window = torch.zeros(rings, 3, dtype=torch.int64, device=device)  # oldest start's index, count; decisions
+        self.priority = Priorities(rings, self.ring, device) if slices.prioritised else None
+        self.written = [0] * rings  # rows ever written: the serial number of the next row
+        self._decisions = [0] * rings  # of the rows written, those that are not final
+        self._episode = [0] * rings  # serial number of the current episode's first row
+        self._first = [0] * rings  # serial number of the oldest start, counting starts
+        self._next = [0] * rings  # and of the next one
+        self._flag = [GOING] * rings  # of the newest row
+        self._newest = [place * self.tasks for place in range(seeds)]  # ring of each seed's newest row
         self.patient = not on_host  # let rows wait
-        self._waiting: list[list[np.ndarray]] = [[] for _ in range(seeds)]
-        self._pictures_waiting: list[list[np.ndarray]] = [[] for _ in range(seeds)]
+        self._waiting: list[list[np.ndarray]] = [[] for _ in range(rings)]
+        self._pictures_waiting: list[list[np.ndarray]] = [[] for _ in range(rings)]
 
     def __len__(self) -> int:
-        return self.rows.shape[0]
+        return len(self._newest)
+
+    def _rings(self, place: int) -> range:
+        """Of the seed at one place: a ring a task."""
+        return range(place * self.tasks, (place + 1) * self.tasks)
 
     @staticmethod
     def _width(spec: TaskSpec) -> int:
@@ -122,19 +133,19 @@ class Replay:
 
     @staticmethod
     def bytes_needed(spec: TaskSpec, slices: Slices, capacity: int) -> int:
-        """Bytes that one seed's full replay takes on the device."""
+        """Bytes that one full ring takes on the device."""
         rows = Replay.ring_of(spec, slices, capacity)
         row = 4 * Replay._width(spec) + 8 * (1 + slices.fades)  # numbers; `starts`, `born`
         frames = Frames.bytes_needed(spec, rows)
         return rows * row + frames + (Priorities.bytes_needed(rows) if slices.prioritised else 0)
 
     def available(self, place: int) -> int:
-        """Number of slices that the seed at one place can sample from."""
-        self._write_waiting(range(len(self)))  # of all: whoever asks after one asks after the others
-        return self._available(place)
+        """Number of slices that the seed at one place can sample from; of several tasks, the one with the fewest."""
+        self._write_waiting()  # of all: whoever asks after one asks after the others
+        return min(self._available(ring) for ring in self._rings(place))
 
-    def _available(self, place: int) -> int:
-        return max(0, self._next[place] - self._first[place] - self.slices.held_back)
+    def _available(self, ring: int) -> int:
+        return max(0, self._next[ring] - self._first[ring] - self.slices.held_back)
 
     def add(
         self,
@@ -164,34 +175,46 @@ class Replay:
             pictures = np.stack([newest_picture(self.spec, o) for o in seen])
         self._await(place, rows, pictures)
         if not self.patient:
-            self._write_waiting([place])
+            self._write_waiting(self._rings(place))
         return rows, pictures
 
     def extend(self, place: int, rows: np.ndarray, pictures: np.ndarray | None = None) -> None:
         """Append rows (n, width) and pictures that `add` made, such as those of a replay log."""
         self._await(place, rows, pictures)
-        self._write_waiting([place])
+        self._write_waiting(self._rings(place))
 
     def _await(self, place: int, rows: np.ndarray, pictures: np.ndarray | None) -> None:
-        self._waiting[place].append(rows)
-        if pictures is not None:
-            self._pictures_waiting[place].append(pictures)
+        for n, ring in enumerate(self._rings(place)):
+            own = rows[:, self._split - 1] == n if self.spec.tasks else slice(None)
+            if len(rows[own]):
+                self._waiting[ring].append(rows[own])
+                if pictures is not None:
+                    self._pictures_waiting[ring].append(pictures[own])
+        if self.spec.tasks and len(rows):
+            self._newest[place] = self._rings(place)[int(rows[-1, self._split - 1])]
 
-    def _write_waiting(self, places: Iterable[int]) -> None:
-        """Write what waits of the seeds at some places, in one copy."""
+    def _write_waiting(self, rings: Iterable[int] | None = None) -> None:
+        """Write what waits to go into some rings, or into all, in one copy."""
+        rings = range(len(self.rows)) if rings is None else rings
         block = max(1, min(self.ring, self.capacity) // 2)  # never overwrite what the same call writes
-        while places := [place for place in places if self._waiting[place]]:
+        while rings := [ring for ring in rings if self._waiting[ring]]:
             new, pictures = [], []
-            for place in places:
-                new.append(self._locate(place, _first(self._waiting[place], block)))
+            for ring in rings:
+                new.append(self._locate(ring, _first(self._waiting[ring], block)))
                 if self.frames is not None:
-                    pictures.append(_first(self._pictures_waiting[place], block))
+                    pictures.append(_first(self._pictures_waiting[ring], block))
             self._write(new, pictures)
 
     def save(self, place: int) -> dict[str, Tensor]:
-        """What of one seed's replay its rows do not tell: the priorities. On the CPU; empty without them."""
-        self._write_waiting([place])
-        return {} if self.priority is None else self.priority.save(place)
+        """What of one seed's replay its rows do not tell: the priorities. On the CPU; empty without them.
+
+        Of several tasks, each entry has a leading axis of these.
+        """
+        if self.priority is None:
+            return {}
+        self._write_waiting(self._rings(place))
+        saved = [self.priority.save(ring) for ring in self._rings(place)]
+        return {k: torch.stack([part[k] for part in saved]) for k in saved[0]} if self.spec.tasks else saved[0]
 
     def load(self, place: int, saved: Mapping[str, Tensor]) -> None:
         """Restore what `save` gave, after the rows have been appended again.
@@ -200,62 +223,63 @@ class Replay:
             ValueError: if it belongs to another replay.
         """
         if self.priority is not None:
-            self.priority.load(place, saved)
+            for n, ring in enumerate(self._rings(place)):
+                self.priority.load(ring, {k: v[n] for k, v in saved.items()} if self.spec.tasks else saved)
 
-    def _locate(self, place: int, rows: np.ndarray) -> NewRows:
-        """Where rows of a seed go in its tables, and the starts that they complete."""
-        serial, horizon = self.written[place], self.slices.horizon
+    def _locate(self, ring: int, rows: np.ndarray) -> NewRows:
+        """Where rows go in a ring's tables, and the starts that they complete."""
+        serial, horizon = self.written[ring], self.slices.horizon
         at = np.arange(serial, serial + len(rows)) % self.ring
         starts: list[int] = []
         finals: list[int] = []  # before each start
         begun: list[int] = []
-        previous, final = self._flag[place], serial - self._decisions[place]
+        previous, final = self._flag[ring], serial - self._decisions[ring]
         for flag in rows[:, -1].tolist():
-            begun.append(self._episode[place])
+            begun.append(self._episode[ring])
             if self.slices.cross_episodes:
                 starts += [serial] if flag != FINAL else []
-            elif serial - horizon >= self._episode[place]:  # completes the slice that started H before
+            elif serial - horizon >= self._episode[ring]:  # completes the slice that started H before
                 starts.append(serial - horizon)
             if flag == FINAL and previous == TERMINATED and not self.slices.cross_episodes:
-                starts += range(max(self._episode[place], serial - horizon + 1), serial)
+                starts += range(max(self._episode[ring], serial - horizon + 1), serial)
             finals += [final] * (len(starts) - len(finals))
             if flag == FINAL:
-                self._episode[place], final = serial + 1, final + 1
+                self._episode[ring], final = serial + 1, final + 1
             previous, serial = flag, serial + 1
-        self.written[place], self._flag[place], self._decisions[place] = serial, previous, serial - final
-        dropped, starts_at = self._update_starts(place, starts)
+        self.written[ring], self._flag[ring], self._decisions[ring] = serial, previous, serial - final
+        dropped, starts_at = self._update_starts(ring, starts)
         found, born = np.array(starts, np.int64), np.array(starts, np.int64) - np.array(finals, np.int64)
-        return NewRows(place, rows, at, np.array(begun, np.int64), found, starts_at, born, dropped)
+        return NewRows(ring, rows, at, np.array(begun, np.int64), found, starts_at, born, dropped)
 
-    def _update_starts(self, place: int, new: list[int]) -> tuple[np.ndarray, np.ndarray]:
+    def _update_starts(self, ring: int, new: list[int]) -> tuple[np.ndarray, np.ndarray]:
         """Drop starts that are too many or whose rows are written over, then add new ones: indices of both."""
-        first, following = self._first[place], self._next[place]
-        oldest = self.written[place] - self.ring + self.spec.stack - 1  # whose stack is whole
+        first, following = self._first[ring], self._next[ring]
+        oldest = self.written[ring] - self.ring + self.spec.stack - 1  # whose stack is whole
         while first < following and (
-            self._starts[place, first % self.ring] < oldest or following + len(new) - first > self.capacity
+            self._starts[ring, first % self.ring] < oldest or following + len(new) - first > self.capacity
         ):
             first += 1
-        dropped = np.arange(self._first[place], first) % self.ring
+        dropped = np.arange(self._first[ring], first) % self.ring
         added = (following + np.arange(len(new))) % self.ring
-        self._starts[place, added] = new
-        self._first[place], self._next[place] = first, following + len(new)
+        self._starts[ring, added] = new
+        self._first[ring], self._next[ring] = first, following + len(new)
         return dropped, added
 
     def _write(self, new: list[NewRows], pictures: list[np.ndarray]) -> None:
-        """Take rows of several seeds to the device: one copy of numbers, one of indices into the tables laid flat."""
-        places = [n.place for n in new]
-        windows = [[self._first[p] % self.ring, self._available(p), self._decisions[p]] for p in places]
+        """Take rows of several rings to the device: one copy of numbers, one of indices into the tables laid flat."""
+        rings = [n.ring for n in new]
+        windows = [[self._first[r] % self.ring, self._available(r), self._decisions[r]] for r in rings]
         parts = [
-            np.concatenate([n.place * self.ring + n.at for n in new]),
-            np.concatenate([n.place * self.ring + n.starts_at for n in new]),
+            np.concatenate([n.ring * self.ring + n.at for n in new]),
+            np.concatenate([n.ring * self.ring + n.starts_at for n in new]),
             np.concatenate([n.starts for n in new]),
-            np.concatenate([n.place * self.born.shape[1] + n.starts_at for n in new]),
+            np.concatenate([n.ring * self.born.shape[1] + n.starts_at for n in new]),
             np.concatenate([n.born for n in new]),
-            np.array(places),
+            np.array(rings),
             np.array(windows).reshape(-1),
             np.concatenate([n.begun for n in new]),
         ]
-        rows_at, starts_at, starts, born_at, born, seeds, window, begun = to_device(parts, self.rows.device)
+        rows_at, starts_at, starts, born_at, born, owners, window, begun = to_device(parts, self.rows.device)
         rows = np.concatenate([n.rows for n in new])
         self.rows.view(-1, self.width)[rows_at] = torch.from_numpy(rows).to(self.rows.device)
         if self.frames is not None:
@@ -263,50 +287,71 @@ class Replay:
         self.starts.view(-1)[starts_at] = starts
         if self.slices.fades:
             self.born.view(-1)[born_at] = born
-        self.window[seeds] = window.view(-1, 3)
+        self.window[owners] = window.view(-1, 3)
         if self.priority is not None:
-            self.priority.replace(places, [n.dropped for n in new], [n.starts_at for n in new])
+            self.priority.replace(rings, [n.dropped for n in new], [n.starts_at for n in new])
 
     def newest(self, place: int, count: int) -> tuple[np.ndarray, np.ndarray]:
         """The last `count` observations (count, O) and actions (count, A) of the running episode, oldest first.
 
         Of images, the newest picture of each observation, (count, C, height, width).
         """
-        self._write_waiting([place])
-        index = torch.arange(self.written[place] - count, self.written[place]).to(self.rows.device) % self.ring
-        rows = self.rows[place, index].cpu().numpy()
-        seen = rows[:, : self._split] if self.frames is None else self.frames.pictures[place, index].cpu().numpy()
+        ring = self._newest[place]
+        self._write_waiting([ring])
+        index = torch.arange(self.written[ring] - count, self.written[ring]).to(self.rows.device) % self.ring
+        rows = self.rows[ring, index].cpu().numpy()
+        seen = rows[:, : self._split] if self.frames is None else self.frames.pictures[ring, index].cpu().numpy()
         return seen, rows[:, self._split : -2]
 
     def update_priorities(self, places: slice, sampled: Tensor, priority: Tensor) -> None:
-        """Of seeds side by side: new priorities (n, B) of the starts `sampled` (n, B); as of `Priorities`."""
+        """Of seeds side by side: new priorities (n, B) of the starts `sampled` (n, B); as of `Priorities`.
+
+        Of several tasks, each ring gets the part of a batch that was drawn from it.
+        """
         assert self.priority is not None
-        self.priority.update(places, sampled, priority)
+        parts = (torch.tensor_split(x, self.tasks, dim=1) for x in (sampled, priority))
+        for n, (own, its) in enumerate(zip(*parts, strict=True)):
+            self.priority.update(slice(places.start * self.tasks + n, places.stop * self.tasks, self.tasks), own, its)
 
     def reset_highest(self, places: slice) -> None:
         """As of `Priorities`."""
         assert self.priority is not None
-        self.priority.reset_highest(places)
+        self.priority.reset_highest(slice(places.start * self.tasks, places.stop * self.tasks))
 
     def statistics(self, place: int) -> dict[str, Tensor]:
-        """Of the transitions kept: `mean_absolute_reward`, and the number of `terminations`. Scalars."""
-        self._write_waiting(range(len(self)))
-        kept = self.rows[place, : min(self.written[place], self.ring)]
-        reward, flag = kept[:, -2].double(), kept[:, -1]  # the reward of a final row is 0
-        return {
-            "mean_absolute_reward": (reward.abs().sum() / (flag != FINAL).sum()).float(),
-            "terminations": (flag == TERMINATED).sum().float(),
-        }
+        """Of the transitions kept: `mean_absolute_reward`, and the number of `terminations`. Scalars.
+
+        The former is the tasks' on average, for batches have as many of each.
+        """
+        self._write_waiting()
+        rewards, ends = [], []
+        for ring in self._rings(place):
+            kept = self.rows[ring, : min(self.written[ring], self.ring)]
+            reward, flag = kept[:, -2].double(), kept[:, -1]  # the reward of a final row is 0
+            rewards.append((reward.abs().sum() / (flag != FINAL).sum()).float())
+            ends.append((flag == TERMINATED).sum().float())
+        return {"mean_absolute_reward": torch.stack(rewards).mean(), "terminations": torch.stack(ends).sum()}
 
     def tables(self) -> dict[str, Tensor]:
-        """The tensors that `iqrl.training.sampling` reads, each with a leading axis of seeds."""
-        self._write_waiting(range(len(self)))
+        """The tensors that `iqrl.training.sampling` reads, with a leading axis of seeds; then of tasks, if several."""
+        self._write_waiting()
         tables = {"rows": self.rows, "starts": self.starts, "window": self.window}
         if self.priority is not None:
             tables |= {"priority": self.priority.values, "block_sums": self.priority.block_sums}
         if self.slices.fades:
             tables["born"] = self.born
-        return tables if self.frames is None else tables | self.frames.tables()
+        if self.frames is not None:
+            tables |= self.frames.tables()
+        return {k: v.unflatten(0, (-1, self.tasks)) for k, v in tables.items()} if self.spec.tasks else tables
+
+
+def capacity(spec: TaskSpec, buffer_size: int, budget: int) -> int:
+    """Transitions to keep of a seed and task: an equal share of `buffer_size`, and no more than the budget fills.
+
+    Args:
+        budget: decisions of the run; a short run does not reserve a million transitions.
+    """
+    return min(-(-buffer_size // spec.task_count), budget + spec.episode_decisions)
 
 
 def _first(waiting: list[np.ndarray], count: int) -> np.ndarray:

@@ -14,7 +14,7 @@ from iqrl.diagnostics import diagnose
 from iqrl.environments.environment import make_environment
 from iqrl.errors import InputError
 from iqrl.training.engine import Engine
-from iqrl.training.multi_task_replay import new_replay
+from iqrl.training.replay import Replay
 
 SEEDS = (0, 1)
 DECISIONS = 40  # of data for each seed
@@ -68,7 +68,7 @@ def test_an_arm_learns_and_acts(runs):
     except InputError as error:
         pytest.skip(str(error))  # no renderer on this machine, or a suite that is not installed
     agent = runs[0].agent(runs[0].settings, spec)
-    replay = new_replay(spec, len(SEEDS), agent.slices, 1000)
+    replay = Replay(spec, len(SEEDS), agent.slices, 1000)
     for place, seed in enumerate(SEEDS):
         for step in transitions(task, seed):
             replay.add(place, *step)

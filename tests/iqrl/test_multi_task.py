@@ -29,7 +29,6 @@ from iqrl.multi_task import ToldTheTask
 from iqrl.runs.directory import RunDirectory
 from iqrl.training import execution
 from iqrl.training.engine import Engine
-from iqrl.training.multi_task_replay import MultiTaskReplay, new_replay
 from iqrl.training.replay import Replay
 from iqrl.training.sampling import gather, sample
 from iqrl.training.trainer import Trainer
@@ -113,8 +112,9 @@ def episodes(spec: TaskSpec, task: int, seed: int) -> list[tuple[Any, ...]]:
 def test_a_batch_has_as_many_slices_of_each_task_drawn_from_its_own_replay(prioritised: bool) -> None:
     """Of a pack of two seeds, with unequal numbers of episodes; put together by loops over tasks and slices."""
     slices = Slices(3, 7, prioritised=prioritised)
-    replay = MultiTaskReplay(SPEC, 2, slices, 50)
-    alone = {(place, task): Replay(SPEC, 1, slices, 50) for place in range(2) for task in range(2)}
+    replay = Replay(SPEC, 2, slices, 50)
+    single = dataclasses.replace(SPEC, tasks=())
+    alone = {(place, task): Replay(single, 1, slices, 50) for place in range(2) for task in range(2)}
     logs: list[list[np.ndarray]] = [[], []]
     for place, task, count in [(0, 0, 0), (1, 1, 0), (0, 0, 1), (0, 1, 2), (0, 0, 3), (1, 0, 4), (0, 0, 5)]:
         for step in episodes(SPEC, task, count):
@@ -122,7 +122,7 @@ def test_a_batch_has_as_many_slices_of_each_task_drawn_from_its_own_replay(prior
             alone[place, task].add(0, *step)
     assert replay.available(0) == alone[0, 1].available(0) == 18 and replay.newest(0, 20)[0][0, -1] == 0
     uniform = torch.rand(7, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    resumed = new_replay(SPEC, 2, slices, 50)
+    resumed = Replay(SPEC, 2, slices, 50)
     for place in range(2):
         resumed.extend(place, np.concatenate(logs[place]))
         resumed.load(place, replay.save(place))
@@ -250,7 +250,7 @@ def test_padded_entries_move_nothing(cls: Any, group: str, layer: str) -> None:
     observation = batch.observation[0]
     explored = agent.act(state, {}, observation, {"action": noise}, schedule)[0]
     assert (explored[:, 1] == 0).all() and (explored[:, 0] != 0).any()
-    engine = Engine(agent, [0], new_replay(agent.spec, 1, agent.slices, 50))
+    engine = Engine(agent, [0], Replay(agent.spec, 1, agent.slices, 50))
     uniform, _ = engine.explore([0], observation[:1].numpy(), {}, [Progress()])
     assert uniform[0, 1] == 0 and uniform[0, 0] != 0
 
@@ -260,7 +260,7 @@ def test_padded_entries_move_nothing(cls: Any, group: str, layer: str) -> None:
 
 def engine(cls: Any, seeds: list[int], **options: Any) -> Engine:
     agent = make(cls, SPEC, batch_size=15)
-    replay = new_replay(SPEC, len(seeds), agent.slices, 100)
+    replay = Replay(SPEC, len(seeds), agent.slices, 100)
     for place, seed in enumerate(seeds):
         for task in (0, 1, 0):
             for step in episodes(SPEC, task, seed):
