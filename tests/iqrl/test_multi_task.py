@@ -222,6 +222,81 @@ def test_an_update_said_again_with_a_row_and_a_mask_for_each_slice(in_encoder: b
             assert torch.allclose(first, member.net.linear[0].weight.t(), atol=2e-5), name
 
 
+def of_one(agent: Any, single: Any, task: int, state: dict[str, Tensor], groups: dict[str, str]) -> dict[str, Tensor]:
+    """The state of an agent of one task: its embedding moved into biases, rows and columns of padding cut off."""
+    found = {k: v for k, v in state.items() if v.dim() == 0}
+    for entry, name in groups.items():
+        group, other = agent.groups()[name], single.groups()[name]
+        parameters = {}
+        for net, values in group.unpack(state[entry]).items():
+            values = dict(values)
+            if isinstance(group.networks[net], ToldTheTask):
+                row = values.pop("embedding")[..., task, :]
+                row = row / row.norm(dim=-1, keepdim=True).clamp(min=1.0)
+                weight, inputs = values["0.weight"], values["0.weight"].shape[-2] - row.shape[-1]
+                moved = (row[..., None, :] @ weight[..., inputs:, :]).reshape(values["0.bias"].shape)
+                values |= {"0.weight": weight[..., :inputs, :], "0.bias": values["0.bias"] + moved}
+            parameters[net] = values
+        pieces = []
+        for net, key, shape, pad in other.layout:
+            kept = parameters[net][key]
+            for dim, size in enumerate(shape):
+                kept = kept.narrow(dim, 0, size)
+            pieces += [kept.reshape(-1), torch.zeros(pad)]
+        found[entry] = torch.cat(pieces)
+    return found
+
+
+def losses(agent: Any, state: dict[str, Tensor], batch: Batch, noise: Tensor) -> dict[str, Tensor]:
+    """Of TCRL or MR.Q at one state: every mean over the batch, and the target values (B,)."""
+    told = agent.told(batch.observation[0])
+    if isinstance(agent, MRQ):
+        loss, parts = agent.encoder_loss(state["encoder"], state["target_encoder"], torch.tensor(1.0), batch)
+        y = agent.target_value(state, batch, {"smoothing": noise})
+        net = agent.encoder(state["encoder"])
+        zs = agent.embed_state(net, batch.observation[0])
+        value = agent.value_loss(state["value"], agent.embed_action(net, zs, batch.action[0], *told), y, *told)[0]
+        policy = agent.policy_loss(state["policy"], state["value"], state["encoder"], zs, {}, *told)
+    else:
+        sigma = torch.tensor(0.3)
+        loss, parts = agent.representation_loss(state["world"], state["target"], batch)
+        z = agent.encode(agent.world(state["world"]), batch.observation[:2])
+        y = agent.target_value(state, batch, z, noise, sigma)
+        value = agent.critic_loss(state["critic"], z[0], batch.action[0], y, *told)[0]
+        policy = agent.actor_loss(state["actor"], state["critic"], z[0], noise, sigma, *told)
+    means = {k: v for k, v in parts.items() if k.endswith("_loss")}
+    return {**means, "loss": loss, "value": value, "policy": policy, "y": y}
+
+
+@pytest.mark.parametrize("in_encoder", [False, True])
+@pytest.mark.parametrize("cls", [TCRL, MRQ])
+def test_losses_are_the_mean_of_those_of_agents_of_one_task(cls: Any, in_encoder: bool) -> None:
+    """Each task by itself, of its own widths, by an agent that is told nothing."""
+    settings = {"pre_activation_weight": 1.0} if cls is MRQ else {}  # so that it shows
+    agent = make(cls, SPEC, task_in_encoder=in_encoder, task_dim=4, batch_size=8, **settings)
+    state, (batch, task) = first_state(agent), padded_batch(8)
+    noise = torch.randn(8, 2, generator=torch.Generator().manual_seed(1))
+    groups = {"world": "world", "target": "target", "actor": "actor", "critic": "critic", "target_critic": "critic"}
+    if cls is MRQ:
+        names = ("encoder", "policy", "value", "target_policy", "target_value")
+        groups = {name: name.removeprefix("target_") for name in names}
+        groups["target_encoder"] = "target"
+        state |= {"reward_scale": torch.tensor(0.7), "target_reward_scale": torch.tensor(0.9)}
+    ours, theirs = losses(agent, state, batch, noise), []
+    for n, spec in enumerate(OWN):
+        rows = [b for b in range(8) if task[b] == n]
+        part = Batch(*(getattr(batch, f.name)[:, rows] for f in dataclasses.fields(Batch)))
+        part = dataclasses.replace(
+            part, observation=part.observation[..., : spec.observation_dim], action=part.action[..., : spec.action_dim]
+        )
+        single = make(cls, spec, batch_size=4, **settings)
+        its = of_one(agent, single, n, state, groups)
+        theirs.append(losses(single, its, part, noise[rows, : spec.action_dim]))
+        torch.testing.assert_close(ours["y"][rows], theirs[n]["y"])
+    for name in ours.keys() - {"y"}:
+        torch.testing.assert_close(ours[name], (theirs[0][name] + theirs[1][name]) / 2, msg=name)
+
+
 @pytest.mark.parametrize(
     "cls, group, layer", [(IQRL, "actor", "actor"), (TCRL, "actor", "head"), (MRQ, "policy", "policy")]
 )
