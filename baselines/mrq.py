@@ -227,7 +227,7 @@ class MRQ(Agent[Config]):
         with torch.no_grad():
             goal = self.embed_state(bar, batch.observation[1 : steps + 1])  # (H, B, zs_dim)
         z, told = self.embed_state(net, batch.observation[0]), self.told(batch.observation[0])
-        remedy = remedy_loss(c, z)
+        remedy = remedy_loss(c, z, net.g, net.m)
         predicted: list[Tensor] = []
         for h in range(steps):
             predicted.append(net.m(self.embed_action(net, z, action[h], *told)))

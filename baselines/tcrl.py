@@ -208,7 +208,7 @@ class TCRL(Agent[Config]):
         with torch.no_grad():
             goal = self.encode(self.target(target), batch.observation[1 : c.horizon + 1])
         z, told = self.encode(net, batch.observation[0]), self.told(batch.observation[0])
-        remedy = remedy_loss(c, z)
+        remedy = remedy_loss(c, z, net.dynamics)
         latents, rewards = [], []
         for h in range(c.horizon):
             z, reward = self.step(net, z, batch.action[h], *told)

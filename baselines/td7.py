@@ -169,7 +169,7 @@ class TD7(Agent[Config]):
         observation, following = batch.observation
         zs = self.embed_state(encoder, observation)
         error = (self.embed_action(encoder, zs, batch.action[0]) - self.embed_state(source, following)).square().mean()
-        return error + sum(remedy_loss(self.config, zs).values())
+        return error + sum(remedy_loss(self.config, zs, self.encoder(encoder).g).values())
 
     def target_value(self, state: State, batch: Batch, noise: Tensors) -> Tensor:
         """2: y (B,), by the target networks on the targets' encoder; the value is clipped, not the reward."""

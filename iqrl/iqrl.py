@@ -276,7 +276,7 @@ class IQRL(Agent[Config]):
             met += [self.propose(net, latents[h], batch.action[h], *told) for h in range(c.horizon)]
             committed = [self.quantise.commitment(x, self.quantise(x, codebook)).mean() for x in met]
             metrics["commitment_loss"] = torch.stack(committed).mean()
-        metrics |= remedy_loss(c, latents[0])
+        metrics |= remedy_loss(c, latents[0], net.dynamics)
         loss = sum(metrics.values(), torch.zeros((), device=world.device))
         return loss, {k: v.detach() for k, v in metrics.items()} | mean_min_max("latent", predicted)
 

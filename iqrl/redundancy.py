@@ -1,30 +1,31 @@
-"""Losses that keep a latent from collapsing, on the latents z (B, Z) of one batch (spec page remedies.md).
+"""Losses that keep a latent from collapsing (spec page remedies.md).
 
-Each is a pure function of one seed's latents. An agent adds `remedy_loss` of its online latents to its representation
-loss.
+On the latents z (B, Z) of one batch, or on the dynamics' weights. An agent adds `remedy_loss` to its representation's.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from iqrl.agent import Metrics
+from iqrl.networks import BoundNetwork
 
 # What an agent's Config says of its three settings, `remedy: str = setting("none", **REMEDY)` and so on. At their
 # defaults they leave the identity of a run as it is.
 REMEDY: dict[str, Any] = {
     "doc": "against collapse of the latent (remedies.md)",
-    "choices": ("none", "r2r2", "vicreg", "orthogonal"),
+    "choices": ("none", "r2r2", "vicreg", "orthogonal", "decay"),
     "omit_default_from_identity": True,
 }
 VARIANCE: dict[str, Any] = {
     "doc": "weight of its variance term (r2r2, vicreg)", "low": 0.0, "omit_default_from_identity": True,
 }  # fmt: skip
 COVARIANCE: dict[str, Any] = {
-    "doc": "weight of its covariance or orthogonality term", "low": 0.0, "omit_default_from_identity": True,
+    "doc": "weight of its covariance or orthogonality term, or decay", "low": 0.0, "omit_default_from_identity": True,
 }  # fmt: skip
 
 
@@ -41,6 +42,11 @@ def mean_square_off_diagonal(z: Tensor, centred: bool) -> Tensor:
     return (moments.square().sum() - moments.diagonal().square().sum()) / (width * (width - 1))
 
 
+def sum_of_squares(matrices: Sequence[Tensor]) -> Tensor:
+    """Of all their entries: half of it, times a weight c, is L2 weight decay c."""
+    return torch.stack([matrix.square().sum() for matrix in matrices]).sum()
+
+
 def orthogonality(z: Tensor) -> Tensor:
     """Mean square of z^T z / B - I, of latents scaled to a mean square of 1."""
     x = z / torch.sqrt(z.square().mean() + 1e-8)
@@ -48,11 +54,19 @@ def orthogonality(z: Tensor) -> Tensor:
     return (moments - torch.eye(len(moments), device=z.device, dtype=z.dtype)).square().mean()
 
 
-def remedy_loss(config: Any, z: Tensor) -> Metrics:
-    """The weighted loss of latents z (B, Z), both at least 2, by a Config's three settings; empty without a remedy."""
+def remedy_loss(config: Any, z: Tensor, *dynamics: BoundNetwork) -> Metrics:
+    """The weighted loss by a Config's three settings; empty without a remedy.
+
+    Args:
+        z: online latents (B, Z), both at least 2.
+        dynamics: the networks that predict the next latents.
+    """
     z = z.float()
     if config.remedy == "none":
         return {}
+    if config.remedy == "decay":
+        matrices = [v.float() for net in dynamics for k, v in net.parameters.items() if k.endswith("weight")]
+        return {"remedy_loss": config.remedy_covariance * sum_of_squares(matrices) / 2.0}
     if config.remedy == "orthogonal":
         return {"remedy_loss": config.remedy_covariance * orthogonality(z)}
     moments = mean_square_off_diagonal(z, centred=config.remedy == "vicreg")

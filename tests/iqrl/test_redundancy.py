@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from functools import partial
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from made_up import filled_replay, make
+from made_up import filled_replay, first_state, make, random_batch
 
 from baselines.drq import DRQ
 from baselines.mrq import MRQ
@@ -53,6 +54,33 @@ def test_against_loops(kind: str) -> None:
     assert float(found) == pytest.approx(0.3 * variance + 0.7 * covariance, rel=1e-5)
 
 
+@pytest.mark.parametrize(
+    ("cls", "networks"),
+    [(IQRL, ["dynamics"]), (TCRL, ["dynamics"]), (TD7, ["g"]), (MRQ, ["g", "m"]), (DRQ, ["g", "m"])],
+)
+def test_decay_draws_the_matrices_of_the_dynamics_and_nothing_else_to_zero(cls: Any, networks: list[str]) -> None:
+    with_it, without = (make(cls, remedy=kind, remedy_covariance=0.3) for kind in ("decay", "none"))
+    entry = "world" if hasattr(with_it, "world") else "encoder"
+    state, batch = first_state(with_it), random_batch(with_it.slices.horizon, with_it.slices.batch_size)
+    target = {"world": "target", "encoder": "target_encoder"}[entry]
+
+    def gradient(agent: Any) -> torch.Tensor:
+        if cls is TD7:
+            loss = partial(agent.encoder_loss, source=state["fixed_encoder"], batch=batch)
+        elif entry == "world":
+            loss = lambda flat: agent.representation_loss(flat, state[target], batch)[0]  # noqa: E731
+        else:
+            loss = lambda flat: agent.encoder_loss(flat, state[target], torch.tensor(1.0), batch)[0]  # noqa: E731
+        return torch.func.grad(loss)(state[entry])
+
+    group = with_it.groups()[entry]
+    more = group.unpack(gradient(with_it) - gradient(without))
+    for name, values in group.unpack(state[entry]).items():
+        for k, v in values.items():
+            expected = 0.3 * v if name in networks and k.endswith("weight") else torch.zeros_like(v)
+            torch.testing.assert_close(more[name][k], expected, atol=2e-6, rtol=1e-4)
+
+
 def test_what_each_is_indifferent_to() -> None:
     z = torch.randn(64, 6, generator=torch.Generator().manual_seed(1))
     shifted = z + 3.0
@@ -94,7 +122,7 @@ def test_every_self_predictive_agent_learns_otherwise_with_each_and_packed_as_al
         return engine.state[name]
 
     without = encoders([3])
-    found = {k: encoders([3], remedy=k, remedy_covariance=0.1) for k in ("r2r2", "vicreg", "orthogonal")}
+    found = {k: encoders([3], remedy=k, remedy_covariance=0.1) for k in ("r2r2", "vicreg", "orthogonal", "decay")}
     assert all(not torch.equal(without, other) for other in found.values())
     assert not torch.equal(found["r2r2"], found["vicreg"])
     pack = encoders([5, 3], packed=True, remedy="r2r2", remedy_covariance=0.1)
