@@ -3,14 +3,18 @@
 `load` takes a checkout, one of its files, or a tidy Parquet file, and recognises each file by its columns.
 Env steps are simulator control steps (1000 an episode of DeepMind Control); every format's own convention:
 
-    tdmpc2    results/<algorithm>/<task>.csv: step,reward,seed            step counts env steps
+    tdmpc2    results/<algorithm>/<task>.csv: step,reward,seed            step counts env steps; of MetaWorld and
+                                                                          MyoSuite success in the reward's place
     MR.Q      results/dmc_results.txt: tables, a column a seed            Timestep counts decisions: doubled
     for dmc
     TCRL      results/tcrl.csv: env_step,episode_reward,env,seed,agent    env steps; points lie 1k after the
     mark
-    DC-MPC    results/data/*.csv: agent,env,env_step,episode_reward,seed  env steps
-    SimBa     results/*.csv: exp_name,env_name,seed,metric,env_step,value as labelled; TD7's labels run late
-    tidy      Parquet with algorithm, task, seed, env_step, episode_return (and variant: only '' is read)
+    DC-MPC    results/data/*.csv: agent,env,env_step,episode_reward,seed  env steps; there may be episode_success
+    SimBa     results/*.csv: exp_name,env_name,seed,metric,env_step,value as labelled; TD7's labels run late; metrics
+                                                                          avg_return and avg_success
+    tidy      Parquet with algorithm, task, seed, env_step, episode_return (and variant: only '' is read), success
+
+Success is a share of episodes, 0 to 1. Tasks that are judged by it have no row where it is not given.
 """
 
 from __future__ import annotations
@@ -86,9 +90,10 @@ def load(path: Path) -> Published:
     frame = _named_by_source(frame)
     frame["task"] = frame["task"].str.replace("_", "-").str.replace("ball-in-cup", "cup", regex=False)
     frame["task"] = [published_task(task) for task in frame["task"]]
-    if "success" in frame:  # the score of some suites takes the return's place, in percent
-        judged = frame["task"].map(quantity) == "success_percent"
-        frame["episode_return"] = frame["episode_return"].where(~judged, 100.0 * frame["success"])
+    # The score of some suites takes the return's place, in percent.
+    judged = frame["task"].map(quantity) == "success_percent"
+    success = frame["success"].astype(float) if "success" in frame else np.nan
+    frame["episode_return"] = frame["episode_return"].where(~judged, 100.0 * success)
     frame = frame.dropna(subset=["episode_return"]).astype({"seed": int, "env_step": int, "episode_return": float})
     frame = _split_repeated_seeds(frame)
     return _remarked(frame[[*COLUMNS, "format"]])
@@ -177,7 +182,7 @@ def _read(file: Path) -> tuple[str, pd.DataFrame] | None:
         return None
     for name, (required, reader) in CSV_FORMATS.items():
         if required <= header:
-            return name, reader(file)
+            return name.removesuffix(" success"), reader(file)
     return None
 
 
@@ -221,7 +226,8 @@ def _read_tdmpc2(file: Path) -> pd.DataFrame:
         return frame.iloc[:0]
     return pd.DataFrame({
         "source": "tdmpc2", "algorithm": file.parent.name, "task": file.stem, "seed": frame["seed"],
-        "env_step": frame["step"], "episode_return": frame["reward"],
+        "env_step": frame["step"], "episode_return": frame.get("reward", np.nan),
+        "success": frame.get("success", np.nan),
     })  # fmt: skip
 
 
@@ -233,12 +239,16 @@ def _read_dcmpc(file: Path) -> pd.DataFrame:
     """Main results only: ablations and sensitivity files repeat arms, baselines are copies from elsewhere."""
     if {"ablations", "sensitivity", "baselines"} & set(file.parts):
         return pd.DataFrame(columns=list(COLUMNS))
-    return _renamed(file, "dcmpc", {"agent": "algorithm", "env": "task", "episode_reward": "episode_return"})
+    names = {"agent": "algorithm", "env": "task", "episode_reward": "episode_return", "episode_success": "success"}
+    return _renamed(file, "dcmpc", names)
 
 
 def _read_simba(file: Path) -> pd.DataFrame:
     frame = _renamed(file, "simba", {"exp_name": "algorithm", "env_name": "task", "value": "episode_return"})
-    return frame[frame["metric"] == "avg_return"]
+    succeeded = frame["metric"] == "avg_success"
+    frame["success"] = frame["episode_return"].where(succeeded)
+    frame["episode_return"] = frame["episode_return"].mask(succeeded)
+    return frame[frame["metric"].isin(["avg_return", "avg_success"])]
 
 
 def _renamed(file: Path, source: str, names: dict[str, str]) -> pd.DataFrame:
@@ -250,6 +260,7 @@ CSV_FORMATS: dict[str, tuple[set[str], Callable[[Path], pd.DataFrame]]] = {
     "DC-MPC": ({"agent", "env", "env_step", "episode_reward", "seed"}, _read_dcmpc),
     "SimBa": ({"exp_name", "env_name", "seed", "metric", "env_step", "value"}, _read_simba),
     "tdmpc2": ({"step", "reward", "seed"}, _read_tdmpc2),
+    "tdmpc2 success": ({"step", "success", "seed"}, _read_tdmpc2),
 }
 
 

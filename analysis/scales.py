@@ -61,15 +61,24 @@ def said(tasks: Iterable[str]) -> str:
     return "; ".join(found) + (", each suite by its own" if len(found) > 1 else "")
 
 
+def normalised_name(tasks: Iterable[str]) -> str:
+    """What the normalised scores of tasks are: "normalised return", "success rate", or of both "normalised score"."""
+    kinds = {quantity(task) for task in tasks}
+    if len(kinds) > 1:
+        return "normalised score"
+    return "success rate" if kinds == {"success_percent"} else "normalised return"
+
+
 def score_name(tasks: Iterable[str]) -> str:
     """What the tasks are judged by, each in its own unit."""
     kinds = {quantity(task) for task in tasks}
     if kinds == {"success_percent"}:
         return "success rate in percent"
-    return "mean return" + (" (of MetaWorld, success rate in percent)" if len(kinds) > 1 else "")
+    return "mean return" + (" (of MetaWorld and MyoSuite, success rate in percent)" if len(kinds) > 1 else "")
 
 
 def published_task(name: str) -> str:
-    """A Gymnasium task of published results ("Hopper-v4", "Gym-Hopper-v4") by its name here; others as they are."""
+    """A task of published results by its name here: "Hopper-v4" and "Gym-Hopper-v4" of Gymnasium, "myo-hand-pose"."""
+    name = name.replace("myo-hand-", "myo-")
     match = re.fullmatch(r"(?:Gym-)?([A-Z]\w*-v\d+)", name)
     return f"gym:{match[1]}" if match else name

@@ -15,7 +15,7 @@ from analysis import statistics, style
 from analysis.figures import arms
 from analysis.figures.drawing import Context, Skip, bootstrap_text, by_arm, describe, not_in, problem_line
 from analysis.runs import records
-from analysis.scales import quantity, said, score_name
+from analysis.scales import normalised_name, quantity, said, score_name
 from analysis.statistics import Estimate
 from analysis.studies import Arm, Study
 from analysis.typesetting import Table
@@ -157,7 +157,7 @@ def ablation(context: Context) -> Table:
     """
     study, digits = context.study, {"score": 3, "rank_0.01": 0, "active_codebook_mean": 0}
     frame = arms.data(context)
-    shown = [name for name in arms.PANELS if name in set(frame["quantity"])]
+    shown = arms.titles(study, frame)
     cells = {(row.arm, row.quantity): row for row in records(frame)}
 
     def cell(arm: Arm, name: str) -> str:
@@ -176,7 +176,7 @@ def ablation(context: Context) -> Table:
     return Table(
         "ablation",
         caption,
-        ["Arm", *(arms.PANELS[quantity] for quantity in shown)],
+        ["Arm", *shown.values()],
         rows,
         numbers,
         set(),
@@ -259,8 +259,8 @@ def efficiency(context: Context) -> Table:
         bold |= {(last, 1 + i) for i in _best(estimates)}
         rows.append(["IQM of area under curve", *(_bounds(estimate, 3) for estimate in estimates)])
     below = (
-        f"; below, the mean normalised return over {style.steps(study.mark)} environment steps, by the evaluations at "
-        f"the {len(common)} steps that all arms have in common{coarse}, with {bootstrap_text(context)}"
+        f"; below, the mean {normalised_name(shared)} over {style.steps(study.mark)} environment steps, by the "
+        f"evaluations at the {len(common)} steps that all arms have in common{coarse}, with {bootstrap_text(context)}"
     )
     without = (
         f" (without {', '.join(map(study.task_label, unreachable))}, where that mean is not above 0)"

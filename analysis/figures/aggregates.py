@@ -7,7 +7,7 @@ import pandas as pd
 
 from analysis import style
 from analysis.figures.drawing import Context, Drawing, Skip, bootstrap_text, canvas, describe, finish, not_in
-from analysis.scales import said
+from analysis.scales import normalised_name, said
 from analysis.statistics import AGGREGATES, several
 
 TITLE = "Aggregate scores"
@@ -55,4 +55,5 @@ def draw(context: Context) -> Drawing:
         f"{describe(study, study.shared_tasks())}. Bars: {bootstrap_text(context)}. "
         f"A higher IQM, median and mean and a lower optimality gap are better.{not_in(study, study.shared_tasks())}"
     )
-    return Drawing(figure, finish(context, figure, caption, x_label="Normalised return"), frame)
+    below = normalised_name(study.shared_tasks()).capitalize()
+    return Drawing(figure, finish(context, figure, caption, x_label=below), frame)

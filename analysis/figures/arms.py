@@ -18,14 +18,21 @@ from analysis.figures.drawing import (
     not_in,
 )
 from analysis.figures.latent_curves import aligned, shared_tasks
+from analysis.scales import normalised_name
 from analysis.statistics import Estimate, iqm, mean
+from analysis.studies import Study
 
 TITLE = "Score, rank and codebook use by arm"
-PANELS = {
-    "score": "IQM of normalised return",
-    "rank_0.01": "Latent rank",
-    "active_codebook_mean": "Active codebook (%)",
-}
+
+
+def titles(study: Study, frame: pd.DataFrame) -> dict[str, str]:
+    """Of the panels that have values, by quantity."""
+    panels = {
+        "score": f"IQM of {normalised_name(study.shared_tasks())}",
+        "rank_0.01": "Latent rank",
+        "active_codebook_mean": "Active codebook (%)",
+    }
+    return {quantity: title for quantity, title in panels.items() if quantity in set(frame["quantity"])}
 
 
 def data(context: Context) -> pd.DataFrame:
@@ -60,7 +67,7 @@ def _row(arm: str, quantity: str, estimate: Estimate) -> tuple[str, str, float, 
 def draw(context: Context) -> Drawing:
     frame = data(context)
     study = context.study
-    shown = [quantity for quantity in PANELS if quantity in set(frame["quantity"])]
+    shown = titles(study, frame)
     figure, axes = canvas(
         context,
         height=0.8 + 0.2 * len(study.arms) + 0.25 * bool(study.question and not context.clean),
@@ -80,7 +87,7 @@ def draw(context: Context) -> Drawing:
             ax.plot([row["low"], row["high"]], [place, place], color=colour,
                     linewidth=3 * context.style.line_width, alpha=0.35, solid_capstyle="butt")  # fmt: skip
             ax.plot(row["point"], place, "o", color=colour, markersize=3 * context.style.line_width)
-        ax.set_xlabel(PANELS[quantity])
+        ax.set_xlabel(shown[quantity])
         ax.set_yticks(places, [style.label(arm) for arm in study.arms])
         ax.set_ylim(-0.6, len(study.arms) - 0.4)
         ax.locator_params(axis="x", nbins=4)
@@ -95,5 +102,5 @@ def draw(context: Context) -> Drawing:
     for quantity in (name for name in shown if name != "score"):
         tasks = shared_tasks(context, quantity)
         if tasks != study.shared_tasks():  # an arm without a latent may lack a task that the others have
-            caption += f" {PANELS[quantity]}: over {', '.join(map(study.task_label, tasks))}."
+            caption += f" {shown[quantity]}: over {', '.join(map(study.task_label, tasks))}."
     return Drawing(figure, finish(context, figure, caption), frame)

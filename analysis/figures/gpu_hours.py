@@ -1,4 +1,4 @@
-"""Return against the hours of device that it cost."""
+"""Score against the hours of device that it cost."""
 
 from __future__ import annotations
 
@@ -18,9 +18,10 @@ from analysis.figures.drawing import (
     legend_above,
     not_in,
 )  # fmt: skip
+from analysis.scales import normalised_name
 from analysis.statistics import iqm
 
-TITLE = "Return against device hours"
+TITLE = "Score against device hours"
 
 
 def data(context: Context) -> pd.DataFrame:
@@ -64,7 +65,7 @@ def draw(context: Context) -> Drawing:
     kind = "GPU" if set(study.members["device"]) == {"cuda"} else "Device"
     ax.set_xlabel(f"{kind} hours per run")
     ax.set_xlim(left=0)
-    ax.set_ylabel("IQM of normalised return")
+    ax.set_ylabel(f"IQM of {normalised_name(study.shared_tasks())}")
     ax.set_ylim(bottom=0)
     legend_above(context, figure, arms=frame["arm"])
     packs = sorted(set(study.members["pack"]))

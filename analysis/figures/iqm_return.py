@@ -1,4 +1,4 @@
-"""Signature figure 1: interquartile mean of normalised return over env steps."""
+"""Signature figure 1: interquartile mean of normalised scores over env steps."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ from analysis.figures.drawing import (
     step_axis,
 )
 from analysis.published import common_scores
-from analysis.scales import said
+from analysis.scales import normalised_name, said
 from analysis.statistics import iqm
 
-TITLE = "Interquartile mean of normalised return"
+TITLE = "Interquartile mean"
 
 
 def data(context: Context) -> pd.DataFrame:
@@ -64,11 +64,13 @@ def draw(context: Context) -> Drawing:
     suffix = ", published" if len(names) <= FEW_PUBLISHED else ""  # of many, the caption says it once
     dashed = [published_handle(context, name, name + suffix) for name in names]
     step_axis(ax)
-    ax.set_ylabel("IQM of normalised return")
+    tasks = context.study.shared_tasks()
+    name, how = normalised_name(tasks), said(tasks)
+    ax.set_ylabel(f"IQM of {name}")
     ax.set_ylim(bottom=min(0.0, float(frame["low"].min()) if frame["low"].notna().any() else 0.0))
     legend_above(context, figure, dashed)
-    tasks = context.study.shared_tasks()
-    caption = f"{TITLE} ({said(tasks)}), {describe(context.study, tasks)}. Bands: {bootstrap_text(context)}."
+    scores = name if name == how else f"{name} ({how})"
+    caption = f"{TITLE} of {scores}, {describe(context.study, tasks)}. Bands: {bootstrap_text(context)}."
     caption += not_in(context.study, tasks)
     if context.published and dashed:
         caption += " Dashed: published results on the same tasks, never pooled with own runs; "

@@ -18,7 +18,7 @@ from analysis.figures.drawing import (
     legend_above,
     not_in,
 )  # fmt: skip
-from analysis.scales import said
+from analysis.scales import normalised_name, said
 
 TITLE = "Performance profiles"
 THRESHOLDS = np.linspace(0.0, 1.0, 101)
@@ -54,7 +54,7 @@ def draw(context: Context) -> Drawing:
         series.append(hover_series(style.label(arm), colour, rows, x="threshold"))
     ax.set_xlim(0, 1)
     ax.set_ylim(0, 1.02)
-    ax.set_xlabel(r"Normalised return $\tau$")
+    ax.set_xlabel(rf"{normalised_name(study.shared_tasks()).capitalize()} $\tau$")
     ax.set_ylabel(r"Share of runs with score > $\tau$")
     legend_above(context, figure)
     caption = (

@@ -19,8 +19,9 @@ from analysis.figures.drawing import (
     legend_above,
     members_with,
 )
+from analysis.scales import normalised_name
 
-TITLE = "Latent rank against return"
+TITLE = "Latent rank against score"
 
 
 def data(context: Context) -> pd.DataFrame:
@@ -75,7 +76,7 @@ def draw(context: Context) -> Drawing:
                 Line2D([], [], linestyle="", marker=marker, markersize=4, color=colour, label=style.label(arm))
             )
     ax.set_xlabel("Latent rank at tolerance $10^{-2}$ (% of latent width)")
-    ax.set_ylabel("Normalised return")
+    ax.set_ylabel(normalised_name(frame["task"]).capitalize())
     ax.set_xlim(0, 1.05 * frame["rank_percent"].max() or 1)
     legend_above(context, figure, handles, arms=())  # dots, not the lines of arms
     correlation = within_task_correlation(frame)

@@ -1,4 +1,4 @@
-"""One panel a task: mean return over env steps, an arm a line; published curves dashed."""
+"""One panel a task: its score over env steps, an arm a line; published curves dashed."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from analysis.published import LATE
 from analysis.scales import score_name
 from analysis.statistics import FEWEST_RUNS, student_half_width, student_t
 
-TITLE = "Return by task"
+TITLE = "Score by task"
 FEW_SEEDS = 5  # up to here each run is drawn as well
 LOWEST = 0.95  # inches that a panel needs, with its title, at 9 points
 FOOT = 1.4  # inches left for legend and caption
@@ -123,7 +123,7 @@ def draw(context: Context) -> Drawing:
         for name, count in seeds.items()
     ], small=columns > 2)  # fmt: skip
     caption = (
-        f"{TITLE}: mean over seeds of the mean return of an evaluation, {describe(study, by_task=True)}. "
+        f"{TITLE}: mean over seeds of an evaluation's {score_name(study.tasks)}, {describe(study, by_task=True)}. "
         "Bands: Student's t 95% intervals over seeds"
         + ("; no band is drawn where an arm has one or two seeds on a task" if study.seeds[0] < FEWEST_RUNS else "")
         + (". Thin lines: single runs." if study.seeds[1] <= FEW_SEEDS else ".")

@@ -29,8 +29,13 @@ def rows(path: Path) -> list[tuple]:
 def test_tdmpc2(tmp_path: Path) -> None:
     write(tmp_path / "results" / "tdmpc2" / "dog-run.csv", "step,reward,seed\n0,4.5,2\n100000,7.5,2\n")
     write(tmp_path / "results" / "tdmpc2-pixels" / "dog-run.csv", "step,reward,seed\n0,1.0,2\n")
-    write(tmp_path / "results" / "sac" / "mw-assembly.csv", "step,success,seed\n0,0.0,3\n")
-    assert rows(tmp_path) == [("TD-MPC2", "dog-run", 2, 0, 4.5), ("TD-MPC2", "dog-run", 2, 100_000, 7.5)]
+    write(tmp_path / "results" / "sac" / "mw-assembly.csv", "step,success,seed\n0,0.0,3\n100000,0.3,3\n")
+    write(tmp_path / "results" / "sac" / "myo-hand-pose-hard.csv", "step,success,seed\n0,0.1,1\n")
+    assert rows(tmp_path) == [
+        ("SAC", "mw-assembly", 3, 0, 0.0), ("SAC", "mw-assembly", 3, 100_000, 30.0),
+        ("SAC", "myo-pose-hard", 1, 0, 10.0),
+        ("TD-MPC2", "dog-run", 2, 0, 4.5), ("TD-MPC2", "dog-run", 2, 100_000, 7.5),
+    ]  # fmt: skip
 
 
 def test_mrq_counts_decisions(tmp_path: Path) -> None:
@@ -64,6 +69,25 @@ def test_simba(tmp_path: Path) -> None:
     found = published.load(tmp_path)
     assert rows(tmp_path) == [("TD7", "dog-trot", 1, 25_000, 2.5)]
     assert "TD7's labels" in found.remarks[0]
+
+
+def test_success_takes_the_place_of_the_return_where_tasks_are_judged_by_it(tmp_path: Path) -> None:
+    """In percent; a task that is judged by it has no row without it."""
+    text = "agent,env,env_step,episode_reward,episode_success,seed\nDCWM,mw-assembly,0.0,85.1,0.4,2\n"
+    write(tmp_path / "results" / "data" / "mw-dcmpc.csv", text)
+    assert rows(tmp_path) == [("DC-MPC", "mw-assembly", 2, 0, 40.0)]
+    lines = ["myo_pose,3,avg_return,0,7.0", "myo_pose,3,avg_success,0,0.5",
+             "dog_run,3,avg_return,0,8.0", "dog_run,3,avg_success,0,0.0"]  # fmt: skip
+    text = ",exp_name,env_name,seed,metric,env_step,value\n" + "".join(f"{i},sac,{x}\n" for i, x in enumerate(lines))
+    assert rows(write(tmp_path / "simba" / "sac.csv", text)) == [
+        ("SAC", "myo-pose", 3, 0, 50.0),
+        ("SAC", "dog-run", 3, 0, 8.0),
+    ]
+    frame = pd.DataFrame(
+        {"algorithm": "SAC", "task": ["mw-push", "dog-run"], "seed": 0, "env_step": 0, "episode_return": 5.0}
+    )
+    frame.to_parquet(tmp_path / "tidy.parquet")
+    assert rows(tmp_path / "tidy.parquet") == [("SAC", "dog-run", 0, 0, 5.0)]
 
 
 def test_two_runs_under_one_seed_stay_two(tmp_path: Path) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib
+import itertools
 from pathlib import Path
 
 import numpy as np
@@ -32,7 +34,7 @@ def test_scales() -> None:
     assert scales.scale("gym:Hopper-v5") is None and scales.scale("dog-run") == scales.SUITE
     assert scales.said(["dog-run", "mw-reach"]) == "return / 1000; success rate, each suite by its own"
     assert scales.published_task("Hopper-v4") == scales.published_task("Gym-Hopper-v4") == "gym:Hopper-v4"
-    assert scales.published_task("mw-reach") == "mw-reach"
+    assert scales.published_task("mw-reach") == "mw-reach" and scales.published_task("myo-hand-pose") == "myo-pose"
 
 
 def test_metaworld_is_judged_by_success(tmp_path: Path) -> None:
@@ -50,6 +52,32 @@ def test_metaworld_is_judged_by_success(tmp_path: Path) -> None:
     table = tables.scores(Context(study, STYLES["neurips"], 20))
     assert table.caption.startswith("Success rate in percent at 100k") and "aggregates of success rate" in table.caption
     assert table.rows[0][1].startswith("80")
+
+
+def axis_titles(name: str, context: Context) -> str:
+    """Every title of an axis and of the figure's sides, and its caption."""
+    drawing = importlib.import_module(f"analysis.figures.{name}").draw(context)
+    sides = [drawing.figure.get_supylabel(), *(text.get_text() for text in drawing.figure.texts)]
+    axes = [text for ax in drawing.figure.axes for text in (ax.get_xlabel(), ax.get_ylabel())]
+    return " | ".join([*filter(None, axes), *sides, drawing.caption.text])
+
+
+def test_figures_say_what_their_scores_are(tmp_path: Path) -> None:
+    """Of success no figure says "return", but for the studies' names of things; of both kinds "score"."""
+    for agent, seed in itertools.product(("iqrl", "td3"), range(3)):
+        succeed(write_run(tmp_path / "a", agent, "mw-reach", seed, returns=[900.0] * 6), [0, 10, 20, 30, 40, 60 + seed])
+        write_run(tmp_path / "b", agent, "walker-walk", seed, returns=[0.0, 10.0, 20.0, 30.0, 40.0, 400.0 + seed])
+    contexts = []
+    for folders in ([tmp_path / "a"], [tmp_path / "b"], [tmp_path / "a", tmp_path / "b"]):
+        (study,), _ = build(load(folders), folders)
+        contexts.append(Context(study, STYLES["neurips"], 20))
+    for name in ("iqm_return", "arms", "profiles", "rank_return", "gpu_hours", "aggregates", "tasks"):
+        success, returns, both = (axis_titles(name, context).lower() for context in contexts)
+        assert "success rate" in success and "return" not in success, name
+        assert "success" not in returns and "return" in returns, name
+        assert ("normalised score" if name != "tasks" else "mean return (of metaworld and myosuite, success") in both, (
+            name
+        )
 
 
 def test_suites_are_mixed_only_normalised(tmp_path: Path) -> None:
