@@ -95,17 +95,18 @@ def alone(key: str, stage: str, watch: Watch) -> Iterator[None]:
     folder = Path(cache_dir()) / "compiling"
     folder.mkdir(parents=True, exist_ok=True)
     with open(folder / key, "a+") as file:
+        locked = True
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             watch(f"waiting for another process to compile {stage}{_last(file)}")
             fcntl.flock(file, fcntl.LOCK_EX)
-        except OSError:  # a file system without locks: then it is compiled twice
-            pass
+        except OSError:  # a file system without locks: then it is compiled twice, and nobody knows who died
+            locked = False
         watch(f"compiling {stage}{_last(file)}")
-        if _read(file).endswith(BEGUN):
+        if locked and _read(file).endswith(BEGUN):
             drop_libraries(folder.parent, os.fstat(file.fileno()).st_mtime)
-        else:
+        elif locked:
             file.write(f" {BEGUN}")
             file.flush()
         try:
