@@ -104,7 +104,8 @@ def alone(key: str, stage: str, watch: Watch) -> Iterator[None]:
         except OSError:  # a file system without locks: then it is compiled twice, and nobody knows who died
             locked = False
         watch(f"compiling {stage}{_last(file)}")
-        if locked and _read(file).endswith(BEGUN):
+        again = locked and _read(file).endswith(BEGUN)
+        if again:
             drop_libraries(folder.parent, os.fstat(file.fileno()).st_mtime)
         elif locked:
             file.write(f" {BEGUN}")
@@ -114,6 +115,10 @@ def alone(key: str, stage: str, watch: Watch) -> Iterator[None]:
             yield
             file.truncate(0)
             file.write(f"{time.monotonic() - begin:.0f}")
+        except Exception:
+            if again:  # what was half written is gone: it is something else, and the libraries of others may stay
+                file.truncate(0)
+            raise
         finally:
             watch("")
 

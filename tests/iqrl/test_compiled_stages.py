@@ -162,6 +162,17 @@ def test_what_a_killed_compiler_left_half_written_is_compiled_again(tmp_path: Pa
     assert compute() == (0, "16.0\n") and library.stat().st_size == whole and lock.read_text().isdigit()
 
 
+def test_what_cannot_be_compiled_at_all_costs_others_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Libraries are dropped between its two attempts, and never again."""
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
+    dropped: list[float] = []
+    monkeypatch.setattr("iqrl.training.compilation.drop_libraries", lambda cache, since: dropped.append(since))
+    for _ in range(2):
+        with pytest.raises(RuntimeError), alone("key", "critic", lambda what: None):
+            raise RuntimeError("no such operation")
+    assert len(dropped) == 1 and (tmp_path / "compiling" / "key").read_text() == ""
+
+
 def test_only_what_came_since_is_dropped(tmp_path: Path) -> None:
     for name, time in (("old.so", 90), ("torn.so", 110), ("torn.h.gch", 100), ("source.cpp", 120)):
         (tmp_path / "ab").mkdir(exist_ok=True)
