@@ -140,6 +140,7 @@ def test_what_another_process_compiles_is_waited_for(tmp_path: Path, monkeypatch
     ]
 
 
+@pytest.mark.slow
 def test_what_a_killed_compiler_left_half_written_is_compiled_again(tmp_path: Path) -> None:
     """To load a library that is cut short is SIGBUS: no exception tells of it."""
     code = (
