@@ -180,9 +180,9 @@ def _read(file: Path) -> tuple[str, pd.DataFrame] | None:
             header = set(next(csv.reader(opened), []))
     except OSError:
         return None
-    for name, (required, reader) in CSV_FORMATS.items():
+    for name, required, reader in CSV_FORMATS:
         if required <= header:
-            return name.removesuffix(" success"), reader(file)
+            return name, reader(file)
     return None
 
 
@@ -255,13 +255,13 @@ def _renamed(file: Path, source: str, names: dict[str, str]) -> pd.DataFrame:
     return pd.read_csv(file).rename(columns=names).assign(source=source)
 
 
-CSV_FORMATS: dict[str, tuple[set[str], Callable[[Path], pd.DataFrame]]] = {
-    "TCRL": ({"env_step", "episode_reward", "env", "seed", "agent", "frame"}, _read_tcrl),
-    "DC-MPC": ({"agent", "env", "env_step", "episode_reward", "seed"}, _read_dcmpc),
-    "SimBa": ({"exp_name", "env_name", "seed", "metric", "env_step", "value"}, _read_simba),
-    "tdmpc2": ({"step", "reward", "seed"}, _read_tdmpc2),
-    "tdmpc2 success": ({"step", "success", "seed"}, _read_tdmpc2),
-}
+CSV_FORMATS: tuple[tuple[str, set[str], Callable[[Path], pd.DataFrame]], ...] = (  # the first whose columns are there
+    ("TCRL", {"env_step", "episode_reward", "env", "seed", "agent", "frame"}, _read_tcrl),
+    ("DC-MPC", {"agent", "env", "env_step", "episode_reward", "seed"}, _read_dcmpc),
+    ("SimBa", {"exp_name", "env_name", "seed", "metric", "env_step", "value"}, _read_simba),
+    ("tdmpc2", {"step", "reward", "seed"}, _read_tdmpc2),
+    ("tdmpc2", {"step", "success", "seed"}, _read_tdmpc2),
+)
 
 
 def at(published: pd.DataFrame, env_steps: Iterable[int]) -> pd.DataFrame:

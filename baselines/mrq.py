@@ -157,6 +157,11 @@ class MRQ(Agent[Config]):
         """zsa = g(zs, a): (B, zsa_dim)."""
         return encoder.g(zs, F.elu(encoder.embedding(action)), *told, hidden=hidden)
 
+    def step(self, encoder: BoundNetworks, zs: Tensor, action: Tensor, *told: Tensor) -> tuple[Tensor, Tensor]:
+        """The model's output (B, 1 + zs_dim + num_bins), and of that the next zs (B, zs_dim)."""
+        output = encoder.m(self.embed_action(encoder, zs, action, *told))
+        return output, output[:, 1 : 1 + self.config.zs_dim]
+
     def pre_activation(self, policy: Tensor, zs: Tensor, *told: Tensor, hidden: list[Tensor] | None = None) -> Tensor:
         """What the policy squashes: (B, A)."""
         return self.own(self.policy(policy).policy(zs, *told, hidden=hidden), told)
@@ -230,8 +235,8 @@ class MRQ(Agent[Config]):
         remedy = remedy_loss(c, z, net.g, net.m)
         predicted: list[Tensor] = []
         for h in range(steps):
-            predicted.append(net.m(self.embed_action(net, z, action[h], *told)))
-            z = predicted[h][:, 1 : 1 + c.zs_dim]  # fed on as it is
+            output, z = self.step(net, z, action[h], *told)  # z is fed on as it is
+            predicted.append(output)
         done, following, logits = torch.stack(predicted).split([1, c.zs_dim, c.num_bins], -1)
 
         def total(error: Tensor) -> Tensor:
@@ -371,8 +376,7 @@ class MRQ(Agent[Config]):
 
     def predicted_latent(self, state: State, latent: Tensor, action: Tensor, *told: Tensor) -> Tensor:
         encoder = self.encoder(state["encoder"])
-        predicted = encoder.m(self.embed_action(encoder, latent, self.realise(action), *told))
-        return predicted[:, 1 : 1 + self.config.zs_dim]
+        return self.step(encoder, latent, self.realise(action), *told)[1]
 
     def hidden(self, state: State, observation: Tensor, action: Tensor) -> list[Tensor]:
         layers: list[Tensor] = []

@@ -143,6 +143,11 @@ class SACAE(Agent[Config]):
         """z: (B, feature_dim); of states the observation."""
         return self.encoder(nets[f"{bar}encoder"]).trunk(h) if self.images else h
 
+    def decoded(self, nets: Tensors, z: Tensor) -> Tensor:
+        """The image of z, about -0.5 to 0.5: (B, C, height, width)."""
+        net = self.decoder(nets["decoder"])
+        return net.convolutions(net.linear(z))
+
     def values(
         self, nets: Tensors, z: Tensor, action: Tensor, bar: str = "", hidden: list[Tensor] | None = None
     ) -> Tensor:
@@ -225,10 +230,9 @@ class SACAE(Agent[Config]):
     def reconstruction_loss(self, nets: Tensors, image: Tensor, key: Tensor) -> tuple[Tensor, Metrics]:
         """MSE to the image in LEVELS grey levels, dithered, plus a penalty on z."""
         z = self.compressed(nets, self.features(nets, image))
-        net = self.decoder(nets["decoder"])
         dither = counter_random.uniform(key, tuple(image.shape))
         target = (torch.floor(image / (256.0 / LEVELS)) + dither) / LEVELS - 0.5
-        error = F.mse_loss(net.convolutions(net.linear(z)), target)
+        error = F.mse_loss(self.decoded(nets, z), target)
         penalty = 0.5 * z.square().sum(-1).mean()
         return error + self.config.latent_weight * penalty, {"reconstruction_error": error, "latent_penalty": penalty}
 
@@ -315,8 +319,7 @@ class SACAE(Agent[Config]):
     def reconstruction(self, state: State, observation: Tensor) -> Tensor | None:
         if not self.decodes:
             return None
-        net = self.decoder(state["decoder"])
-        image = net.convolutions(net.linear(self.compressed(state, self.features(state, observation))))
+        image = self.decoded(state, self.compressed(state, self.features(state, observation)))
         return torch.clamp(256.0 * (image + 0.5), 0.0, 255.0)  # the loss's target is that of 0 to 256
 
     def hidden(self, state: State, observation: Tensor, action: Tensor) -> list[Tensor]:

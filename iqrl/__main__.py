@@ -200,7 +200,7 @@ def _train(runs: Sequence, how, folder: Path) -> int:  # type: ignore[no-untyped
     try:
         complete = [RunDirectory(folder / run.directory_name).done() for run in runs]
         new = [run for run, done in zip(runs, complete, strict=True) if not done]
-        size, on_disk = executing.pack_size(how, runs[0], usual, len(new), folder) if new else (1, False)
+        size, frames = executing.pack_size(how, runs[0], usual, len(new), folder) if new else (1, how.frames)
         if new:  # they differ in their seeds alone
             executing.check(new[0])
         for run in new:  # a run that cannot start leaves no directory
@@ -216,7 +216,8 @@ def _train(runs: Sequence, how, folder: Path) -> int:  # type: ignore[no-untyped
                 groups.setdefault(precision, []).append((run, directory))
         outcome = 0
         for precision, group in groups.items():
-            status = _train_alike(group, dataclasses.replace(how, precision=precision), size, on_disk, stop)
+            alike = dataclasses.replace(how, precision=precision, frames=frames)
+            status = _train_alike(group, alike, size, stop)
             if status == INTERRUPTED:
                 print("interrupted; the same command goes on from here", flush=True)
                 return status
@@ -239,7 +240,7 @@ def _precision(directory: RunDirectory, usual) -> str:  # type: ignore[no-untype
     return begun if possible else str(usual.precision)
 
 
-def _train_alike(todo: Pack, how, size: int, on_disk: bool, stop: StopFlag) -> int:  # type: ignore[no-untyped-def]
+def _train_alike(todo: Pack, how, size: int, stop: StopFlag) -> int:  # type: ignore[no-untyped-def]
     """Train runs of equal configuration and precision in packs of up to `size`."""
     import torch
 
@@ -250,7 +251,6 @@ def _train_alike(todo: Pack, how, size: int, on_disk: bool, stop: StopFlag) -> i
 
     size = min(size, len(todo))
     plan = trusted(executing.decide(how, todo[0][0]), todo[0][0], size, _say, stop, how.doctor == "auto")
-    plan = dataclasses.replace(plan, frames_on_disk=on_disk)
     watched = _say if sys.stdout.isatty() else lambda line: None  # in a log evaluations do
     failed = 0
     print(f"{todo[0][0].agent.name} {todo[0][0].task}: {len(todo)} runs in packs of {size}, on {plan}", flush=True)

@@ -121,6 +121,11 @@ class RunConfig:
         return task_spec(self.task, self.train.action_repeat)
 
     @property
+    def decisions(self) -> int:
+        """That its budget of env steps holds."""
+        return -(-self.train.env_steps // self.spec.action_repeat)
+
+    @property
     def source_hash(self) -> str:
         """Of the agent's file, which may change under the same name; empty for an agent of the tree."""
         return hashlib.sha256(Path(self.source).read_bytes()).hexdigest() if self.source else ""

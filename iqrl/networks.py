@@ -205,7 +205,7 @@ class ParameterGroup:
     networks: Mapping[str, Network]
     dtype: torch.dtype = torch.float32
     layout: tuple[tuple[str, str, tuple[int, ...], int], ...] = field(init=False)  # network, name, shape, padding
-    castable: int = field(init=False)  # entries of the layout that may be cast, which come first
+    cast_entries: int = field(init=False)  # entries of the layout that may be cast, which come first
     cast: int = field(init=False)  # and their elements
     size: int = field(init=False)  # P
 
@@ -214,11 +214,11 @@ class ParameterGroup:
         entries.sort(key=lambda e: not self.networks[e[0]].castable(e[1]))  # stable: castable ones first
         layout = tuple((n, k, s, -math.prod(s) % ALIGNMENT) for n, k, s in entries)
         size = sum(math.prod(s) + pad for _, _, s, pad in layout)
-        castable = sum(self.networks[n].castable(k) for n, k, _, _ in layout)
-        cast = sum(math.prod(s) + pad for _, _, s, pad in layout[:castable])
+        cast_entries = sum(self.networks[n].castable(k) for n, k, _, _ in layout)
+        cast = sum(math.prod(s) + pad for _, _, s, pad in layout[:cast_entries])
         object.__setattr__(self, "layout", layout)
         object.__setattr__(self, "size", size)
-        object.__setattr__(self, "castable", castable)
+        object.__setattr__(self, "cast_entries", cast_entries)
         object.__setattr__(self, "cast", cast)
 
     @property
@@ -243,7 +243,7 @@ class ParameterGroup:
         parts: list[Tensor] = []
         low, high = flat.split([self.cast, self.size - self.cast])
         low = low if dtype is None else low.to(dtype)
-        for piece, entries in ((low, self.layout[: self.castable]), (high, self.layout[self.castable :])):
+        for piece, entries in ((low, self.layout[: self.cast_entries]), (high, self.layout[self.cast_entries :])):
             parts += piece.split([math.prod(s) + pad for _, _, s, pad in entries]) if entries else []
         out: dict[str, dict[str, Tensor]] = {n: {} for n in self.networks}
         for (n, k, shape, pad), part in zip(self.layout, parts, strict=True):

@@ -42,9 +42,10 @@ def mean_square_off_diagonal(z: Tensor, centred: bool) -> Tensor:
     return (moments.square().sum() - moments.diagonal().square().sum()) / (width * (width - 1))
 
 
-def sum_of_squares(matrices: Sequence[Tensor]) -> Tensor:
-    """Of all their entries: half of it, times a weight c, is L2 weight decay c."""
-    return torch.stack([matrix.square().sum() for matrix in matrices]).sum()
+def decay(networks: Sequence[BoundNetwork]) -> Tensor:
+    """Half the sum of squares of their matrices: times a weight c, L2 weight decay c."""
+    matrices = [v.float() for net in networks for k, v in net.parameters.items() if k.endswith("weight")]
+    return torch.stack([matrix.square().sum() for matrix in matrices]).sum() / 2.0
 
 
 def orthogonality(z: Tensor) -> Tensor:
@@ -65,8 +66,7 @@ def remedy_loss(config: Any, z: Tensor, *dynamics: BoundNetwork) -> Metrics:
     if config.remedy == "none":
         return {}
     if config.remedy == "decay":
-        matrices = [v.float() for net in dynamics for k, v in net.parameters.items() if k.endswith("weight")]
-        return {"remedy_loss": config.remedy_covariance * sum_of_squares(matrices) / 2.0}
+        return {"remedy_loss": config.remedy_covariance * decay(dynamics)}
     if config.remedy == "orthogonal":
         return {"remedy_loss": config.remedy_covariance * orthogonality(z)}
     moments = mean_square_off_diagonal(z, centred=config.remedy == "vicreg")

@@ -16,6 +16,7 @@ import torch
 
 from iqrl import processes
 from iqrl.runs.code import ROOT
+from iqrl.runs.files import nearest_folder
 from iqrl.training.execution import free_in_group, free_memory
 
 OK, MISSING, WRONG = "ok", "missing", "wrong"  # what is missing, training does without
@@ -92,7 +93,7 @@ def disks(runs: Path) -> Iterator[Check]:
     for what, where in folders:
         try:
             folder = Path(where())
-            there = next(p for p in (folder.absolute(), *folder.absolute().parents) if p.exists())
+            there = nearest_folder(folder)
             with tempfile.TemporaryFile(dir=there):
                 free = shutil.disk_usage(there).free
         except OSError as error:

@@ -22,10 +22,8 @@ import torch
 from iqrl.config import RunConfig
 from iqrl.doctor.children import Order, Stopped, examined
 from iqrl.doctor.ways import COMPILE, GRAPHS, LOW_PRECISION, PACKS, Way, blamed, isolating_ways, short_ways
-from iqrl.environments.environment import task_spec
 from iqrl.runs.files import read_json, replace_text, warn
-from iqrl.training.execution import Plan, device_name, driver_version, free_memory, memory_estimate
-from iqrl.training.replay import capacity
+from iqrl.training.execution import Plan, device_name, driver_version, free_memory, memory_estimate, transitions_kept
 
 
 def combination(device: torch.device, agent: str, source_hash: str = "") -> dict[str, str]:
@@ -147,15 +145,12 @@ def found_wrong(order: Order, wanted: frozenset[str], seeds: int, stop: Callable
 
 def order(plan: Plan, run: RunConfig, seeds: int) -> Order:
     """To examine a run at its own size; with a small replay, if the reference would not fit beside it."""
-    spec = task_spec(run.task)
-    budget = -(-run.train.env_steps // spec.action_repeat)
-    kept = capacity(spec, run.settings.buffer_size, budget)  # as `Pack` makes it
     fits = (2 * seeds + 1) * memory_estimate(run) <= free_memory(plan.device)
     layer = run.resolved()
     layer["agent"]["name"] = layer["agent"].pop("source", run.agent.name)  # of a file of one's own, its path
     layer["seeds"] = layer.pop("seed")
-    small = 2 * spec.episode_decisions
-    return Order(layer, str(plan.device), plan.threads, kept if fits else small, 0.0, False)
+    kept = transitions_kept(run) if fits else 2 * run.spec.episode_decisions
+    return Order(layer, str(plan.device), plan.threads, kept, 0.0, False)
 
 
 @contextlib.contextmanager

@@ -56,6 +56,11 @@ def sync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
+def nearest_folder(folder: Path) -> Path:
+    """The folder itself, or the first above it that exists."""
+    return next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
+
+
 def size(path: Path | str) -> int:
     """Of a file, in bytes; -1 if it does not exist."""
     try:

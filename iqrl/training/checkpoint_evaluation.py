@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 
-from iqrl.agent import Progress
+from iqrl.agent import Agent, Progress, State
 from iqrl.config import Execution, RunConfig
 from iqrl.doctor.verdicts import known
 from iqrl.environments.environment import CHECKPOINT_EVALUATION, make_environment
@@ -65,10 +66,10 @@ def evaluate_checkpoint(
         observation = environment.reset((run.seed, CHECKPOINT_EVALUATION, progress[0].decisions, episode))
         carry, total, step, ended = engine.initial_carry(1, 1), 0.0, 0, False
         while not ended:
-            if video is not None and episode == 0:
-                frames.append(environment.render(*FRAME_SIZE))
-            if reconstruction is not None and episode == 0:
+            if episode == 0:
                 seen.append(observation)
+                if video is not None:
+                    frames.append(environment.render(*FRAME_SIZE))
             noise = [engine.random.evaluation(0, progress[0].decisions + episode + 1, step, 1)]
             action, carry = engine.act([0], observation[None, None], carry, noise, progress)
             try:
@@ -80,11 +81,7 @@ def evaluate_checkpoint(
         if video is not None and episode == 0:
             write_video(video, frames, 1.0 / environment.decision_seconds)
         if reconstruction is not None and episode == 0:
-            some = torch.from_numpy(np.stack([seen[i] for i in np.linspace(0, len(seen) - 1, STRIP).astype(int)]))
-            with torch.no_grad():
-                back = agent.reconstruction(state, some.to(plan.device))
-            assert back is not None and spec.frame_shape is not None
-            write_strip(reconstruction, some.numpy(), back.cpu().numpy(), spec.frame_shape[0])
+            write_strip(reconstruction, agent, state, seen)
         yield total, environment.success[0] if spec.reports_success else None
 
 
@@ -104,18 +101,20 @@ def write_video(path: Path, frames: list[np.ndarray], rate: float) -> None:
         raise InputError(f"--video {path}: {error}") from error
 
 
-def write_strip(path: Path, seen: np.ndarray, back: np.ndarray, channels: int) -> None:
-    """The newest pictures of images (M, C, height, width) above those of their reconstructions, as one picture.
-
-    Args:
-        channels: of one picture, the last ones of an image.
+def write_strip(path: Path, agent: Agent[Any], state: State, seen: list[np.ndarray]) -> None:
+    """Draw the newest pictures of some of the images `seen` above what the agent's decoder gives back of them.
 
     Raises:
         InputError: if the file cannot be written.
     """
     from matplotlib.image import imsave
 
-    rows = [np.concatenate(list(images[:, -channels:].transpose(0, 2, 3, 1)), 1) for images in (seen, back)]
+    some = np.stack([seen[i] for i in np.linspace(0, len(seen) - 1, STRIP).astype(int)])
+    with torch.no_grad():
+        back = agent.reconstruction(state, torch.from_numpy(some).to(next(iter(state.values())).device))
+    assert back is not None and agent.spec.frame_shape is not None
+    channels = agent.spec.frame_shape[0]
+    rows = [np.concatenate(list(x[:, -channels:].transpose(0, 2, 3, 1)), 1) for x in (some, back.cpu().numpy())]
     strip = np.concatenate(rows).round().astype(np.uint8)
     try:
         imsave(path, np.repeat(strip, 3, -1) if channels == 1 else strip)

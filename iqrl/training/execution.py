@@ -26,7 +26,9 @@ from iqrl.config import Execution, RunConfig
 from iqrl.environments import tasks
 from iqrl.errors import InputError
 from iqrl.runs.code import ROOT, code_version
-from iqrl.training.replay import Replay, capacity
+from iqrl.runs.files import nearest_folder
+from iqrl.training.frames import picture_bytes
+from iqrl.training.replay import Replay
 
 PACKAGES = ("torch", "numpy", "dm_control", "mujoco", "omegaconf")
 M_MXFAST, M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = 1, -1, -3  # of glibc's malloc.h
@@ -146,7 +148,8 @@ def decide(execution: Execution, config: RunConfig) -> Plan:
         keep_freed_memory()
     compiled = execution.compile == "on" or (execution.compile == "auto" and _worth_compiling(config))
     workers: int | Literal["auto"] = "auto" if execution.workers == "auto" else int(execution.workers)
-    return Plan(device, precision, compiled, threads, workers, execution.checkpoint_seconds)
+    seconds, on_disk = execution.checkpoint_seconds, execution.frames == "disk"
+    return Plan(device, precision, compiled, threads, workers, seconds, frames_on_disk=on_disk)
 
 
 def keep_freed_memory() -> None:
@@ -176,8 +179,10 @@ def _worth_compiling(config: RunConfig) -> bool:
     return config.preset != "tiny" and config.train.env_steps >= 10_000
 
 
-def pack_size(execution: Execution, run: RunConfig, plan: Plan, seeds: int, folder: Path) -> tuple[int, bool]:
-    """Seeds to train side by side, and whether their pictures go into a file, on the disk of the runs' folder.
+def pack_size(
+    execution: Execution, run: RunConfig, plan: Plan, seeds: int, folder: Path
+) -> tuple[int, Literal["memory", "disk"]]:
+    """Seeds to train side by side, and `train.frames` decided; a file is on the disk of the runs' folder.
 
     Raises:
         InputError: if even one does not fit the device's memory, or its pictures the disk.
@@ -205,7 +210,7 @@ def pack_size(execution: Execution, run: RunConfig, plan: Plan, seeds: int, fold
                 f"{folder} has {disk / 2**30:.1f} GiB free; expected less of agent.buffer_size or train.env_steps"
             )
     wanted = 32 if execution.pack == "auto" else int(execution.pack)
-    return max(1, min(wanted, fits, seeds)), on_disk
+    return max(1, min(wanted, fits, seeds)), "disk" if on_disk else "memory"
 
 
 def check(run: RunConfig) -> None:
@@ -245,7 +250,7 @@ def memory_estimate(run: RunConfig) -> int:
     groups = agent.groups().values()
     parameters = 16 * sum(group.size for group in groups)  # float32 values, targets and two moments
     widest = max((width for group in groups for _, _, shape, _ in group.layout for width in shape), default=0)
-    replay = spec.task_count * Replay.bytes_needed(spec, agent.slices, _kept(run))
+    replay = spec.task_count * Replay.bytes_needed(spec, agent.slices, transitions_kept(run))
     rows = agent.slices.batch_size * (agent.slices.horizon + 1)
     learning = 4 * rows * (16 * max(agent.latent_width(), 512) + 4 * widest)
     learning += rows * spec.observation_dim if spec.frame_shape else 0  # stacks, in bytes
@@ -256,19 +261,20 @@ def memory_estimate(run: RunConfig) -> int:
 def frames_estimate(run: RunConfig) -> int:
     """Bytes of that which pictures take; 0 of a task of states."""
     spec = run.spec
-    ring = Replay.ring_of(spec, built(run, spec).slices, _kept(run))
-    return ring * math.prod(spec.frame_shape) if spec.frame_shape else 0
+    if not spec.frame_shape:
+        return 0
+    return picture_bytes(spec, Replay.ring_of(spec, built(run, spec).slices, transitions_kept(run)))
 
 
-def _kept(run: RunConfig) -> int:
+def transitions_kept(run: RunConfig) -> int:
+    """Of each task: an equal share of `agent.buffer_size`, and no more than the budget of a short run fills."""
     spec = run.spec
-    return capacity(spec, run.settings.buffer_size, -(-run.train.env_steps // spec.action_repeat))
+    return min(-(-run.settings.buffer_size // spec.task_count), run.decisions + spec.episode_decisions)
 
 
 def free_disk(folder: Path) -> int:
     """Bytes free on the disk of a folder that may not be there yet, with some left for others."""
-    there = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
-    return int(shutil.disk_usage(there).free * 0.9)
+    return int(shutil.disk_usage(nearest_folder(folder)).free * 0.9)
 
 
 def free_memory(device: torch.device) -> int:

@@ -48,7 +48,7 @@ class Frames:
     @staticmethod
     def bytes_needed(spec: TaskSpec, rows: int) -> int:
         """Bytes that one seed's frames take on the device; 0 of a task that is not observed as images."""
-        return rows * (math.prod(spec.frame_shape) + 8) if spec.frame_shape else 0
+        return picture_bytes(spec, rows) + 8 * rows if spec.frame_shape else 0
 
     def write(self, rows: Tensor, pictures: np.ndarray, begun: Tensor) -> None:
         """Put pictures (n, C, height, width) and `begun` (n,) at indices (n,) into the tables laid flat."""
@@ -58,6 +58,11 @@ class Frames:
     def tables(self) -> dict[str, Tensor]:
         """What `stacked` reads, each with a leading axis of seeds."""
         return {"pictures": self.pictures, "begun": self.begun}
+
+
+def picture_bytes(spec: TaskSpec, rows: int) -> int:
+    """Bytes that the pictures alone of so many rows take."""
+    return rows * math.prod(spec.frame_shape or (0,))
 
 
 def newest_picture(spec: TaskSpec, observation: np.ndarray) -> np.ndarray:

@@ -17,8 +17,8 @@ from iqrl.runs.directory import RunDirectory
 from iqrl.runs.files import warn
 from iqrl.runs.lease import LeaseLost
 from iqrl.training.engine import Engine
-from iqrl.training.execution import Plan
-from iqrl.training.replay import Replay, capacity
+from iqrl.training.execution import Plan, transitions_kept
+from iqrl.training.replay import Replay
 
 
 @dataclass(eq=False)
@@ -114,11 +114,11 @@ class Pack:
     ) -> None:
         self.plan, self.announce, first = plan, announce, configs[0]
         self.spec = first.spec
-        self.budget = -(-first.train.env_steps // self.spec.action_repeat)
+        self.budget = first.decisions
         self.agent = first.agent(first.settings, self.spec, plan.dtype)
         seeds = [c.seed for c in configs]
-        kept = capacity(self.spec, first.settings.buffer_size, self.budget)
         folder = directories[0].path if plan.frames_on_disk else None
+        kept = transitions_kept(first)
         self.replay = Replay(self.spec, len(seeds), self.agent.slices, kept, plan.device, folder)
         self.engine = Engine(
             self.agent, seeds, self.replay, device=plan.device, compiled=plan.compiled, packed=plan.packed,

@@ -186,8 +186,8 @@ class Replay:
     def _await(self, place: int, rows: np.ndarray, pictures: np.ndarray | None) -> None:
         for n, ring in enumerate(self._rings(place)):
             own = rows[:, self._split - 1] == n if self.spec.tasks else slice(None)
-            if len(rows[own]):
-                self._waiting[ring].append(rows[own])
+            if len(its := rows[own]):
+                self._waiting[ring].append(its)
                 if pictures is not None:
                     self._pictures_waiting[ring].append(pictures[own])
         if self.spec.tasks and len(rows):
@@ -343,15 +343,6 @@ class Replay:
         if self.frames is not None:
             tables |= self.frames.tables()
         return {k: v.unflatten(0, (-1, self.tasks)) for k, v in tables.items()} if self.spec.tasks else tables
-
-
-def capacity(spec: TaskSpec, buffer_size: int, budget: int) -> int:
-    """Transitions to keep of a seed and task: an equal share of `buffer_size`, and no more than the budget fills.
-
-    Args:
-        budget: decisions of the run; a short run does not reserve a million transitions.
-    """
-    return min(-(-buffer_size // spec.task_count), budget + spec.episode_decisions)
 
 
 def _first(waiting: list[np.ndarray], count: int) -> np.ndarray:

@@ -60,10 +60,10 @@ def test_frames_that_do_not_fit_are_refused_in_one_line(monkeypatch: pytest.Monk
     monkeypatch.setattr(execution, "free_memory", lambda device: room["memory"])
     monkeypatch.setattr(execution, "free_disk", lambda folder: room["disk"])
 
-    def size(seeds: int, **words: str) -> tuple[int, bool]:
+    def size(seeds: int, **words: str) -> tuple[int, str]:
         return execution.pack_size(Execution(**words), run, plan, seeds, Path("runs"))
 
-    assert pictures > 9 * 2**30 and size(1) == (1, True)
+    assert pictures > 9 * 2**30 and size(1) == (1, "disk")
     with pytest.raises(
         InputError, match=r"needs about \d+\.\d GiB, cpu has 2.0 GiB free; expected less of agent.buffer"
     ):
@@ -72,7 +72,7 @@ def test_frames_that_do_not_fit_are_refused_in_one_line(monkeypatch: pytest.Monk
     with pytest.raises(InputError, match=r"needs a file of \d+\.\d GiB for pictures, the disk of runs has \d+\.\d GiB"):
         size(1)
     room |= {"memory": 10**12, "disk": 2 * pictures}
-    assert size(3) == (3, False) and size(3, frames="disk") == (2, True)
+    assert size(3) == (3, "memory") and size(3, frames="disk") == (2, "disk")
     room["memory"] = 2**20
     with pytest.raises(InputError, match="cpu has 0.0 GiB free"):
         size(1)
