@@ -21,7 +21,7 @@ class Pack:
     """Runs for one training process.
 
     Attributes:
-        name: of its configuration file and its log.
+        name: of its configuration file and its log: its first run's, which no other pack has, and how many they are.
         content: the resolved configuration that its runs share, without a seed.
         runs: names of the run directories, one a seed.
         words: how to execute them, as on the command line.

@@ -93,13 +93,12 @@ def make_packs(
         del content["seed"]
         own = dict(word.split("=", 1) for word in same[0].words)
         how = {**words, **own, **(asked or {}), "train.pack": str(most)}
-        label = f"{first.agent.name}-{first.task_label}-{config.pack_key(first)[:8]}"
         points = [{key for key, _ in reader.checkpoints(runs / run.name)} for run in same]
         for group in groups_of_one_point(points, most):
             part = [same[i] for i in group]
             packs.append(
                 Pack(
-                    name=f"{label}-s{part[0].config.seed}" + (f"x{len(part)}" if len(part) > 1 else ""),
+                    name=part[0].name + (f"x{len(part)}" if len(part) > 1 else ""),
                     content=content,
                     runs=tuple(run.name for run in part),
                     seeds=tuple(run.config.seed for run in part),

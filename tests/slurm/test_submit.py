@@ -41,6 +41,17 @@ def test_packs_hold_runs_that_differ_in_their_seed_only(sweep, tmp_path):
     ] * 2  # fmt: skip
 
 
+@pytest.mark.parametrize("name", ["transfer", "multitask_transfer"])
+def test_packs_of_runs_that_differ_in_what_they_start_from_have_names_of_their_own(name, tmp_path):
+    """Each name is that of a configuration file: two of one name, and one arm would be trained as the other."""
+    made = remaining.make_packs(ablations.load(name, scale="lite").unique_runs(), 16, {}, tmp_path)
+    assert len({p.name for p in made}) == len(made)
+    for pack in made:
+        layer = config.load_file(pack.write(tmp_path))
+        runs, *_ = config.resolve([("file", {**layer, "seeds": list(pack.seeds)})])
+        assert tuple(run.directory_name for run in runs) == pack.runs
+
+
 @pytest.mark.parametrize(
     ("groups", "slots", "size"),
     [([2, 2], 2, 2), ([2], 2, 1), ([5], 2, 3), ([4] * 3, 2, 2), ([3, 3, 3], 2, 1), ([10] * 28, 4, 10), ([5, 5], 1, 5)],
