@@ -65,8 +65,9 @@ class Execution:
     workers: str = setting("auto", "environment worker processes: auto, or a number (0: in this process)")
     frames: str = setting(
         "auto",
-        "where a CPU keeps the pictures of image tasks; auto: in memory, or in a file of the run's folder if too many",
-        choices=("auto", "memory", "disk"),
+        "where pictures of image tasks live: on the device, in the host's memory, in a file of the run's folder; "
+        "auto: the first where they fit",
+        choices=("auto", "device", "memory", "disk"),
     )
     doctor: str = setting(
         "auto",

@@ -22,9 +22,10 @@ from torch import Tensor
 from iqrl.agent import Agent, Progress
 from iqrl.training.compilation import Compiled, Watch
 from iqrl.training.cuda_graphs import Recorded
-from iqrl.training.lifting import Lifted, act_all, lift, unlike
+from iqrl.training.lifting import Lifted, act_all, lift, sample_all, unlike
 from iqrl.training.random_numbers import INITIALISATION, RandomNumbers, generator
 from iqrl.training.replay import Replay
+from iqrl.training.sampling import gather_apart
 
 CACHE = 32 * 2**20  # bytes of a CPU's last-level cache, about
 
@@ -114,8 +115,11 @@ class Engine:
         state = {k: v[rows] for k, v in self.state.items()}
         tables = self.replay.tables()  # whether read or not: what waits is written before the stage
         tables = {k: v[rows] for k, v in tables.items()} if wants.batch else {}
+        if wants.batch and self.replay.apart:
+            sampled = sample_all(self.agent.slices, self.replay.ring, tables, noise["slices"])
+            noise |= {"sampled": sampled, "observation": gather_apart(self.replay, places, sampled, self.agent.slices)}
         for part in self.agent.parts(stage):
-            wanted = {*self.agent.stage(part).noise, "sampled" if "sampled" in noise else "slices"}
+            wanted = {*self.agent.stage(part).noise, "sampled" if "sampled" in noise else "slices", "observation"}
             given = {k: v for k, v in noise.items() if k in wanted}
             with torch.no_grad():
                 metrics, noise["sampled"] = self._function(part)(state, tables, given, schedule)

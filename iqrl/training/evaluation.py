@@ -16,7 +16,7 @@ from iqrl.environments.environment import EVALUATION
 from iqrl.environments.environment_pool import EnvironmentPool
 from iqrl.training.pack import Pack, Run, fit, unfit
 from iqrl.training.random_numbers import DIAGNOSTICS, generator
-from iqrl.training.sampling import gather, sample
+from iqrl.training.sampling import gather, gather_apart, sample
 
 
 class Evaluator:
@@ -167,7 +167,8 @@ class Evaluator:
         uniformly = dataclasses.replace(agent.slices, prioritised=False)
         drawn = sample(tables, uniformly, replay.ring, uniform.to(engine.device))
         slices = dataclasses.replace(agent.slices, horizon=1, cross_episodes=False)  # no more is looked at
-        batch = gather(tables, drawn, self.pack.spec, slices)
+        seen = gather_apart(replay, [run.place], drawn[None], slices)[0] if replay.apart else None
+        batch = gather(tables, drawn, self.pack.spec, slices, seen)
         if self.pack.spec.tasks:  # they come task after task, and the rank is of the first Z
             order = torch.randperm(sum(counts), generator=source).to(engine.device)
             batch = batch.at(order)

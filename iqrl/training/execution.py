@@ -30,6 +30,7 @@ from iqrl.runs.files import nearest_folder
 from iqrl.training.frames import picture_bytes
 from iqrl.training.replay import Replay
 
+Place = Literal["device", "memory", "disk"]  # the learning one; the host's; of the run's folder
 PACKAGES = ("torch", "numpy", "dm_control", "mujoco", "omegaconf")
 M_MXFAST, M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = 1, -1, -3  # of glibc's malloc.h
 
@@ -46,7 +47,7 @@ class Plan:
     checkpoint_seconds: float
     recorded: bool | None = None  # as CUDA graphs; None: where a CUDA device runs compiled updates
     packed: bool | None = None  # seeds by one kernel; None: off the CPU
-    frames_on_disk: bool = False  # pictures of image tasks, in a file of the run's folder
+    frames: Place = "device"  # where pictures of image tasks live
     switched_off: Mapping[str, str] = field(default_factory=dict)  # by `iqrl.doctor`: what, and why
 
     @property
@@ -56,7 +57,8 @@ class Plan:
 
     def __str__(self) -> str:
         said = f"{self.device} {self.precision} {'compiled' if self.compiled else 'eager'}, {self.threads} threads"
-        return said + (", pictures in a file" if self.frames_on_disk else "")
+        pictures = {"device": "", "memory": ", pictures in the host's memory", "disk": ", pictures in a file"}
+        return said + pictures[self.frames]
 
     def provenance(self) -> dict[str, Any]:
         """What a session's record says of it."""
@@ -148,8 +150,18 @@ def decide(execution: Execution, config: RunConfig) -> Plan:
         keep_freed_memory()
     compiled = execution.compile == "on" or (execution.compile == "auto" and _worth_compiling(config))
     workers: int | Literal["auto"] = "auto" if execution.workers == "auto" else int(execution.workers)
-    seconds, on_disk = execution.checkpoint_seconds, execution.frames == "disk"
-    return Plan(device, precision, compiled, threads, workers, seconds, frames_on_disk=on_disk)
+    frames = _asked_place(execution, device) or "device"
+    return Plan(device, precision, compiled, threads, workers, execution.checkpoint_seconds, frames=frames)
+
+
+def _asked_place(execution: Execution, device: torch.device) -> Place | None:
+    """Of `train.frames`; None: auto."""
+    if execution.frames == "auto":
+        return None
+    places: dict[str, Place] = {"device": "device", "memory": "memory", "disk": "disk"}
+    if device.type == "cpu":  # its memory is the host's
+        places["memory"] = "device"
+    return places[execution.frames]
 
 
 def keep_freed_memory() -> None:
@@ -179,38 +191,43 @@ def _worth_compiling(config: RunConfig) -> bool:
     return config.preset != "tiny" and config.train.env_steps >= 10_000
 
 
-def pack_size(
-    execution: Execution, run: RunConfig, plan: Plan, seeds: int, folder: Path
-) -> tuple[int, Literal["memory", "disk"]]:
-    """Seeds to train side by side, and `train.frames` decided; a file is on the disk of the runs' folder.
+def pack_size(execution: Execution, run: RunConfig, plan: Plan, seeds: int, folder: Path) -> tuple[int, Place]:
+    """Seeds to train side by side, and where their pictures live: the first place where those of one seed fit.
+
+    Args:
+        folder: of the runs.
 
     Raises:
-        InputError: if even one does not fit the device's memory, or its pictures the disk.
+        InputError: if even one seed does not fit the device's memory, or its pictures their place.
     """
-    each, pictures, free = memory_estimate(run), frames_estimate(run), free_memory(plan.device)
-    possible = pictures > 0 and plan.device.type == "cpu"
-    if execution.frames == "disk" and not possible:
-        expected = "auto, off a CPU" if pictures else "auto, of a task that is not observed as images"
-        raise InputError(f"train.frames=disk: expected {expected}")
-    on_disk = possible and (execution.frames == "disk" or (execution.frames == "auto" and each > free))
-    each -= pictures if on_disk else 0
-    fits = int(free // each)
-    if fits < 1:
-        raise InputError(
-            f"{run.agent.name} {run.task}: needs about {each / 2**30:.1f} GiB, "
-            f"{plan.device} has {free / 2**30:.1f} GiB free; "
-            "expected less of agent.buffer_size, train.env_steps, agent.batch_size or widths, or another preset"
-        )
-    if on_disk:
-        disk = free_disk(folder)
-        fits = min(fits, int(disk // pictures))
-        if fits < 1:
-            raise InputError(
-                f"{run.agent.name} {run.task}: needs a file of {pictures / 2**30:.1f} GiB for pictures, the disk of "
-                f"{folder} has {disk / 2**30:.1f} GiB free; expected less of agent.buffer_size or train.env_steps"
-            )
-    wanted = 32 if execution.pack == "auto" else int(execution.pack)
-    return max(1, min(wanted, fits, seeds)), "disk" if on_disk else "memory"
+    whole, pictures, free = memory_estimate(run), frames_estimate(run), free_memory(plan.device)
+    asked = _asked_place(execution, plan.device)
+    places: tuple[Place, ...] = ("device", "disk") if plan.device.type == "cpu" else ("device", "memory", "disk")
+    if asked not in (None, "device") and not pictures:
+        raise InputError(f"train.frames={asked}: expected auto, of a task that is not observed as images")
+
+    def needs(place: Place) -> list[tuple[int, int, str, str]]:
+        """Of one seed: bytes, bytes free, where they are, and what takes them."""
+        apart = 0 if place == "device" else pictures
+        less = "agent.buffer_size, train.env_steps, agent.batch_size or widths, or another preset"
+        needed = [(whole - apart, free, f", {plan.device} has", less)]
+        if apart:
+            room = free_memory(torch.device("cpu")) if place == "memory" else free_disk(folder)
+            where = "the host's memory" if place == "memory" else f"the disk of {folder}"
+            needed.append((apart, room, f" for pictures, {where} has", "agent.buffer_size or train.env_steps"))
+        return needed
+
+    for place in [asked] if asked else places:
+        needed = needs(place)
+        size = min(room // each for each, room, _, _ in needed)
+        if size:
+            wanted = 32 if execution.pack == "auto" else int(execution.pack)
+            return min(wanted, size, seeds), place
+    each, room, has, less = next(need for need in needed if need[0] > need[1])
+    raise InputError(
+        f"{run.agent.name} {run.task}: needs about {each / 2**30:.1f} GiB{has} {room / 2**30:.1f} GiB free; "
+        f"expected less of {less}"
+    )
 
 
 def check(run: RunConfig) -> None:

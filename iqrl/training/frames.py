@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +16,9 @@ from iqrl.environments.tasks import TaskSpec
 
 
 class Frames:
-    """The newest picture of every row of S seeds, (S, rows, C, height, width) uint8, on the learning device.
+    """The newest picture of every row of S seeds, (S, rows, C, height, width) uint8.
+
+    They live on the learning device, or *apart* from it on the host: then stacks are gathered there (`stacks`).
 
     A row's observation is its own picture and those of the rows before it, never of another episode: where these are
     too few, the episode's first picture stands in their place, as `iqrl.environments.image_task` has it.
@@ -24,16 +27,25 @@ class Frames:
         spec: of a task observed as images.
         seeds: S.
         rows: of each seed's ring.
+        device: where they live.
         folder: on a CPU, keep the pictures in a file there, which nobody sees and which ends with this process.
+        apart: the learning device is another one.
 
     Raises:
         OSError: if the file cannot be made as large as it may become.
     """
 
     def __init__(
-        self, spec: TaskSpec, seeds: int, rows: int, device: torch.device | str, folder: Path | None = None
+        self,
+        spec: TaskSpec,
+        seeds: int,
+        rows: int,
+        device: torch.device | str,
+        folder: Path | None = None,
+        apart: bool = False,
     ) -> None:
         assert spec.frame_shape is not None
+        self.stack, self.apart = spec.stack, apart
         shape = (seeds, rows, *spec.frame_shape)
         if folder is not None:
             with tempfile.TemporaryFile(dir=folder) as file:
@@ -52,12 +64,31 @@ class Frames:
 
     def write(self, rows: Tensor, pictures: np.ndarray, begun: Tensor) -> None:
         """Put pictures (n, C, height, width) and `begun` (n,) at indices (n,) into the tables laid flat."""
-        self.pictures.flatten(0, 1)[rows] = torch.from_numpy(pictures).to(self.pictures.device)
-        self.begun.view(-1)[rows] = begun
+        device = self.pictures.device
+        rows = rows.to(device)
+        self.pictures.flatten(0, 1)[rows] = torch.from_numpy(pictures).to(device)
+        self.begun.view(-1)[rows] = begun.to(device)
 
     def tables(self) -> dict[str, Tensor]:
-        """What `stacked` reads, each with a leading axis of seeds."""
-        return {"pictures": self.pictures, "begun": self.begun}
+        """What `stacked` reads, each with a leading axis of seeds; nothing if they are apart."""
+        return {} if self.apart else {"pictures": self.pictures, "begun": self.begun}
+
+    def stacks(self, places: Sequence[int], serial: Tensor, device: torch.device) -> Tensor:
+        """`stacked` of the seeds at n places, (n, ..., stack * C, height, width), for pictures that are apart.
+
+        They are put into memory that a GPU reads by itself, while this process goes on.
+
+        Args:
+            serial: (n, ...), on the host.
+            device: where they go.
+        """
+        rows = self.begun.shape[1]
+        wanted = [place * rows + _stack_rows(self.begun[place], own, self.stack) for place, own in zip(places, serial)]
+        index = torch.stack(wanted)
+        pinned = device.type == "cuda"
+        found = torch.empty(index.numel(), *self.pictures.shape[2:], dtype=torch.uint8, pin_memory=pinned)
+        torch.index_select(self.pictures.flatten(0, 1), 0, index.view(-1), out=found)
+        return found.view(*index.shape, *found.shape[1:]).flatten(-4, -3).to(device, non_blocking=True)
 
 
 def picture_bytes(spec: TaskSpec, rows: int) -> int:
@@ -73,7 +104,10 @@ def newest_picture(spec: TaskSpec, observation: np.ndarray) -> np.ndarray:
 
 def stacked(tables: dict[str, Tensor], serial: Tensor, stack: int) -> Tensor:
     """Observations (..., stack * C, height, width) uint8 of one seed's rows, by serial numbers (...); oldest first."""
-    pictures, begun = tables["pictures"], tables["begun"]
+    return tables["pictures"][_stack_rows(tables["begun"], serial, stack)].flatten(-4, -3)
+
+
+def _stack_rows(begun: Tensor, serial: Tensor, stack: int) -> Tensor:
+    """Indices (..., stack) of the pictures of one seed's rows."""
     back = torch.arange(stack - 1, -1, -1, device=serial.device)
-    wanted = torch.maximum(serial[..., None] - back, begun[serial % len(begun)][..., None])
-    return pictures[wanted % len(begun)].flatten(-4, -3)
+    return torch.maximum(serial[..., None] - back, begun[serial % len(begun)][..., None]) % len(begun)

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from iqrl.agent import Agent
+from iqrl.agent import Agent, Slices
 from iqrl.training.replay import Replay
 from iqrl.training.sampling import gather, sample
 
@@ -42,12 +42,19 @@ def act_all(agent: Agent) -> Callable[..., Any]:
     return acting
 
 
+def sample_all(slices: Slices, ring: int, tables: dict[str, Tensor], uniform: Tensor) -> Tensor:
+    """`sample` of n seeds: every argument and result has a leading axis of n."""
+    if len(uniform) > 1:
+        return torch.func.vmap(lambda own, numbers: sample(own, slices, ring, numbers))(tables, uniform)
+    return sample({k: v[0] for k, v in tables.items()}, slices, ring, uniform[0])[None]
+
+
 def lift(agent: Agent, stage: str, replay: Replay) -> Lifted:
     """A learning stage as a function of n seeds: updates their state in place, gives metrics and the starts sampled.
 
     Every argument and result has a leading axis of n; n = 1 runs without it, so that products of matrices
     stay products of matrices. `noise` has what the method asks for, and uniform numbers `slices` (n, B) to sample
-    with, or the starts that an earlier part of the stage has `sampled` (n, B).
+    with, or the starts that were `sampled` (n, B) before; also their `observation`, where pictures are kept apart.
     """
     method, wants, slices, spec, ring = getattr(agent, stage), agent.stage(stage), agent.slices, agent.spec, replay.ring
     device = replay.rows.device
@@ -60,7 +67,7 @@ def lift(agent: Agent, stage: str, replay: Replay) -> Lifted:
             nowhere = torch.zeros((), dtype=torch.int64, device=device)
             return unaliased(changed, state), metrics, nowhere
         sampled = noise["sampled"] if "sampled" in noise else sample(tables, slices, ring, noise["slices"])
-        batch = gather(tables, sampled, spec, slices)
+        batch = gather(tables, sampled, spec, slices, noise.get("observation"))
         changed, metrics = checked(stage, method(state, batch, noise, schedule), state, slices.batch_size)
         return unaliased(changed, state), metrics, sampled
 

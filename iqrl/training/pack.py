@@ -117,9 +117,8 @@ class Pack:
         self.budget = first.decisions
         self.agent = first.agent(first.settings, self.spec, plan.dtype)
         seeds = [c.seed for c in configs]
-        folder = directories[0].path if plan.frames_on_disk else None
-        kept = transitions_kept(first)
-        self.replay = Replay(self.spec, len(seeds), self.agent.slices, kept, plan.device, folder)
+        frames = directories[0].path if plan.frames == "disk" else plan.frames
+        self.replay = Replay(self.spec, len(seeds), self.agent.slices, transitions_kept(first), plan.device, frames)
         self.engine = Engine(
             self.agent, seeds, self.replay, device=plan.device, compiled=plan.compiled, packed=plan.packed,
             recorded=plan.recorded,

@@ -22,6 +22,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import torch
@@ -67,7 +68,7 @@ class Replay:
         slices: how the agent samples.
         capacity: transitions kept in a ring; older ones are dropped.
         device: where rows live.
-        frames_in: a folder for the file of pictures, as of `Frames`; otherwise they live where rows do.
+        frames: where pictures live: on the "device", in "memory" of the host, or in a file of a folder.
     """
 
     def __init__(
@@ -77,7 +78,7 @@ class Replay:
         slices: Slices,
         capacity: int,
         device: torch.device | str = "cpu",
-        frames_in: Path | None = None,
+        frames: Literal["device", "memory"] | Path = "device",
     ) -> None:
         self.spec, self.slices, self.capacity = spec, slices, capacity
         self.width = self._width(spec)
@@ -86,10 +87,16 @@ class Replay:
         self.tasks = spec.task_count
         rings = seeds * self.tasks
         self.rows = torch.zeros(rings, self.ring, self.width, device=device)
-        self.frames = Frames(spec, rings, self.ring, device, frames_in) if spec.frame_shape else None
+        self.frames: Frames | None = None
+        if spec.frame_shape and frames == "device":
+            self.frames = Frames(spec, rings, self.ring, device)
+        elif spec.frame_shape:
+            folder = frames if isinstance(frames, Path) else None
+            apart = frames == "memory" or self.rows.device.type != "cpu"  # a CPU reads files as its memory
+            self.frames = Frames(spec, rings, self.ring, "cpu", folder, apart)
         self.starts = torch.zeros(rings, self.ring, dtype=torch.int64, device=device)  # rows' serial numbers
         on_host = self.starts.device.type == "cpu"
-        self._starts = self.starts.numpy() if on_host else np.zeros((rings, self.ring), np.int64)
+        self.starts_on_host = self.starts.numpy() if on_host else np.zeros((rings, self.ring), np.int64)
         blank = (rings, Priorities.length(self.ring) if slices.fades else 0)
         self.born = torch.zeros(blank, dtype=torch.int64, device=device)  # decisions before each start
         self.window = torch.zeros(rings, 3, dtype=torch.int64, device=device)  # oldest start's index, count; decisions
@@ -107,6 +114,11 @@ class Replay:
 
     def __len__(self) -> int:
         return len(self._newest)
+
+    @property
+    def apart(self) -> bool:
+        """Whether pictures live on the host and rows do not: `sampling.gather_apart` gives observations."""
+        return self.frames is not None and self.frames.apart
 
     def _rings(self, place: int) -> range:
         """Of the seed at one place: a ring a task."""
@@ -256,12 +268,12 @@ class Replay:
         first, following = self._first[ring], self._next[ring]
         oldest = self.written[ring] - self.ring + self.spec.stack - 1  # whose stack is whole
         while first < following and (
-            self._starts[ring, first % self.ring] < oldest or following + len(new) - first > self.capacity
+            self.starts_on_host[ring, first % self.ring] < oldest or following + len(new) - first > self.capacity
         ):
             first += 1
         dropped = np.arange(self._first[ring], first) % self.ring
         added = (following + np.arange(len(new))) % self.ring
-        self._starts[ring, added] = new
+        self.starts_on_host[ring, added] = new
         self._first[ring], self._next[ring] = first, following + len(new)
         return dropped, added
 
@@ -298,7 +310,7 @@ class Replay:
         """
         ring = self._newest[place]
         self._write_waiting([ring])
-        index = torch.arange(self.written[ring] - count, self.written[ring]).to(self.rows.device) % self.ring
+        index = torch.arange(self.written[ring] - count, self.written[ring]) % self.ring
         rows = self.rows[ring, index].cpu().numpy()
         seen = rows[:, : self._split] if self.frames is None else self.frames.pictures[ring, index].cpu().numpy()
         return seen, rows[:, self._split : -2]

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -16,7 +17,7 @@ from iqrl.agent import Batch, Slices
 from iqrl.environments.tasks import TaskSpec
 from iqrl.training.frames import stacked
 from iqrl.training.priorities import Priorities
-from iqrl.training.replay import TERMINATED, TRUNCATED
+from iqrl.training.replay import TERMINATED, TRUNCATED, Replay
 
 _PARTS = tuple(part.name for part in dataclasses.fields(Batch))  # asked here: a compiler cannot
 
@@ -62,32 +63,44 @@ def sample_uniform(window: Tensor, ring: int, uniform: Tensor) -> Tensor:
     return (window[0] + (uniform * window[1]).long()) % ring
 
 
-def gather(tables: dict[str, Tensor], drawn: Tensor, spec: TaskSpec, slices: Slices) -> Batch:
-    """The slices of one seed whose starts have the indices `drawn` (B,), as `sample` gives them."""
+def gather(
+    tables: dict[str, Tensor], drawn: Tensor, spec: TaskSpec, slices: Slices, observation: Tensor | None = None
+) -> Batch:
+    """The slices of one seed whose starts have the indices `drawn` (B,), as `sample` gives them.
+
+    Args:
+        observation: theirs, where the tables have no pictures: as of `gather_apart`.
+    """
     if of_tasks(tables):
         batches = [gather(own, part, spec, slices) for own, part in by_task(tables, drawn)]
         return joined(batches)
-    rows, starts = tables["rows"], tables["starts"]
-    steps = torch.arange(slices.horizon + 1, device=rows.device)
+    rows = tables["rows"]
     ring, split = rows.shape[0], rows.shape[1] - spec.action_dim - 2
+    serial = serials(tables["starts"], drawn, slices)
+    seen = rows[serial % ring]  # (H + 1, B, width)
+    acted = rows[(serial[1:] - 1) % ring] if slices.cross_episodes else seen[:-1]  # (H, B, width)
+    if observation is None:
+        observation = stacked(tables, serial, spec.stack) if spec.frame_shape else seen[..., :split]
+    flag = torch.zeros_like(acted[..., -1]) if slices.cross_episodes else acted[..., -1]
+    ends = (flag == TERMINATED).float(), (flag == TRUNCATED).float()
+    return Batch(observation, acted[..., split:-2], acted[..., -2], *ends)
+
+
+def serials(starts: Tensor, drawn: Tensor, slices: Slices) -> Tensor:
+    """Serial numbers (H + 1, B) of the rows whose observations are those of slices."""
+    steps = torch.arange(slices.horizon + 1, device=starts.device)
     if slices.cross_episodes:  # successive transitions, whatever the episode: iqrl.md Q4
-        current = starts[(drawn + steps[:-1, None]) % ring]  # (H, B)
-        first, following = rows[current % ring], rows[(current + 1) % ring]
-        observation = torch.cat([first[:1], following])[..., :split]
-        if spec.frame_shape:
-            observation = stacked(tables, torch.cat([current[:1], current + 1]), spec.stack)
-        ends = torch.zeros_like(first[..., -1])
-        return Batch(observation, first[..., split:-2], first[..., -2], ends, ends)
-    serial = starts[drawn] + steps[:, None]
-    rows = rows[serial % ring]  # (H + 1, B, width)
-    flag = rows[:-1, :, -1]
-    return Batch(
-        stacked(tables, serial, spec.stack) if spec.frame_shape else rows[..., :split],
-        rows[:-1, :, split:-2],
-        rows[:-1, :, -2],
-        (flag == TERMINATED).float(),
-        (flag == TRUNCATED).float(),
-    )
+        current = starts[(drawn + steps[:-1, None]) % len(starts)]
+        return torch.cat([current[:1], current + 1])
+    return starts[drawn] + steps[:, None]
+
+
+def gather_apart(replay: Replay, places: Sequence[int], drawn: Tensor, slices: Slices) -> Tensor:
+    """Observations (n, H + 1, B, ...) of slices (n, B) of the seeds at n places, where pictures live apart."""
+    assert replay.frames is not None
+    starts = torch.from_numpy(replay.starts_on_host)
+    serial = torch.stack([serials(starts[place], own, slices) for place, own in zip(places, drawn.cpu())])
+    return replay.frames.stacks(places, serial, drawn.device)
 
 
 def of_tasks(tables: dict[str, Tensor]) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -30,10 +30,16 @@ def make_agent(
 
 
 def make_engine(
-    agent: Agent[Any], seeds: Sequence[int], *, packed: bool = False, compiled: bool = False, ends: str = "time limit"
+    agent: Agent[Any],
+    seeds: Sequence[int],
+    *,
+    packed: bool = False,
+    compiled: bool = False,
+    ends: str = "time limit",
+    frames: Literal["device", "memory"] = "device",
 ) -> tuple[Engine, list[Progress]]:
     """A pack whose seeds have each seen six episodes of random numbers, of their own."""
-    replay = Replay(agent.spec, len(seeds), agent.slices, 1000)
+    replay = Replay(agent.spec, len(seeds), agent.slices, 1000, frames=frames)
     for place, seed in enumerate(seeds):
         source = np.random.default_rng(seed)
         for episode in range(6):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pytest
@@ -49,6 +50,7 @@ CASES = {
     "dcwm": Case("dcwm", updates=4, tolerance=1e-5),
     "dcwm-vq": Case("dcwm", VQ, updates=4, tolerance=1e-5),
     "mrq-pixels": Case("mrq", MRQ, LARGER_PIXELS, ends="termination"),
+    "drq-pixels": Case("drq", MRQ, LARGER_PIXELS, ends="termination"),
     "iqrl-pixels": Case("iqrl", spec=LARGER_PIXELS),
     "drqv2": Case("drqv2", spec=PIXELS),
     "taco": Case("taco", spec=PIXELS),
@@ -57,7 +59,7 @@ CASES = {
 }
 
 
-def trained(case: Case, seeds: list[int], updates: int, **options: bool) -> tuple[Engine, list[Progress]]:
+def trained(case: Case, seeds: list[int], updates: int, **options: Any) -> tuple[Engine, list[Progress]]:
     agent = make_agent(case.name, *case.words, spec=case.spec)
     engine, progress = make_engine(agent, seeds, ends=case.ends, **options)
     update(engine, progress, updates)
@@ -91,6 +93,15 @@ def test_a_pack_of_three_is_three_packs_of_one(case: str) -> None:
         np.testing.assert_allclose(actions[place], action[0], atol=1e-4)
         for k, v in after.items():
             torch.testing.assert_close(carry[k][place], v[0], atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("case", ["drqv2", "mrq-pixels"])
+def test_a_pack_whose_pictures_live_apart_learns_the_same(case: str) -> None:
+    """Bitwise, uniformly and by priorities: the starts are the same, drawn within the stage or before it."""
+    together, apart = (trained(CASES[case], [3, 4], 5, packed=True, frames=f)[0] for f in ("device", "memory"))
+    assert apart.replay.apart and "pictures" not in apart.replay.tables()
+    for k, v in together.state.items():
+        assert torch.equal(apart.state[k], v), k
 
 
 @pytest.mark.slow

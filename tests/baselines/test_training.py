@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -51,21 +52,24 @@ CASES = {  # configuration with a short warm-up, and after how many decisions an
 CLOCKLESS = ("evaluations.csv", "training.csv", "latents.csv")
 
 
-def begin(case: str, folder: Path, stop: Callable[[Trainer], bool], seeds: str) -> Trainer:
+def begin(
+    case: str, folder: Path, stop: Callable[[Trainer], bool], seeds: str, frames: execution.Place = "device"
+) -> Trainer:
     """A trainer of some seeds, which stops when `stop` says so."""
     words = [f"agent={case.split()[0]}", f"seeds={seeds}", *CASES[case][0]]
     runs, settings, _ = resolve([("test", parse_words(words))])
     directories = [RunDirectory.create(run, folder) for run in runs]
     for directory in directories:
         directory.claim()
-    trainer = Trainer(runs, directories, execution.decide(settings, runs[0]), stop=lambda: stop(trainer))
+    plan = dataclasses.replace(execution.decide(settings, runs[0]), frames=frames)
+    trainer = Trainer(runs, directories, plan, stop=lambda: stop(trainer))
     return trainer
 
 
-def train(case: str, folder: Path, calls: int = 10**9) -> Trainer:
+def train(case: str, folder: Path, calls: int = 10**9, frames: execution.Place = "device") -> Trainer:
     """Train a run until the trainer has asked `calls` times whether to stop, or to the end."""
     left = iter(range(calls))
-    trainer = begin(case, folder, lambda _: next(left, None) is None, seeds="0")
+    trainer = begin(case, folder, lambda _: next(left, None) is None, "0", frames)
     assert trainer.run() == ("interrupted" if calls < 10**9 else "done")
     return trainer
 
@@ -97,18 +101,22 @@ def rows(path: Path) -> list[dict[str, Any]]:
     "case", [pytest.param(case, marks=pytest.mark.slow) if case.endswith("images") else case for case in CASES]
 )
 def test_stopped_runs_go_on_bitwise(case: str, tmp_path: Path) -> None:
-    """Stopped within the first evaluation, within an episode, and among updates or decisions after the first."""
+    """Stopped within the first evaluation, within an episode, and among updates or decisions after the first.
+
+    What is stopped keeps its pictures apart from the rows, as beside a GPU.
+    """
     if "@pixels" in CASES[case][0][0]:
         skip_without_renderer()
     whole = train(case, tmp_path / "whole")
     evaluating, *calls = CASES[case][1]
-    first = train(case, tmp_path / "parts", evaluating).pack.runs[0]
+    first = train(case, tmp_path / "parts", evaluating, "memory").pack.runs[0]
     assert first.progress.decisions == 0 and not rows(first.directory.path / "evaluations.csv")
-    stopped = [train(case, tmp_path / "parts", n).pack.runs[0].progress for n in calls]
+    stopped = [train(case, tmp_path / "parts", n, "memory").pack.runs[0].progress for n in calls]
     assert any(p.episode_decisions for p in stopped) and 0 < stopped[1].updates < whole.pack.runs[0].progress.updates
     if case in ("td7", "tcrl", "dcwm"):
         assert any(p.pending for p in stopped)
-    parts = train(case, tmp_path / "parts")
+    parts = train(case, tmp_path / "parts", frames="memory")
+    assert parts.pack.replay.apart == ("@pixels" in CASES[case][0][0]) and not whole.pack.replay.apart
     for k, v in whole.pack.engine.state.items():
         assert torch.equal(parts.pack.engine.state[k], v), k
     ours, theirs = (trainer.pack.runs[0].directory.path for trainer in (parts, whole))

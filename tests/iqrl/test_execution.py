@@ -58,7 +58,7 @@ def test_a_pack_is_as_large_as_the_memory_allows(monkeypatch: pytest.MonkeyPatch
     each, room = memory_estimate(runs[0]), [0.0]
     monkeypatch.setattr(execution, "free_memory", lambda device: int(room[0] * each))
     for seeds, room[0] in ((5, 3.5), (2, 3.5), (100, 1000.0)):
-        assert pack_size(settings, runs[0], plan, seeds, Path()) == (min(seeds, int(room[0]), 32), "memory")
+        assert pack_size(settings, runs[0], plan, seeds, Path()) == (min(seeds, int(room[0]), 32), "device")
     room[0] = 0.5
     with pytest.raises(InputError, match="iqrl walker-walk: needs about"):
         pack_size(settings, runs[0], plan, 1, Path())

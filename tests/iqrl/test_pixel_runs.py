@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 import random
 from pathlib import Path
 
 import pytest
+import torch
 from training import COMMON, assert_same_runs, finish, fork, kill, run_directories, wait_for
 
 from iqrl.config import Execution, parse_words, resolve
@@ -69,13 +71,35 @@ def test_frames_that_do_not_fit_are_refused_in_one_line(monkeypatch: pytest.Monk
     ):
         size(1, frames="memory")
     room["disk"] = pictures - 1
-    with pytest.raises(InputError, match=r"needs a file of \d+\.\d GiB for pictures, the disk of runs has \d+\.\d GiB"):
+    with pytest.raises(InputError, match=r"needs about \d+\.\d GiB for pictures, the disk of runs has \d+\.\d GiB"):
         size(1)
     room |= {"memory": 10**12, "disk": 2 * pictures}
-    assert size(3) == (3, "memory") and size(3, frames="disk") == (2, "disk")
+    assert size(3) == (3, "device") and size(3, frames="disk") == (2, "disk")
     room["memory"] = 2**20
     with pytest.raises(InputError, match="cpu has 0.0 GiB free"):
         size(1)
+
+
+def test_pictures_that_a_gpu_has_no_room_for_go_to_the_host(monkeypatch: pytest.MonkeyPatch) -> None:
+    (run,), settings, _ = resolve([("test", parse_words(["agent=drqv2", "task=cartpole-balance@pixels"]))])
+    plan = dataclasses.replace(execution.decide(settings, run), device=torch.device("cuda"))
+    whole, pictures = execution.memory_estimate(run), execution.frames_estimate(run)
+    room = {"cuda": 2 * whole, "cpu": 3 * pictures, "disk": 10**15}
+    monkeypatch.setattr(execution, "free_memory", lambda device: room[device.type])
+    monkeypatch.setattr(execution, "free_disk", lambda folder: room["disk"])
+
+    def size(**words: str) -> tuple[int, str]:
+        return execution.pack_size(Execution(**words), run, plan, 32, Path("runs"))
+
+    assert size() == (2, "device") and size(frames="memory") == (3, "memory")
+    room["cuda"] = pictures
+    assert size() == (3, "memory") and size(frames="disk")[1] == "disk"
+    with pytest.raises(InputError, match=r"needs about \d+\.\d GiB, cuda has \d+\.\d GiB free"):
+        size(frames="device")
+    room["cpu"] = pictures - 1
+    assert size()[1] == "disk"
+    with pytest.raises(InputError, match=r"about \d+\.\d GiB for pictures, the host's memory has \d+\.\d GiB free"):
+        size(frames="memory")
 
 
 def test_a_file_of_pictures_is_of_image_tasks_on_a_cpu() -> None:

@@ -14,7 +14,7 @@ from iqrl.environments.tasks import TaskSpec
 from iqrl.runs.replay_log import ReplayLog, frames_of
 from iqrl.training.frames import Frames
 from iqrl.training.replay import Replay
-from iqrl.training.sampling import gather, sample_uniform
+from iqrl.training.sampling import gather, gather_apart, sample_uniform
 
 SPEC = TaskSpec("made-up@pixels", 3 * 2 * 3 * 2, 1, 2, 20, False, "easy", frame_shape=(2, 3, 2), stack=3)
 TERMINATION, TIME_LIMIT = "termination", "time limit"
@@ -66,6 +66,30 @@ def test_stacks_are_what_the_agent_saw(capacity: int, cross: bool) -> None:
     assert seen > 500
     assert replay.available(0) == 0
     assert replay.ring % 16 == 0
+
+
+@pytest.mark.parametrize("capacity", [23, 200])
+@pytest.mark.parametrize("cross", [False, True])
+def test_batches_are_the_same_wherever_pictures_live(capacity: int, cross: bool, tmp_path: Path) -> None:
+    slices = Slices(3, 4, cross_episodes=cross)
+    device, file, apart = (
+        Replay(SPEC, 3, slices, capacity, frames=f) for f in ("device", tmp_path, "memory")
+    )  # fmt: skip
+    assert apart.apart and not device.apart and not file.apart and not list(tmp_path.iterdir())
+    for replay in (device, file, apart):
+        play(replay, 1, EPISODES)
+        play(replay, 2, EPISODES[1:])
+    expected = [every_slice(device, place) for place in (1, 2)]
+    assert all(torch.equal(every_slice(file, p).observation, b.observation) for p, b in zip((1, 2), expected))
+    window, count = apart.tables()["window"], min(apart.available(1), apart.available(2))
+    drawn = torch.stack([(window[p, 0] + torch.arange(count)) % apart.ring for p in (1, 2)])
+    observation = gather_apart(apart, [1, 2], drawn, slices)
+    for n, whole in enumerate(expected):
+        batch = gather({k: v[n + 1] for k, v in apart.tables().items()}, drawn[n], SPEC, slices, observation[n])
+        for name in ("observation", "action", "reward", "terminated", "truncated"):
+            assert torch.equal(getattr(batch, name), getattr(whole, name)[:, :count]), name
+    for ours, theirs in zip(apart.newest(1, 20), device.newest(1, 20)):
+        np.testing.assert_array_equal(ours, theirs)
 
 
 def test_newest_are_the_pictures_of_the_running_episode() -> None:
