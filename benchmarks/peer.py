@@ -374,14 +374,17 @@ def td7(path: str, slices: Slices, size: int = 0) -> Peer:
 
 
 def mrq(path: str, slices: Slices, size: int = 0, name: str = "MRQ", period: int = 250, *arguments: Any) -> Peer:
-    """Updates 1, 251, 501, ... train the encoder 250 times first: only multiples of 250 say how fast it is."""
+    """Updates 1, 251, 501, ... train the encoder 250 times first: only multiples of 250 say how fast it is.
+
+    From images the period is 20, for 250 take long.
+    """
     sys.path.insert(0, os.path.join(path, name))
     official = importlib.import_module(name)
 
     long = list(itertools.islice(slices(5, size or 256), 8))
     images = long[0][0].dtype == torch.uint8
     shape = IMAGE if images else (OBSERVATION,)
-    period = 20 if images and size else period
+    period = 20 if images else period
 
     def ahead(observation: Tensor, action: Tensor, reward: Tensor, ended: Tensor) -> Any:
         observation = observation.float()
@@ -640,11 +643,12 @@ def follow(name: str, path: str, file: str) -> None:
 
 
 def main() -> None:
-    if len(sys.argv) not in (4, 5) or sys.argv[1] not in PEERS:
+    name, _, observed = sys.argv[1].partition("@") if len(sys.argv) in (4, 5) else ("", "", "")
+    if name not in PEERS or observed not in ("", "pixels"):
         given, names = " ".join(sys.argv[1:]), ", ".join(PEERS)
-        print(f"error: {given}: expected NAME PATH THREADS [FILE], NAME one of {names}", file=sys.stderr)
+        print(f"error: {given}: expected NAME[@pixels] PATH THREADS [FILE], NAME one of {names}", file=sys.stderr)
         sys.exit(2)
-    name, path, threads = sys.argv[1], os.path.abspath(sys.argv[2]), int(sys.argv[3])
+    path, threads = os.path.abspath(sys.argv[2]), int(sys.argv[3])
     here = os.path.dirname(os.path.abspath(__file__))
     sys.path[:] = [p for p in sys.path if os.path.abspath(p or ".") not in (here, os.path.dirname(here))]
     torch.set_num_threads(threads)
@@ -652,7 +656,7 @@ def main() -> None:
     try:
         if len(sys.argv) == 5:
             return follow(name, path, sys.argv[4])
-        update = PEERS[name](path, random_images if name in FROM_IMAGES else random_slices).update
+        update = PEERS[name](path, random_images if observed or name in FROM_IMAGES else random_slices).update
     except ModuleNotFoundError as error:
         sys.exit(
             f"error: {name}: no module {error.name} in {path}, nor in {sys.executable}; expected a checkout of "

@@ -9,8 +9,9 @@ given), in windows of a few seconds, A B A B ...; ratios are medians over pairs 
 whose speed drifts does not bend them. A window is whole periods of the agent's updates on every side (250 of TD7's and
 MR.Q's, however long they take). Our updates include drawing their batches, a checkout's do not.
 
-A peer is the official code of any of the six agents, or leanrl, LeanRL's TD3, compiled and on a GPU captured; PYTHON
-must have what it imports, PyTorch above all (leanrl: tensordict no newer than 0.12, later ones do not compile there).
+A peer is the official code of any of the agents (of MR.Q and DR.Q also from images, task=walker-walk@pixels), or
+leanrl, LeanRL's TD3, compiled and on a GPU captured; PYTHON must have what it imports, PyTorch above all (leanrl:
+tensordict no newer than 0.12, later ones do not compile there).
 
 Every row is written as it comes, to OUT/results.csv (OUT/peer.csv, with a peer), in place of a former one of the same
 agent, sizes, pack, device and machine; other rows of the file stay. The figure beside it has the new ones.
@@ -94,6 +95,7 @@ PEERS = {
     "sac_ae": ("sac_ae", ["task=walker-walk@pixels", "agent.warmup_decisions=0"]),
     "taco": ("taco", ["task=walker-walk@pixels"]),
 }
+PIXELS = "walker-walk@pixels"  # the other task that MR.Q's code and DR.Q's are built for, with copies as in `peer.mrq`
 
 
 class WorkerEnded(RuntimeError):
@@ -246,15 +248,18 @@ def measure(options: dict[str, str]) -> Iterator[dict[str, Any]]:
     peer_name, _, checkout = options["peer"].partition(":")
     rival, setting = PEERS.get(peer_name, ("", []))
     for agent in (options["agents"] or rival or ",".join(AGENTS)).split(","):
-        same = setting if agent == rival else []
-        if not any(word.startswith("task=") for word in same):
-            same = [f"task={agent_class(agent)[0].observed(options['task'])}", *same]
+        task = agent_class(agent)[0].observed(options["task"])
+        words = {"task": task, **dict(word.split("=", 1) for word in setting if agent == rival)}
+        if agent == rival and options["task"] == PIXELS:
+            words["agent.target_every"] = "20"
+        same = [f"{key}={value}" for key, value in words.items()]
         baseline = ours(1, "float32", "off", options, [f"agent={agent}", *same])
         known = json.loads(baseline.about)
         peer = None
         if agent == rival:
             adapter = str(Path(__file__).with_name("peer.py"))
-            command = [options["peer_python"], adapter, peer_name, checkout, str(known["threads"])]
+            seen = "@pixels" if options["task"] == PIXELS else ""
+            command = [options["peer_python"], adapter, peer_name + seen, checkout, str(known["threads"])]
             peer = Worker(command, int(options["threads"]))
         for pack in (int(p) for p in options["packs"].split(",")):
             row = time_agent(agent, pack, baseline, peer, options, same)
@@ -263,7 +268,7 @@ def measure(options: dict[str, str]) -> Iterator[dict[str, Any]]:
             row |= {
                 "agent": agent,
                 "preset": options["preset"],
-                "task": options["task"],
+                "task": words["task"],
                 "pack": pack,
                 "peer": peer_name if peer else "",
                 "roofline_fraction": row["seed_updates_per_second"] * bound / 1e9,
@@ -324,7 +329,7 @@ def parse(words: Sequence[str]) -> dict[str, str]:
     if name:
         check_peer(options["peer"], PEERS)
     for key in ("task", "preset") if name else ():
-        if options[key] != DEFAULTS[key]:
+        if options[key] != DEFAULTS[key] and (name not in ("mrq", "drq") or options[key] != PIXELS):
             raise InputError(f"{key}={options[key]}: expected {DEFAULTS[key]}, whose sizes official code is built with")
     if name and options["agents"] and PEERS[name][0] not in options["agents"].split(","):
         raise InputError(f"agents={options['agents']}: expected {PEERS[name][0]} among them, to time {name} against")

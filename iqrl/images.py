@@ -78,7 +78,7 @@ class Convolutions:
         return initialise_kernels(self.shapes(), self.initialisation, generator)
 
     def __call__(self, parameters: Parameters, *inputs: Tensor, hidden: list[Tensor] | None = None) -> Tensor:
-        """(..., C, height, width) -> (..., outputs) in float32.
+        """(..., C, height, width) -> (..., outputs) in the kernels' type, as the matrix of a linear layer takes it.
 
         To `hidden` goes every layer's output as (images * height * width, filters): a unit is a filter.
         """
@@ -90,7 +90,7 @@ class Convolutions:
             x = ACTIVATIONS[self.activation](F.conv2d(x.to(weight.dtype), weight, bias, stride))
             if hidden is not None:
                 hidden.append(x.movedim(1, -1).flatten(0, -2).float())
-        return x.reshape(*images.shape[:-3], self.outputs).float()
+        return x.reshape(*images.shape[:-3], self.outputs)
 
 
 @dataclass(frozen=True)

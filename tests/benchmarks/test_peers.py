@@ -45,9 +45,22 @@ def test_the_adapters_name_themselves():
     done = subprocess.run(words, capture_output=True, text=True)
     assert done.returncode == 2
     assert done.stderr == (
-        "error: sac / 1: expected NAME PATH THREADS [FILE], NAME one of iqrl, td3, leanrl, td7, tcrl, dcwm, mrq, drq, "
-        "drqv2, sac_ae, taco\n"
+        "error: sac / 1: expected NAME[@pixels] PATH THREADS [FILE], NAME one of iqrl, td3, leanrl, td7, tcrl, dcwm, mrq, "
+        "drq, drqv2, sac_ae, taco\n"
     )
+
+
+@pytest.mark.parametrize(
+    ("peer_name", "task", "fine"),
+    [("mrq", "walker-walk@pixels", True), ("td3", "walker-walk@pixels", False), ("mrq", "walker-run", False)],
+)
+def test_official_code_is_timed_at_the_sizes_that_it_is_built_with(peer_name, task, fine, tmp_path):
+    words = [f"peer={peer_name}:{tmp_path}", f"task={task}"]
+    if fine:
+        assert speed.parse(words)["task"] == task
+    else:
+        with pytest.raises(InputError, match=f"task={task}: expected walker-walk, whose sizes"):
+            speed.parse(words)
 
 
 def test_what_a_checkout_imports_and_is_not_there_is_named(tmp_path):
