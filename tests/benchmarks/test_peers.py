@@ -45,8 +45,8 @@ def test_the_adapters_name_themselves():
     done = subprocess.run(words, capture_output=True, text=True)
     assert done.returncode == 2
     assert done.stderr == (
-        "error: sac / 1: expected NAME[@pixels] PATH THREADS [FILE], NAME one of iqrl, td3, leanrl, td7, tcrl, dcwm, mrq, "
-        "drq, drqv2, sac_ae, taco\n"
+        "error: sac / 1: expected NAME[@pixels] PATH THREADS [FILE], NAME one of iqrl, td3, leanrl, td7, tcrl, dcwm, "
+        "mrq, drq, drqv2, sac_ae, taco\n"
     )
 
 
