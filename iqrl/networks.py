@@ -80,7 +80,7 @@ class Network(Protocol):
         """Fresh float32 parameters on the CPU, of numbers from the generator alone."""
 
     def __call__(self, parameters: Parameters, *inputs: Tensor, hidden: list[Tensor] | None = None) -> Any:
-        """The output, in float32; appends every hidden layer's to `hidden` if a list is given."""
+        """The output, in float32 if nothing else is said; every hidden layer's goes to `hidden`, if a list is given."""
 
 
 @dataclass(frozen=True)
