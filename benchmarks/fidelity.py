@@ -180,7 +180,7 @@ def compare(name: str, checkout: str, options: dict[str, str]) -> list[dict[str,
     if options["task"]:
         words = [*(word for word in words if not word.startswith("task=")), f"task={options['task']}"]
     if "@pixels" in options["task"] and name == "mrq":
-        words.append("agent.target_every=20")  # 250 take long from images; `peer.mrq` does the same
+        words.append(speed.SHORT_PERIOD)
     run = config.resolve([("fidelity", config.parse_words(words))])[0][0]
     agent = run.agent(run.settings, run.spec, torch.float64)
     if not int(options["updates"]):

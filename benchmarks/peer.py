@@ -1,10 +1,10 @@
 """A checkout of an official implementation at work; started in a process of its own, which must not see this project's
 packages (the official iQRL has a module of the same name).
 
-``python peer.py NAME PATH THREADS`` times it, for `benchmarks.speed`: answers each line ``N`` on stdin with the seconds
-that N whole updates took. ``python peer.py NAME PATH THREADS FILE`` makes it do as another did, for
-`benchmarks.fidelity`: reads from FILE the weights to start from, the batches and the random numbers, and writes the
-weights after those updates, and actions, to FILE.done.
+``python peer.py NAME[@pixels] PATH THREADS`` times it, from states or images, for `benchmarks.speed`: answers each line
+``N`` on stdin with the seconds that N whole updates took. ``python peer.py NAME PATH THREADS FILE`` makes it do as
+another did, for `benchmarks.fidelity`: reads from FILE the weights to start from, the batches and the random numbers,
+and writes the weights after those updates, and actions, to FILE.done.
 
 Agents are built at walker-walk sizes with the checkout's own defaults, but for the settings named here. Batches are
 drawn before, so that the checkout is not charged for its replay.
@@ -536,7 +536,6 @@ def taco(path: str, slices: Slices, size: int = 0) -> Peer:
 
 PEERS = {"iqrl": iqrl, "td3": td3, "leanrl": leanrl, "td7": td7, "tcrl": tcrl, "dcwm": dcwm, "mrq": mrq, "drq": drq,
          "drqv2": drqv2, "sac_ae": sac_ae, "taco": taco}  # fmt: skip
-FROM_IMAGES = ("drqv2", "sac_ae", "taco")
 
 
 # --- doing as another did
@@ -656,7 +655,7 @@ def main() -> None:
     try:
         if len(sys.argv) == 5:
             return follow(name, path, sys.argv[4])
-        update = PEERS[name](path, random_images if observed or name in FROM_IMAGES else random_slices).update
+        update = PEERS[name](path, random_images if observed else random_slices).update
     except ModuleNotFoundError as error:
         sys.exit(
             f"error: {name}: no module {error.name} in {path}, nor in {sys.executable}; expected a checkout of "

@@ -95,7 +95,8 @@ PEERS = {
     "sac_ae": ("sac_ae", ["task=walker-walk@pixels", "agent.warmup_decisions=0"]),
     "taco": ("taco", ["task=walker-walk@pixels"]),
 }
-PIXELS = "walker-walk@pixels"  # the other task that MR.Q's code and DR.Q's are built for, with copies as in `peer.mrq`
+PIXELS = "walker-walk@pixels"  # the other task that MR.Q's code and DR.Q's are built for
+SHORT_PERIOD = "agent.target_every=20"  # there, as `peer.mrq` has it: 250 updates take long from images
 
 
 class WorkerEnded(RuntimeError):
@@ -248,18 +249,18 @@ def measure(options: dict[str, str]) -> Iterator[dict[str, Any]]:
     peer_name, _, checkout = options["peer"].partition(":")
     rival, setting = PEERS.get(peer_name, ("", []))
     for agent in (options["agents"] or rival or ",".join(AGENTS)).split(","):
-        task = agent_class(agent)[0].observed(options["task"])
-        words = {"task": task, **dict(word.split("=", 1) for word in setting if agent == rival)}
+        same = setting if agent == rival else []
+        if not any(word.startswith("task=") for word in same):
+            same = [f"task={agent_class(agent)[0].observed(options['task'])}", *same]
         if agent == rival and options["task"] == PIXELS:
-            words["agent.target_every"] = "20"
-        same = [f"{key}={value}" for key, value in words.items()]
+            same = [*same, SHORT_PERIOD]
         baseline = ours(1, "float32", "off", options, [f"agent={agent}", *same])
         known = json.loads(baseline.about)
         peer = None
         if agent == rival:
             adapter = str(Path(__file__).with_name("peer.py"))
-            seen = "@pixels" if options["task"] == PIXELS else ""
-            command = [options["peer_python"], adapter, peer_name + seen, checkout, str(known["threads"])]
+            named = f"{peer_name}@pixels" if "@pixels" in known["task"] else peer_name
+            command = [options["peer_python"], adapter, named, checkout, str(known["threads"])]
             peer = Worker(command, int(options["threads"]))
         for pack in (int(p) for p in options["packs"].split(",")):
             row = time_agent(agent, pack, baseline, peer, options, same)
@@ -268,7 +269,7 @@ def measure(options: dict[str, str]) -> Iterator[dict[str, Any]]:
             row |= {
                 "agent": agent,
                 "preset": options["preset"],
-                "task": words["task"],
+                "task": known["task"],
                 "pack": pack,
                 "peer": peer_name if peer else "",
                 "roofline_fraction": row["seed_updates_per_second"] * bound / 1e9,

@@ -72,6 +72,7 @@ def main() -> None:
             flops = counter.get_total_flops() // period
         state = sum(v.numel() * v.element_size() for v in engine.state.values()) // len(runs)
         about = {
+            "task": run.task,
             "device": str(plan.device),
             "precision": plan.precision,
             "compile": "compiled" if plan.compiled else "eager",

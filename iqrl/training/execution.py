@@ -16,7 +16,7 @@ import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 
@@ -156,12 +156,9 @@ def decide(execution: Execution, config: RunConfig) -> Plan:
 
 def _asked_place(execution: Execution, device: torch.device) -> Place | None:
     """Of `train.frames`; None: auto."""
-    if execution.frames == "auto":
-        return None
-    places: dict[str, Place] = {"device": "device", "memory": "memory", "disk": "disk"}
-    if device.type == "cpu":  # its memory is the host's
-        places["memory"] = "device"
-    return places[execution.frames]
+    if execution.frames == "memory" and device.type == "cpu":
+        return "device"  # whose memory is the host's
+    return None if execution.frames == "auto" else cast(Place, execution.frames)
 
 
 def keep_freed_memory() -> None:
