@@ -281,9 +281,16 @@ def frames_estimate(run: RunConfig) -> int:
 
 
 def transitions_kept(run: RunConfig) -> int:
-    """Of each task: an equal share of `agent.buffer_size`, and no more than the budget of a short run fills."""
+    """Of each task: an equal share of `agent.buffer_size`, and no more than the budget of a short run fills.
+
+    The latter rounded up to a power of two, so that runs of most budgets share their compiled code, which knows the
+    sizes of the tables; but not of images, which are large.
+    """
     spec = run.spec
-    return min(-(-run.settings.buffer_size // spec.task_count), run.decisions + spec.episode_decisions)
+    filled = run.decisions + spec.episode_decisions
+    if not spec.frame_shape:
+        filled = max(2**16, 1 << (filled - 1).bit_length())
+    return min(-(-run.settings.buffer_size // spec.task_count), filled)
 
 
 def free_disk(folder: Path) -> int:

@@ -77,13 +77,14 @@ class Priorities:
         return {"priority": self.values[place].cpu().clone(), "highest": self.highest[place].cpu().clone()}
 
     def load(self, place: int, saved: Mapping[str, Tensor]) -> None:
-        """Restore what `save` gave.
+        """Restore what `save` gave, also of a shorter table that never was full.
 
         Raises:
-            ValueError: if it is of another size, or its priorities do not stand where the starts are.
+            ValueError: if it is of a longer one, or its priorities do not stand where the starts are.
         """
-        values = saved["priority"].to(self.values.device)
-        if values.shape != self.values[place].shape or not torch.equal(values != 0, self.values[place] != 0):
+        values, found = torch.zeros_like(self.values[place]), saved["priority"]
+        values[: len(found)] = found[: len(values)]
+        if len(found) > len(values) or not torch.equal(values != 0, self.values[place] != 0):
             raise ValueError("saved priorities do not belong to the transitions of this replay")
         self.values[place] = values
         self.block_sums[place] = values.view(-1, self.BLOCK).double().sum(-1)

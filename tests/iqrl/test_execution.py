@@ -12,7 +12,7 @@ import pytest
 from iqrl.config import parse_words, resolve
 from iqrl.errors import InputError
 from iqrl.training import execution
-from iqrl.training.execution import decide, memory_estimate, pack_size
+from iqrl.training.execution import decide, memory_estimate, pack_size, transitions_kept
 
 ROUNDS = """
 import ctypes, resource
@@ -50,6 +50,21 @@ def test_the_memory_of_a_planner_counts() -> None:
     assert estimate() - estimate("agent.mpc=false") == 3 * 10 * logits
     assert estimate("eval.episodes=20") - estimate() == 3 * 10 * logits
     assert estimate("agent.mpc=false") > 5 * 2 * logits  # an unroll keeps logits and weights of five steps
+
+
+def test_runs_of_most_budgets_have_tables_of_the_same_size() -> None:
+    """So they share compiled code. Pictures are kept as many as there will be."""
+
+    def kept(*words: str) -> int:
+        runs, _, _ = resolve([("test", parse_words(["agent=iqrl", *words]))])
+        return transitions_kept(runs[0])
+
+    walker = ["task=walker-walk", "train.env_steps"]
+    short, longer, long = (kept(walker[0], f"{walker[1]}={n}") for n in (4000, 100_000, 200_000))
+    assert short == longer == 2**16 and long == 2**17
+    assert kept(walker[0], f"{walker[1]}=3000000") == 1_000_000  # agent.buffer_size
+    assert kept(*walker[:1], "agent.buffer_size=2000") == 2000
+    assert kept("task=walker-walk@pixels", f"{walker[1]}=4000") == 2000 + 500
 
 
 def test_a_pack_is_as_large_as_the_memory_allows(monkeypatch: pytest.MonkeyPatch) -> None:

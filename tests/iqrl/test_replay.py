@@ -224,6 +224,22 @@ def test_foreign_priorities_are_refused() -> None:
             other.load(0, first.save(0))
 
 
+def test_priorities_of_a_shorter_table_that_never_was_full_go_on_in_a_longer() -> None:
+    slices = Slices(1, 4, prioritised=True)
+    short, long = Replay(SPEC, 1, slices, 300), Replay(SPEC, 1, slices, 1000)
+    for replay in (short, long):
+        play(replay, 0, [(20, TIME_LIMIT), (7, TERMINATION)])
+    assert short.priority is not None and long.priority is not None
+    drawn, priority = torch.tensor([[3, 5, 25]]), torch.tensor([[2.0, 9.0, 4.0]])
+    short.priority.update(slice(0, 1), drawn, priority)
+    long.load(0, short.save(0))
+    uniform = torch.rand(64, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    samples = [r.priority.sample(r.priority.values[0], r.priority.block_sums[0], uniform) for r in (short, long)]
+    assert torch.equal(*samples) and len(samples[0].unique()) > 10
+    with pytest.raises(ValueError, match="priorities"):
+        short.load(0, long.save(0))
+
+
 def test_newest_of_the_running_episode() -> None:
     replay = Replay(SPEC, 1, Slices(1, 4), 25)
     play(replay, 0, [(20, TIME_LIMIT)])
