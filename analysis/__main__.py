@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from analysis.display import limits
 from analysis.errors import InputError
 
 
@@ -41,9 +42,14 @@ def _labels(text: str) -> dict[str, str]:
 
 
 def _limits(text: str) -> dict[str, tuple[float | None, float | None]]:
-    ends = {figure: bounds.split(":") for figure, bounds in _labels(text).items()}
-    low_high = {figure: [float(end) if end else None for end in both] for figure, both in ends.items()}
-    return {figure: (low, high) for figure, (low, high) in low_high.items()}
+    return {figure: limits(*_ends(bounds)) for figure, bounds in _labels(text).items()}
+
+
+def _ends(bounds: str) -> list[str]:
+    ends = bounds.split(":")
+    if len(ends) != 2:
+        raise ValueError
+    return ends
 
 
 def _one_of(*values: str) -> Callable[[str], str]:

@@ -25,7 +25,7 @@ from analysis.studies import Problem, Study
 # Latent quantities that figures draw.
 DRAWN = (
     "rank_0.01", "condition_number", "active_codebook_mean", "active_codebook_min", "active_codebook_max",
-    "dormant_percent",
+    "dormant_percent", "effective_rank", "target_cosine", "prediction_cosine", "drift", "observation_r2", "reward_r2",
 )  # fmt: skip
 
 
@@ -236,8 +236,8 @@ def _latents(study: Study) -> list[Problem]:
 
 
 def _odd_configurations(members: pd.DataFrame) -> list[tuple[Any, str, str]]:
-    """Runs that differ from the majority of their arm and task in any value, or from the study's action repeat:
-    (index, kind, what differs).
+    """Runs that differ from the majority of their arm and task in any value, or of their task in the action repeat, by
+    which all count env steps: (index, kind, what differs).
     """
     odd: list[tuple[Any, str, str]] = []
     names = ("preset", "agent.profile")  # of values, which are compared themselves
@@ -257,8 +257,9 @@ def _odd_configurations(members: pd.DataFrame) -> list[tuple[Any, str, str]]:
                 if value != usual and index not in {index for index, _, _ in odd}:
                     odd.append((index, kind, f"{key}={value} where {count} of {len(indices)} runs have {usual}"))
 
-    everything = set().union(*configs.values())
-    differences(list(configs), {key for key in everything if key.endswith("action_repeat")})
+    for _, group in members.groupby("task"):  # suites have repeats of their own
+        keys = set().union(*(configs[index] for index in group.index))
+        differences(list(group.index), {key for key in keys if key.endswith("action_repeat")})
     for _, group in members.groupby(["arm", "task"]):
         if len({json.dumps(configs[index], sort_keys=True) for index in group.index}) > 1:
             differences(list(group.index), set().union(*(configs[index] for index in group.index)))

@@ -277,7 +277,10 @@ def _write_report(
     path = options["out"] / "report.html"
     make_folder(options["out"])
     _write_problems(options["out"], studies, problems)
-    keys = ("runs", "sweep", "style", "published", "algorithms", "at", "short", "replicates")
+    keys = (
+        "runs", "sweep", "style", "published", "algorithms", "at", "short", "replicates", "interval", "baseline",
+        "arms", "tasks", "labels", "ylim", "pvalues",
+    )  # fmt: skip
     command = " ".join(["python -m analysis report", *_typed(options, keys)])
     page.write(path, studies, rendered, made, problems, tables.runs, command, refresh)
     return path
@@ -285,10 +288,17 @@ def _write_report(
 
 def _typed(options: dict[str, Any], keys: Iterable[str]) -> list[str]:
     """Those of the options that have a value, as one types them."""
-    texts = {key: str(options[key]) for key in keys if options.get(key) is not None}
-    if "runs" in texts:
-        texts["runs"] = ",".join(map(str, options["runs"]))
-    return [f"{key}={shlex.quote(text)}" for key, text in texts.items()]
+    return [f"{key}={shlex.quote(_text(options[key]))}" for key in keys if options.get(key) not in (None, False)]
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, dict):
+        return ",".join(f"{name}={_text(part)}" for name, part in value.items())
+    if isinstance(value, tuple) and not all(isinstance(part, str) for part in value):  # limits of an axis
+        return ":".join("" if end is None else f"{end:g}" for end in value)
+    if isinstance(value, (list, tuple)):
+        return ",".join(map(str, value))
+    return "on" if value is True else str(value)
 
 
 def _listing(options: dict[str, Any]) -> str:

@@ -5,6 +5,8 @@ By options of the command line, and under `display` in a sweep's file; an option
 
 from __future__ import annotations
 
+import math
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any
@@ -38,7 +40,7 @@ class Display:
         )
 
     def check(self, study: str, arms: list[str], tasks: list[str]) -> None:
-        """Raises InputError for a name that the study has not."""
+        """Raises InputError for a name that the study has not, or that is there twice."""
         for key, wanted, there in (
             ("baseline", [self.baseline] if self.baseline else [], list(self.arms) or arms),
             ("arms", self.arms, arms),
@@ -48,6 +50,20 @@ class Display:
             for name in wanted:
                 if name not in there:
                     raise InputError(f"{key}={name}: {study} has no such name; expected one of {', '.join(there)}")
+            if repeated := [name for name, count in Counter(wanted).items() if count > 1]:
+                raise InputError(f"{key}={','.join(wanted)}: names {repeated[0]} twice")
+
+
+def limits(low: Any, high: Any) -> Limits:
+    """Of a y axis, from numbers, or texts of them; nothing leaves an end as it is.
+
+    Raises:
+        ValueError, TypeError: one is no finite number.
+    """
+    ends = [None if end in (None, "") else float(end) for end in (low, high)]
+    if not all(end is None or math.isfinite(end) for end in ends):
+        raise ValueError
+    return ends[0], ends[1]
 
 
 def from_manifest(said: Any) -> Display:
@@ -65,7 +81,7 @@ def from_manifest(said: Any) -> Display:
             tuple(map(str, said.get("arms", ()))),
             tuple(map(str, said.get("tasks", ()))),
             {str(name): str(label) for name, label in said.get("labels", {}).items()},
-            {str(name): (low, high) for name, (low, high) in said.get("ylim", {}).items()},
+            {str(name): limits(*ends) for name, ends in said.get("ylim", {}).items()},
         )
     except (TypeError, ValueError, AttributeError):
         raise ValueError("'display' has a value of another type") from None

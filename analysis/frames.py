@@ -20,7 +20,8 @@ import pandas as pd
 from analysis import building, runs, training
 from analysis.display import Display
 from analysis.errors import InputError
-from analysis.statistics import REPLICATES, Statistic, interval, iqm
+from analysis.several_tasks import directory_of, tasks_of
+from analysis.statistics import REPLICATES, Statistic, Together, interval, iqm, like
 from analysis.studies import Study
 
 
@@ -33,7 +34,7 @@ class Frames(runs.RunTables):
     @cached_property
     def training(self) -> pd.DataFrame:
         """A row an episode of training: key, env_step, episode, updates, episode_return, losses, values."""
-        return training.read(map(str, self.runs["key"]))
+        return training.read(dict(zip(map(str, self.runs["key"]), map(tasks_of, self.runs["config"]), strict=True)))
 
 
 def load(*folders: str | Path, cache: bool = True) -> Frames:
@@ -103,13 +104,17 @@ def aggregate(
     """A statistic over tasks and seeds with its 95% interval, an arm a row: arm, point, low, high, tasks, runs.
 
     Args:
-        frame: a row a run, with columns arm, task and `value`, such as `finals` gives.
+        frame: a row a run, with columns arm, task and `value`, such as `finals` gives; if its `key` says that runs
+            are of one agent on all tasks, they are resampled whole.
         statistic: one of analysis.statistics: iqm, mean, median, optimality_gap. Tasks count alike.
         method: of the interval: percentile, bca or t.
     """
     rows = []
     for arm, own in frame.groupby("arm", sort=False):
-        scores = [task.to_numpy(float)[:, None] for _, task in own.groupby("task", sort=False)[value]]
+        tasks = [task for _, task in own.groupby("task", sort=False)]
+        scores = [task[value].to_numpy(float)[:, None] for task in tasks]
+        if len(tasks) > 1 and "key" in own and len({tuple(map(directory_of, task["key"])) for task in tasks}) == 1:
+            scores = Together(scores)
         made = interval(scores, statistic, replicates, method=method)
         rows.append((arm, made.point[0], made.low[0], made.high[0], len(scores), len(own)))
     return pd.DataFrame(rows, columns=["arm", "point", "low", "high", "tasks", "runs"])
@@ -135,10 +140,11 @@ def curves(
     frames = []
     for arm in own.arms:
         steps = own.grid(arm.name)
-        values = [own.runs(arm.name, task, quantity, steps) for task in shared]
+        values = own.values(arm.name, quantity, steps, shared)
         known = np.all([np.isfinite(task).all(axis=0) for task in values], axis=0) & (steps >= 0)
         if shared and known.any():
-            made = interval([task[:, known] for task in values], statistic, replicates, method=method)
+            some = like(values, (task[:, known] for task in values))
+            made = interval(some, statistic, replicates, method=method)
             columns = {"point": made.point, "low": made.low, "high": made.high}
             frames.append(pd.DataFrame({"arm": arm.name, "env_step": steps[known], **columns}))
     if not frames:

@@ -80,6 +80,8 @@ def load(path: Path) -> Published:
             if file == path:
                 raise
             continue  # a table of something else that lies in the folder
+        except (ValueError, KeyError) as error:
+            raise InputError(f"published={file}: cannot be read: {str(error).splitlines()[0]}") from None
         if recognised is not None and len(recognised[1]):
             frames.append(recognised[1].assign(format=recognised[0]))
     if not frames:
@@ -182,7 +184,10 @@ def _read(file: Path) -> tuple[str, pd.DataFrame] | None:
         return None
     for name, required, reader in CSV_FORMATS:
         if required <= header:
-            return name, reader(file)
+            frame = reader(file)
+            for column in frame.columns.intersection(["seed", "env_step", "episode_return"]):
+                pd.to_numeric(frame[column])  # raises ValueError
+            return name, frame
     return None
 
 

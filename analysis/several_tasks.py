@@ -1,6 +1,6 @@
 """A run of one agent on several tasks, as one run a task: so figures and statistics show it beside runs of one task.
 
-Env steps, budget and hours become the task's own: an N-th of the run's. `TASK of RUN` is the name of each.
+Env steps, updates, budget and hours become the task's own: an N-th of the run's. `TASK of RUN` is the name of each.
 """
 
 from __future__ import annotations
@@ -20,6 +20,11 @@ def directory_of(key: str) -> str:
     """The run directory of a `key` (folder/run)."""
     folder, slash, run = key.rpartition("/")
     return folder + slash + run.rpartition(" of ")[2]
+
+
+def tasks_of(config: str) -> int:
+    """How many tasks the run has of which a row of `by_task`'s runs is a part; 1 if it is none."""
+    return json.loads(config).get("tasks", "").count(",") + 1
 
 
 def by_task(
@@ -43,7 +48,9 @@ def by_task(
             part["hours"] = row["hours"] / len(tasks)
             part["config"] = json.dumps({**json.loads(row["config"]), "tasks": row["task"]}, sort_keys=True)
             rows.append(part)
-            for kind, table in (("evaluations", own[own["task"] == n]), ("latents", seen)):
+            its = own[own["task"] == n]
+            shares = {column: its[column] / len(tasks) for column in ("wall_seconds", "updates") if column in its}
+            for kind, table in (("evaluations", its.assign(**shares)), ("latents", seen)):
                 parts[kind].append(table.assign(run=name, env_step=table["env_step"] // len(tasks)))
     if rows:
         gone = set(runs.loc[found, "run"])

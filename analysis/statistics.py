@@ -1,13 +1,14 @@
 """Estimates with intervals, on aligned scores.
 
 Scores are a list of arrays, one a task, each (runs, steps): tasks may differ in their number of runs. The
-bootstrap is rliable's stratified one (arXiv 2108.13264): runs are resampled independently within each task. A
-resample is kept as what each run weighs in it, so that a statistic takes all at once and sorts the runs only once.
+bootstrap is rliable's stratified one (arXiv 2108.13264): runs are resampled independently within each task, but for
+runs of several tasks (`Together`), which are resampled whole. A resample is kept as what each run weighs in it, so
+that a statistic takes all at once and sorts the runs only once.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
@@ -24,6 +25,15 @@ AT_ONCE = 256  # resamples that fit a processor's cache
 TRIMMED = 0.25  # of the weight, at each end, in the interquartile mean
 # (runs of all tasks (R, F), what they weigh (R, B), each column in all 1; runs of each task) -> (B, F)
 Statistic = Callable[[np.ndarray, np.ndarray, tuple[int, ...]], np.ndarray]
+
+
+class Together(list[np.ndarray]):
+    """Scores whose rows at one index are those of one run, whatever the task: one agent learned all of these tasks."""
+
+
+def like(scores: list[np.ndarray], changed: Iterable[np.ndarray]) -> list[np.ndarray]:
+    """What was made of every task's scores, `Together` if these are."""
+    return type(scores)(changed)
 
 
 @dataclass(frozen=True)
@@ -99,6 +109,17 @@ def several(statistics: list[Statistic]) -> Statistic:
 # ------------------------------------------------------------------------------------------------------------ intervals
 
 
+def _strata(scores: list[np.ndarray]) -> tuple[int, ...]:
+    """How many there are to draw from, in each of the parts that are resampled independently: of each task the runs."""
+    counts = tuple(map(len, scores))
+    return counts[:1] if isinstance(scores, Together) else counts
+
+
+def _spread(weights: np.ndarray, counts: tuple[int, ...], strata: tuple[int, ...]) -> np.ndarray:
+    """What runs weigh (runs, resamples), where all tasks have the same runs: on each task as much."""
+    return weights if strata == counts else np.tile(weights, (len(counts), 1)) / len(counts)
+
+
 def _weights(counts: tuple[int, ...]) -> np.ndarray:
     """What each run weighs, (runs, 1): every task counts alike, however many runs it has."""
     return np.concatenate([np.full((count, 1), 1 / (count * len(counts))) for count in counts])
@@ -167,32 +188,36 @@ def interval(
     if not all(np.isfinite(task).all() for task in scores):
         raise ValueError("scores hold NaN or infinity")
     estimate = point(scores, statistic)
-    counts = tuple(map(len, scores))
-    if min(counts) == 1:
+    if min(map(len, scores)) == 1:
         unknown = np.full_like(estimate, np.nan)
         return Estimate(estimate, unknown, unknown)
-    low, high = INTERVALS[method](np.concatenate(scores), estimate, statistic, counts, replicates, seed)
+    low, high = INTERVALS[method](scores, estimate, statistic, replicates, seed)
     return Estimate(estimate, low, high)
 
 
 _TAILS = np.array([(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
 
 
+def _draws(scores: list[np.ndarray], statistic: Statistic, replicates: int, seed: int) -> np.ndarray:
+    """A statistic of each resample: (replicates, steps)."""
+    counts, strata = tuple(map(len, scores)), _strata(scores)
+    weights = _spread(_resampled(strata, replicates, seed), counts, strata)
+    return statistic(np.concatenate(scores), weights, counts)
+
+
 def percentile(
-    values: np.ndarray, estimate: np.ndarray, statistic: Statistic, counts: tuple[int, ...], replicates: int, seed: int
+    scores: list[np.ndarray], estimate: np.ndarray, statistic: Statistic, replicates: int, seed: int
 ) -> np.ndarray:
     """Quantiles of the stratified bootstrap: (2, steps)."""
-    return np.quantile(statistic(values, _resampled(counts, replicates, seed), counts), _TAILS, axis=0)
+    return np.quantile(_draws(scores, statistic, replicates, seed), _TAILS, axis=0)
 
 
-def bca(
-    values: np.ndarray, estimate: np.ndarray, statistic: Statistic, counts: tuple[int, ...], replicates: int, seed: int
-) -> np.ndarray:
+def bca(scores: list[np.ndarray], estimate: np.ndarray, statistic: Statistic, replicates: int, seed: int) -> np.ndarray:
     """Bias-corrected and accelerated quantiles of the same bootstrap (Davison and Hinkley 1997, section 5.3.2)."""
-    draws = statistic(values, _resampled(counts, replicates, seed), counts)
+    draws, strata = _draws(scores, statistic, replicates, seed), _strata(scores)
     below = (draws < estimate).mean(axis=0) + (draws == estimate).mean(axis=0) / 2
     bias = special.ndtri(below.clip(0.5 / replicates, 1 - 0.5 / replicates))
-    influence = _influence(values, estimate, statistic, counts) / np.repeat(counts, counts)[:, None]
+    influence = _influence(scores, estimate, statistic) / np.repeat(strata, strata)[:, None]
     squares = (influence**2).sum(axis=0)
     acceleration = (influence**3).sum(axis=0) / (6 * np.where(squares > 0, squares, 1) ** 1.5)
     shifted = bias + special.ndtri(_TAILS)[:, None]
@@ -201,25 +226,24 @@ def bca(
 
 
 def jackknife_t(
-    values: np.ndarray, estimate: np.ndarray, statistic: Statistic, counts: tuple[int, ...], replicates: int, seed: int
+    scores: list[np.ndarray], estimate: np.ndarray, statistic: Statistic, replicates: int, seed: int
 ) -> np.ndarray:
     """Student's t with the stratified jackknife's standard error and Satterthwaite's degrees of freedom: (2, steps).
 
     Of the mean over one task it is Student's t interval itself. No bootstrap, so `replicates` and `seed` do nothing.
     """
-    half = _t_half(*_jackknife(values, estimate, statistic, counts))
+    half = _t_half(*_jackknife(scores, estimate, statistic))
     return np.stack([estimate - half, estimate + half])
 
 
-def _jackknife(
-    values: np.ndarray, estimate: np.ndarray, statistic: Statistic, counts: tuple[int, ...]
-) -> tuple[np.ndarray, np.ndarray]:
+def _jackknife(scores: list[np.ndarray], estimate: np.ndarray, statistic: Statistic) -> tuple[np.ndarray, np.ndarray]:
     """A statistic's variance by the stratified jackknife, and the sum over tasks of squared parts over their degrees of
     freedom, which Satterthwaite's formula needs: each (steps,).
     """
-    tasks = np.split(_influence(values, estimate, statistic, counts), np.cumsum(counts)[:-1])
-    variances = np.array([task.var(axis=0, ddof=1) / len(task) for task in tasks])
-    return variances.sum(axis=0), (variances**2 / (np.array(counts)[:, None] - 1)).sum(axis=0)
+    strata = _strata(scores)
+    parts = np.split(_influence(scores, estimate, statistic), np.cumsum(strata)[:-1])
+    variances = np.array([part.var(axis=0, ddof=1) / len(part) for part in parts])
+    return variances.sum(axis=0), (variances**2 / (np.array(strata)[:, None] - 1)).sum(axis=0)
 
 
 def _t_half(variance: np.ndarray, squares: np.ndarray) -> np.ndarray:
@@ -228,9 +252,11 @@ def _t_half(variance: np.ndarray, squares: np.ndarray) -> np.ndarray:
     return special.stdtrit(np.maximum(freedom, 1), _TAILS[1]) * np.sqrt(variance)
 
 
-def _influence(values: np.ndarray, estimate: np.ndarray, statistic: Statistic, counts: tuple[int, ...]) -> np.ndarray:
+def _influence(scores: list[np.ndarray], estimate: np.ndarray, statistic: Statistic) -> np.ndarray:
     """How far each run moves a statistic, by the jackknife within its task: (runs, steps)."""
-    return (np.repeat(counts, counts)[:, None] - 1) * (estimate - statistic(values, _one_left_out(counts), counts))
+    counts, strata = tuple(map(len, scores)), _strata(scores)
+    left = statistic(np.concatenate(scores), _spread(_one_left_out(strata), counts, strata), counts)
+    return (np.repeat(strata, strata)[:, None] - 1) * (estimate - left)
 
 
 INTERVALS = {"percentile": percentile, "bca": bca, "t": jackknife_t}
@@ -319,12 +345,16 @@ def probability_of_improvement(
     """
     random = np.random.default_rng(seed)
     points, resampled = [], []
-    for x, y in zip(first, second, strict=True):
+    shares: list[np.ndarray] = [np.empty((0, 0))] * 2
+    for place, tasks in enumerate(zip(first, second, strict=True)):
+        for side, (whole, task) in enumerate(zip((first, second), tasks, strict=True)):
+            if place == 0 or not isinstance(whole, Together):
+                n = len(task)
+                shares[side] = random.multinomial(n, np.full(n, 1 / n), replicates) / n
+        x, y = tasks
         wins = (x[:, None] > y).astype(float) + 0.5 * (x[:, None] == y)
         points.append(wins.mean())
-        x_share = random.multinomial(len(x), np.full(len(x), 1 / len(x)), replicates) / len(x)
-        y_share = random.multinomial(len(y), np.full(len(y), 1 / len(y)), replicates) / len(y)
-        resampled.append(np.einsum("bi,ij,bj->b", x_share, wins, y_share, optimize=True))
+        resampled.append(np.einsum("bi,ij,bj->b", shares[0], wins, shares[1], optimize=True))
     low, high = np.quantile(np.mean(resampled, axis=0), _TAILS)
     if low == high or any(len(task) == 1 for task in [*first, *second]):
         low = high = np.nan
@@ -348,12 +378,11 @@ def aggregate_difference(
         return Estimate(difference, np.full_like(difference, np.nan), np.full_like(difference, np.nan))
     draws, variance, squares = np.zeros(1), np.zeros(1), np.zeros(1)
     for tasks, own_seed, sign in ((first, 2 * seed, 1), (second, 2 * seed + 1, -1)):
-        counts, values = tuple(map(len, tasks)), np.concatenate(tasks)
         if method == "t":
-            own, parts = _jackknife(values, point(tasks, statistic), statistic, counts)
+            own, parts = _jackknife(tasks, point(tasks, statistic), statistic)
             variance, squares = variance + own, squares + parts
         else:
-            draws = draws + sign * statistic(values, _resampled(counts, replicates, own_seed), counts)
+            draws = draws + sign * _draws(tasks, statistic, replicates, own_seed)
     if method == "t":
         half = _t_half(variance, squares)
         return Estimate(difference, difference - half, difference + half)

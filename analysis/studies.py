@@ -16,6 +16,8 @@ from analysis import training
 from analysis.display import Display
 from analysis.runs import RunTables
 from analysis.scales import quantity, scale
+from analysis.several_tasks import directory_of, tasks_of
+from analysis.statistics import Together
 
 UNLISTED = "runs"  # the study of all runs that no sweep lists
 
@@ -149,7 +151,7 @@ class Study:
     @cached_property
     def training(self) -> pd.DataFrame:
         """Rows of training.csv of the runs of this study, read when they are first asked for."""
-        return training.read(sorted(self.members["key"]))
+        return training.read(dict(sorted(zip(self.members["key"], map(tasks_of, self.members["config"]), strict=True))))
 
     @property
     def latents(self) -> pd.DataFrame:
@@ -207,7 +209,17 @@ class Study:
 
     def scores(self, arm: str, steps: np.ndarray, tasks: list[str] | None = None) -> list[np.ndarray]:
         """Normalised returns, one (runs, steps) array a task, of the tasks with a known scale."""
-        return [self.runs(arm, task, "score", steps) for task in tasks or self.normalised_tasks]
+        return self.values(arm, "score", steps, tasks or self.normalised_tasks)
+
+    def values(self, arm: str, quantity: str, steps: np.ndarray, tasks: list[str]) -> list[np.ndarray]:
+        """One (runs, steps) array a task, as statistics take them."""
+        made = [self.runs(arm, task, quantity, steps) for task in tasks]
+        return Together(made) if self.together(arm, tasks) else made
+
+    def together(self, arm: str, tasks: list[str]) -> bool:
+        """Whether each run of an arm is of one agent on all these tasks: then rows of `runs` are, too."""
+        first, *others = [[directory_of(key) for key in self.keys(arm, task)] for task in tasks] or [[]]
+        return bool(others) and all(own == first for own in others) and bool(first)
 
     def common_tasks(self, arms: list[Arm] | None = None) -> list[str]:
         """Tasks on which each of the arms has a run."""

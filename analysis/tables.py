@@ -253,7 +253,8 @@ def efficiency(context: Context) -> Table:
     if shared:
         estimates = []
         for arm in study.arms:
-            areas = [statistics.area_under_curve(task, common) for task in study.scores(arm.name, common, shared)]
+            scores = study.scores(arm.name, common, shared)
+            areas = statistics.like(scores, (statistics.area_under_curve(task, common) for task in scores))
             estimates.append(context.interval(areas, statistics.iqm))
             numbers.append(_number("area under curve", arm, estimates[-1]))
         bold |= {(last, 1 + i) for i in _best(estimates)}
@@ -268,8 +269,9 @@ def efficiency(context: Context) -> Table:
         else ""
     )
     caption = (
-        f"Environment steps until an evaluation first reaches {SHARE:.0%} of the best arm's mean return at "
-        f"{style.steps(study.mark)} steps: median over seeds, with the seeds that reached it{without}"
+        f"Environment steps until an evaluation first reaches {SHARE:.0%} of the best arm's "
+        f"{score_name(study.tasks)} at {style.steps(study.mark)} steps: median over seeds, with the seeds that reached "
+        f"it{without}"
         f"{below if shared else ''}.{not_in(study, shared)}{_intervals(study)} {_what(study)}"
     )
     columns = ["Task", *map(style.label, study.arms)]

@@ -8,6 +8,7 @@ import math
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 from analysis.errors import InputError
@@ -17,6 +18,7 @@ from iqrl.runs.reader import Run
 from iqrl.runs.tables import Damaged
 
 Row = tuple[int, dict[str, float]]  # env step, {"evaluation/mean_return": 812.3, ...}
+Fields = tuple[str, dict[str, float]]  # of a line: the task it is of, if it says so, and its numbers by column
 STATE = "exported.json"
 
 
@@ -59,13 +61,15 @@ def rows(run: Run | KeptRun) -> dict[str, list[Row]]:
     }
 
 
-def _table(run: Run | KeptRun, name: str) -> list[dict[str, float]]:
-    """The rows of a table as numbers; blank fields are left out."""
+def _table(run: Run | KeptRun, name: str) -> list[Fields]:
+    """The rows of a table; blank fields are left out."""
     try:
         table = run.rows(name)
-        split = (zip(table.columns, line.split(","), strict=True) for line in table.lines)
-        found = [{column: float(field) for column, field in row if field} for row in split]
-        if not all("env_step" in row for row in found):
+        split = [dict(zip(table.columns, line.split(","), strict=True)) for line in table.lines]
+        found = [
+            (row.pop("task", ""), {column: float(field) for column, field in row.items() if field}) for row in split
+        ]
+        if not all("env_step" in numbers for _, numbers in found):
             raise ValueError("a row without an env_step")
     except ValueError as error:  # Damaged, too
         print(f"warning: {run.name}/{name}: {error}; left out", file=sys.stderr)
@@ -73,40 +77,55 @@ def _table(run: Run | KeptRun, name: str) -> list[dict[str, float]]:
     return found
 
 
-def _prefixed(prefix: str, table: list[dict[str, float]]) -> list[Row]:
+def _prefixed(prefix: str, table: list[Fields]) -> list[Row]:
+    """One row a line. Only the return of a training episode is its task's own, where there are several."""
     return [
         (
             int(fields["env_step"]),
-            {f"{prefix}/{name}": value for name, value in fields.items() if name != "env_step"},
+            {
+                f"{prefix}/{task}/{name}" if task and name == "episode_return" else f"{prefix}/{name}": value
+                for name, value in fields.items()
+                if name != "env_step"
+            },
         )
-        for fields in table
+        for task, fields in table
     ]
 
 
-def _evaluations(table: list[dict[str, float]]) -> list[Row]:
-    """One row an evaluation: mean, least and greatest return, and mean length of its episodes.
+def _evaluations(table: list[Fields]) -> list[Row]:
+    """One row an evaluation, of its episodes: mean, least and greatest return, mean length, and the share that succeed.
 
+    Of a run of several tasks these are each task's, as evaluation/TASK/mean_return. A task may not say what succeeds.
     The newest evaluation counts only once a later one or the end of the run shows that it is whole; as episodes are
     written together, that is the case whenever its episodes are as many as the first evaluation's.
     """
-    by_step: dict[int, list[dict[str, float]]] = {}
-    for fields in table:
-        by_step.setdefault(int(fields["env_step"]), []).append(fields)
+    by_step: dict[int, list[Fields]] = {}
+    for task, fields in table:
+        by_step.setdefault(int(fields["env_step"]), []).append((task, fields))
     result = []
     expected = len(next(iter(by_step.values()), []))
     for step, episodes in by_step.items():
         if len(episodes) < expected:
             continue
-        returns = [fields.get("episode_return", math.nan) for fields in episodes]
-        lengths = [fields.get("length", math.nan) for fields in episodes]
-        values = {
-            "evaluation/mean_return": sum(returns) / len(returns),
-            "evaluation/min_return": min(returns),
-            "evaluation/max_return": max(returns),
-            "evaluation/mean_length": sum(lengths) / len(lengths),
-        }
+        values: dict[str, float] = {}
+        for name in dict.fromkeys(task for task, _ in episodes):
+            values |= _of_task(name, [fields for task, fields in episodes if task == name])
         result.append((step, values))
     return result
+
+
+def _of_task(task: str, episodes: list[dict[str, float]]) -> dict[str, float]:
+    prefix = f"evaluation/{task}/" if task else "evaluation/"
+    returns = [fields.get("episode_return", math.nan) for fields in episodes]
+    lengths = [fields.get("length", math.nan) for fields in episodes]
+    successes = [fields["success"] for fields in episodes if "success" in fields]
+    values = {
+        f"{prefix}mean_return": fmean(returns),
+        f"{prefix}min_return": min(returns),
+        f"{prefix}max_return": max(returns),
+        f"{prefix}mean_length": fmean(lengths),
+    }
+    return values | ({f"{prefix}success": fmean(successes)} if successes else {})
 
 
 def fresh(found: dict[str, list[Row]], place: Path) -> dict[str, list[Row]]:

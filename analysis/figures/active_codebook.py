@@ -9,14 +9,13 @@ from analysis.figures.drawing import (
     Context,
     Drawing,
     arms_with,
-    bootstrap_text,
     canvas,
     draw_curves,
     finish,
     legend_above,
     step_axis,
 )  # fmt: skip
-from analysis.figures.latent_curves import aligned, lacking, mean_curves, over
+from analysis.figures.latent_curves import aligned, bands, lacking, mean_curves, over
 
 TITLE = "Active codebook"
 
@@ -56,6 +55,6 @@ def draw(context: Context) -> Drawing:
     caption = (
         f"{TITLE}: share of the codes of each latent dimension that occur in the diagnostic batch, mean "
         f"over latent dimensions and over {shown}. "
-        f"Bands: {bootstrap_text(context)}.{lacking(context, frame)}{left_out}"
+        f"Bands: {bands(context, 'active_codebook_mean')}.{lacking(context, frame)}{left_out}"
     )
     return Drawing(figure, finish(context, figure, caption), pd.concat(drawn, ignore_index=True), [(ax, series)])

@@ -7,14 +7,13 @@ import pandas as pd
 from analysis.figures.drawing import (
     Context,
     Drawing,
-    bootstrap_text,
     canvas,
     draw_curves,
     finish,
     legend_above,
     step_axis,
 )  # fmt: skip
-from analysis.figures.latent_curves import lacking, mean_curves, over
+from analysis.figures.latent_curves import bands, lacking, mean_curves, over
 
 TITLE = "Dormant units"
 
@@ -34,6 +33,6 @@ def draw(context: Context) -> Drawing:
     shown, left_out = over(context, "dormant_percent")
     caption = (
         f"{TITLE}: hidden units whose activation is at most 0.025 of their layer's mean, mean over "
-        f"{shown}. Bands: {bootstrap_text(context)}.{lacking(context, frame)}{left_out}"
+        f"{shown}. Bands: {bands(context, 'dormant_percent')}.{lacking(context, frame)}{left_out}"
     )
     return Drawing(figure, finish(context, figure, caption), frame, [(axes[0, 0], series)])

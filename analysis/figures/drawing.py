@@ -242,14 +242,18 @@ def not_in(study: Study, tasks: list[str], members: pd.DataFrame | None = None) 
     return f" Left out of means over tasks: {', '.join(absent)}." if absent else ""
 
 
-def bootstrap_text(context: Context, difference: bool = False) -> str:
+def bootstrap_text(context: Context, difference: bool = False, members: pd.DataFrame | None = None) -> str:
     """How the intervals were made; and how far they can be trusted.
 
     difference: of two arms, of which the bootstrap's percentiles stand for BCa too, and which were not simulated.
+    members: the runs that are drawn; all of the study if None.
     """
     study = context.study
-    low, high = study.seeds
-    tasks = len(study.shared_tasks())
+    counts = study.seed_counts() if members is None else members.groupby(["arm", "task"]).size()
+    low, high = int(counts.min()), int(counts.max())
+    shared = study.shared_tasks()
+    whole = any(study.together(arm.name, shared) for arm in study.arms)
+    tasks = 1 if whole else len(shared)
     if context.method == "t":
         text = "95% intervals by Student's t over seeds, on the stratified jackknife"
     else:
@@ -263,8 +267,8 @@ def bootstrap_text(context: Context, difference: bool = False) -> str:
         few = simulated(tasks, low)
         known = f"{style.counted(few[1], 'seed')} on {style.counted(few[0], 'task')}"
         text += f"; in simulations with {known} {COVERAGE[few]:.0%} of those of the IQM held the truth"
-    uneven = study.seed_counts().groupby("arm").nunique().max() > 1
-    return text + ("; tasks count alike, whatever their seeds" if uneven else "")
+    text += "; an agent of several tasks is resampled with all of them" if whole else ""
+    return text + ("; tasks count alike, whatever their seeds" if counts.groupby("arm").nunique().max() > 1 else "")
 
 
 def frame_of(arm: str, steps: np.ndarray, estimate: Estimate, **columns: Any) -> pd.DataFrame:

@@ -35,7 +35,8 @@ def data(context: Context) -> pd.DataFrame:
         tasks = study.shared_tasks([first, second])
         if not tasks:
             continue
-        x, y = ([task[:, 0] for task in study.scores(arm.name, mark, tasks)] for arm in (first, second))
+        scores = [study.scores(arm.name, mark, tasks) for arm in (first, second)]
+        x, y = (statistics.like(own, (task[:, 0] for task in own)) for own in scores)
         estimate = statistics.probability_of_improvement(x, y, context.replicates)
         rows.append((first.name, second.name, estimate.point[0], estimate.low[0], estimate.high[0], len(tasks)))
     if not rows:

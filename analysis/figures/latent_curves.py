@@ -5,7 +5,16 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 
-from analysis.figures.drawing import Context, Skip, arms_with, describe, frame_of, members_with, not_in
+from analysis.figures.drawing import (
+    Context,
+    Skip,
+    arms_with,
+    bootstrap_text,
+    describe,
+    frame_of,
+    members_with,
+    not_in,
+)  # fmt: skip
 from analysis.statistics import Estimate, mean
 from analysis.studies import Arm
 
@@ -13,7 +22,8 @@ from analysis.studies import Arm
 def aligned(context: Context, arm: Arm, quantity: str) -> tuple[np.ndarray, list[np.ndarray]]:
     """Env steps and one (runs, steps) array a task; steps at which a run has no value yet are cut off the end.
 
-    Runs without a single value of the quantity are not in it; there are no steps where a task has no run with one yet.
+    Of an arm that learns all the tasks with one agent there is one array, for that agent has one latent. Runs without
+    a single value of the quantity are not in it; there are no steps where a task has no run with one yet.
 
     Raises:
         Skip: no task is shared by all arms that have the quantity.
@@ -23,6 +33,7 @@ def aligned(context: Context, arm: Arm, quantity: str) -> tuple[np.ndarray, list
     shared = shared_tasks(context, quantity)
     if not shared:
         raise Skip(f"no task is shared by all arms that have {quantity}")
+    shared = shared[:1] if study.together(arm.name, shared) else shared
     tasks = [study.runs(arm.name, task, quantity, steps) for task in shared]
     tasks = [values[~np.isnan(values).all(axis=1)] for values in tasks]
     if not all(map(len, tasks)):
@@ -80,6 +91,12 @@ def _all(frames: list[pd.DataFrame], quantity: str) -> pd.DataFrame:
 
 
 def lacking(context: Context, frame: pd.DataFrame) -> str:
-    """Names the arms that have no such quantity: TD3 has no latent, and nothing but FSQ a codebook."""
+    """Names the arms without a value: TD3 has no latent, nothing but FSQ a codebook, and older runs lack some."""
     without = [context.label(arm.name) for arm in context.study.arms if arm.name not in set(frame["arm"])]
-    return f" Not defined for {', '.join(without)}." if without else ""
+    return f" No values of {', '.join(without)}." if without else ""
+
+
+def bands(context: Context, quantity: str) -> str:
+    """How the intervals of `mean_curves` were made."""
+    members, tasks = members_with(context, quantity), shared_tasks(context, quantity)
+    return bootstrap_text(context, members=members[members["task"].isin(tasks)])

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pandas as pd
 
-from analysis.figures.drawing import ENV_STEPS, Context, Drawing, Skip, bootstrap_text, draw_panels, finish
-from analysis.figures.latent_curves import lacking, mean_curves, over
+from analysis.figures.drawing import ENV_STEPS, Context, Drawing, Skip, draw_panels, finish
+from analysis.figures.latent_curves import bands, lacking, mean_curves, over
 
 TITLE = "Latent diagnostics"
 PANELS = {  # column of latents.csv (docs/spec/iqrl.md, section 7): title
@@ -39,6 +39,6 @@ def draw(context: Context) -> Drawing:
         f"{TITLE}: mean over {shown}. Effective rank: exponential of the entropy of the singular values. Next target: "
         "the target encoder's latent one step on. Drift: distance of latent and target of one observation, over that "
         "of the latents of one step. $R^2$: of ridge regression from the latent. "
-        f"Bands: {bootstrap_text(context)}.{lacking(context, frame)}{left_out}"
+        f"Bands: {bands(context, frame['quantity'].iloc[0])}.{lacking(context, frame)}{left_out}"
     )
     return Drawing(figure, finish(context, figure, caption, x_label=ENV_STEPS), frame, hover)

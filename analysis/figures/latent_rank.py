@@ -7,14 +7,13 @@ import pandas as pd
 from analysis.figures.drawing import (
     Context,
     Drawing,
-    bootstrap_text,
     canvas,
     draw_curves,
     finish,
     legend_above,
     step_axis,
 )  # fmt: skip
-from analysis.figures.latent_curves import lacking, mean_curves, over
+from analysis.figures.latent_curves import bands, lacking, mean_curves, over
 
 TITLE = "Latent rank"
 QUANTITY = "rank_0.01"
@@ -41,6 +40,6 @@ def draw(context: Context) -> Drawing:
         f"{TITLE}: singular values of the latent matrix above max(0.01, 0.01 of the largest), mean over "
         f"{shown}. Latent width {' or '.join(map(str, widths))}, "
         f"{' to '.join(map(str, sorted(counts)))} samples. "
-        f"Bands: {bootstrap_text(context)}.{lacking(context, frame)}{left_out}"
+        f"Bands: {bands(context, QUANTITY)}.{lacking(context, frame)}{left_out}"
     )
     return Drawing(figure, finish(context, figure, caption), frame, [(axes[0, 0], series)])

@@ -91,6 +91,8 @@ def read_group(folder: Path) -> list[KeptRun]:
             raise Damaged(f"{path}: {row['run']} is there twice")
         made[row["run"]] = KeptRun(row["run"], row)
     for name, columns, lines in _by_run(folder / "evaluations.csv", made):
+        if missing := [column for column in CLOCKS if column not in columns]:
+            raise Damaged(f"{folder / 'evaluations.csv'}: no column {missing[0]}")
         made[name].tables["evaluations.csv"], made[name].tables["timing.csv"] = _split(columns, lines)
     for name, columns, lines in _by_run(folder / "latents.csv", made):
         made[name].tables["latents.csv"] = Rows(columns, lines)

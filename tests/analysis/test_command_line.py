@@ -12,7 +12,8 @@ import pytest
 from synthetic_runs import write_study
 
 from analysis import commands
-from analysis.__main__ import COMMANDS, main
+from analysis.__main__ import COMMANDS, KEYS, main
+from analysis.commands import _typed
 from analysis.runs import load
 
 ROOT = Path(__file__).parents[2]
@@ -137,6 +138,7 @@ def test_help_of_every_command_has_an_example(command: str, capsys: pytest.Captu
         (["figures", "short=maybe"], "short=maybe: expected cut"),
         (["figures", "runs=.", "cache=off", "ylim=arms=0:1"], "ylim=arms: no such figure with a y axis of values"),
         (["figures", "ylim=tasks=1"], "ylim=tasks=1: expected limits of y axes"),
+        (["figures", "ylim=iqm_return=nan:1"], "ylim=iqm_return=nan:1: expected limits of y axes"),
         (["figures", "labels=td3"], "labels=td3: expected names of arms and tasks"),
         (["compare", "runs=."], "published=: expected the path of published results"),
         (["compare", "runs=.", "published=nowhere"], "published=nowhere: no such file or folder"),
@@ -157,3 +159,19 @@ def test_out_that_cannot_be_made(runs: Path, tmp_path: Path, capsys: pytest.Capt
     (tmp_path / "file").write_text("")
     assert main(["figures", f"runs={runs}", f"out={tmp_path / 'file'}", "replicates=10"]) == 2
     assert "cannot make this folder" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("key", ["arms=td3,td3", "tasks=walker-walk,walker-walk"])
+def test_a_name_that_is_there_twice_is_refused(runs: Path, capsys: pytest.CaptureFixture[str], key: str) -> None:
+    """Twice counted, a task would make intervals narrower."""
+    write_study(runs, agents=("td3",), tasks=("walker-walk",), seeds=2)
+    assert main(["tables", f"runs={runs}", key]) == 2
+    assert f"error: {key}: names {key.rpartition(',')[2]} twice" in capsys.readouterr().err
+
+
+def test_a_report_names_the_command_that_made_it() -> None:
+    """All that decides what is drawn, as one types it."""
+    typed = "runs=a,b interval=t baseline=td3 arms=td3,iqrl labels=td3=TD3 ylim=iqm_return=:0.5,tasks=0: pvalues=on"
+    options = {key: KEYS[key].parse(value) for key, _, value in (word.partition("=") for word in typed.split())}
+    assert " ".join(_typed(options, options)) == typed
+    assert _typed({"pvalues": False, "sweep": None}, ("pvalues", "sweep")) == []

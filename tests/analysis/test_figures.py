@@ -86,7 +86,7 @@ def test_captions_state_seeds_tasks_interval_and_budget(study: Context) -> None:
 def test_rank_and_codebook_leave_out_agents_that_have_none(study: Context) -> None:
     rank, codebook = drawn("latent_rank", study), drawn("active_codebook", study)
     assert [line.get_label() for line in rank.figure.axes[0].get_lines()] == ["iQRL", "TCRL"]
-    assert "Not defined for TD3." in words(rank)
+    assert "No values of TD3." in words(rank)
     labels = [line.get_label() for line in codebook.figure.axes[0].get_lines()]
     assert [label for label in labels if not label.startswith("_")] == ["iQRL"]
     latents = study.study.tables.latents

@@ -118,6 +118,16 @@ def test_what_cannot_be_read(tmp_path: Path) -> None:
         published.load(tmp_path / "other.parquet")
     with pytest.raises(InputError, match="no results in a known format"):
         published.load(tmp_path)  # a folder may hold other tables
+    header = "agent,env,env_step,episode_reward,seed\n"
+    for row in (
+        "DCWM,dog-run,0,1.0,one\n",
+        "DCWM,dog-run,0,much,1\n",
+        "DCWM,dog-run,0,1.0,1,1\nDCWM,dog-run,0,1.0,1,1,1\n",
+    ):
+        damaged = write(tmp_path / "dmc.csv", header + row)
+        for place in (damaged, tmp_path):
+            with pytest.raises(InputError, match=r"published=.*dmc.csv: cannot be read"):
+                published.load(place)
 
 
 def test_an_unknown_algorithm_is_refused(tmp_path: Path) -> None:

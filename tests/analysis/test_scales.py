@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+import yaml
 from synthetic_runs import write_run
 
 from analysis import compare, published, scales, tables
@@ -84,8 +85,13 @@ def test_suites_are_mixed_only_normalised(tmp_path: Path) -> None:
     for seed in range(3):
         write_run(tmp_path, "iqrl", "walker-walk", seed, returns=[0.0, 0.0, 0.0, 0.0, 0.0, 400.0])
         succeed(write_run(tmp_path, "iqrl", "mw-reach", seed, returns=[1000.0] * 6), [0, 0, 0, 0, 0, 60])
-        write_run(tmp_path, "iqrl", "gym:Hopper-v4", seed, returns=[0.0] * 5 + [18.791 + 0.8 * (3226.0 - 18.791)])
+        hopper = [0.0] * 5 + [18.791 + 0.8 * (3226.0 - 18.791)]
+        run = write_run(tmp_path, "iqrl", "gym:Hopper-v4", seed, returns=hopper)
+        config = yaml.safe_load((run / "config.yaml").read_text())
+        config["train"]["action_repeat"] = 1  # as the suite has it, and as its runs say
+        (run / "config.yaml").write_text(yaml.safe_dump(config, sort_keys=False))
     (study,), _ = build(load([tmp_path]), [tmp_path])
+    assert not study.problems
     mark = np.array([study.mark])
     found = {task: study.scores("iqrl", mark, [task])[0][0, 0] for task in study.shared_tasks()}
     assert found == pytest.approx({"gym:Hopper-v4": 0.8, "mw-reach": 0.6, "walker-walk": 0.4})

@@ -5,13 +5,19 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 from synthetic_runs import write_manifest, write_run
 
 from analysis import frames
+from analysis.exports import rows
+from analysis.figures import gpu_hours, iqm_return, latent_rank, training_curves
+from analysis.figures.drawing import Context
 from analysis.runs import load
-from analysis.statistics import mean
+from analysis.statistics import Together, interval, mean
+from analysis.style import STYLES
 from benchmarks import keep
+from iqrl.runs.reader import Run
 
 BOTH = "walker-walk,walker-run"
 
@@ -49,10 +55,39 @@ def test_each_task_has_a_curve_over_its_own_env_steps(tmp_path: Path) -> None:
         assert returns == {"walker-walk": 150.0, "walker-run": 750.0} and one["rank_0.01"].notna().all()
         means = frames.aggregate(ends, "score", mean).set_index("arm")
         assert means.loc["one", "point"] == pytest.approx(0.45) and (means["tasks"] == 2).all()
-    assert frames.load(runs).training["key"].nunique() == 8  # losses are those of the whole run
+    training = frames.load(runs).training  # losses are those of the whole run, over one task's env steps
+    assert training["key"].nunique() == 8 and training["env_step"].max() == 100_000
+    context = Context(own, STYLES["neurips"], 100)
+    ranks = latent_rank.data(context).groupby("arm").last()
+    assert ranks["runs"].to_dict() == {"one": 2, "two": 4}  # an agent has one latent, however many its tasks
+    losses = training_curves.data(context, lambda name: name == "critic_loss").groupby("arm").last()
+    assert losses["runs"].to_dict() == {"one": 2, "two": 4} and losses.loc["one", "env_step"] == 100_000
+    hours = gpu_hours.data(context).groupby("arm")["env_step"].max()
+    assert hours["one"] == pytest.approx(hours["two"], rel=0.02)  # made up with about equal seconds an env step
+    assert "resampled with all of them" in iqm_return.draw(context).caption.text
+    scores = own.scores("one", np.array([100_000]), own.tasks)
+    assert isinstance(scores, Together) and not isinstance(own.scores("two", np.array([100_000])), Together)
+    width = frames.aggregate(ends, "score", mean, "t").set_index("arm").loc["one"]
+    exact = interval(scores, mean, method="t")
+    assert (width["low"], width["high"]) == pytest.approx((exact.low[0], exact.high[0]))
     manifest.unlink()
     assert len(frames.study(frames.load(runs)).arms) == 2  # told apart by what their agent learns
     assert keep.main([*map(str, sorted(runs.glob("iqrl-*"))), f"out={kept}"]) == 0
     here, there = load([runs], cache=False), load([kept], cache=False)
     assert sorted(here.runs["run"]) == sorted(there.runs["run"])
     assert sorted(here.evaluations["mean_return"]) == sorted(there.evaluations["mean_return"])
+
+
+def test_exports_name_the_task(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = write_both(tmp_path, 0)
+    lines = (run / "training.csv").read_text().splitlines()
+    named = [f"{line},{'task' if n == 0 else BOTH.split(',')[n % 2]}" for n, line in enumerate(lines)]
+    (run / "training.csv").write_text("\n".join(named) + "\n")
+    found = rows.rows(Run(run))
+    assert not capsys.readouterr().err
+    step, last = found["evaluations.csv"][-1]
+    assert step == 200_000
+    assert last["evaluation/walker-walk/mean_return"] == 149.0 and last["evaluation/walker-run/max_return"] == 749.0
+    assert {"training/walker-run/episode_return", "training/critic_loss"} <= found["training.csv"][-2][1].keys() | (
+        found["training.csv"][-1][1].keys()
+    )

@@ -8,7 +8,18 @@ from rliable import library, metrics
 from scipy import stats
 
 from analysis import statistics
-from analysis.statistics import AGGREGATES, interval, iqm, mean, point, several
+from analysis.statistics import (
+    AGGREGATES,
+    INTERVALS,
+    Together,
+    aggregate_difference,
+    interval,
+    iqm,
+    mean,
+    point,
+    probability_of_improvement,
+    several,
+)
 
 
 def scores(runs: int = 10, tasks: int = 8, steps: int = 1, seed: int = 0) -> list[np.ndarray]:
@@ -241,6 +252,37 @@ def test_several_statistics_share_resamples() -> None:
     own = scores()
     both = interval(own, several([iqm, mean]), 300)
     assert both.low[0] == interval(own, iqm, 300).low[0] and both.high[1] == interval(own, mean, 300).high[0]
+
+
+@pytest.mark.parametrize("method", INTERVALS)
+def test_runs_of_several_tasks_are_resampled_whole(method: str) -> None:
+    """The mean over their tasks is then that of runs of one task, whose score is their own mean."""
+    scores = [np.random.default_rng(task).normal(task, 1, (5, 2)) for task in range(3)]
+    whole = interval(Together(scores), mean, 500, method=method)
+    one = interval([np.mean(scores, axis=0)], mean, 500, method=method)
+    for name in ("point", "low", "high"):
+        np.testing.assert_allclose(getattr(whole, name), getattr(one, name), rtol=1e-12)
+    alike = [scores[0]] * 3  # nothing but the run varies: three tasks say no more than one
+    width = {kind: np.ptp([e.low, e.high], axis=0) for kind, e in (
+        ("one", interval(alike[:1], mean, 500, method=method)),
+        ("whole", interval(Together(alike), mean, 500, method=method)),
+        ("apart", interval(alike, mean, 500, method=method)),
+    )}  # fmt: skip
+    np.testing.assert_allclose(width["whole"], width["one"], rtol=1e-12)
+    assert (width["apart"] < 0.8 * width["one"]).all()
+
+
+def test_pairs_of_runs_of_several_tasks_are_resampled_whole() -> None:
+    x, y = np.array([1.0, 3.0, 5.0]), np.array([2.0, 2.5, 4.0])
+    one = probability_of_improvement([x], [y], 500)
+    for first in (Together([x, x]), [x, x]):
+        other = probability_of_improvement(first, Together([y, y]), 500)
+        assert other.point == one.point
+        same = (other.low, other.high) == (one.low, one.high)
+        assert same == isinstance(first, Together)
+    difference = aggregate_difference(Together([x[:, None]] * 2), Together([y[:, None]] * 2), mean, 500, method="t")
+    alone = aggregate_difference([x[:, None]], [y[:, None]], mean, 500, method="t")
+    np.testing.assert_allclose(difference.low, alone.low)
 
 
 def test_profile_is_the_share_above() -> None:
