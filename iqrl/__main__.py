@@ -16,7 +16,7 @@ from statistics import fmean, pstdev
 from typing import TYPE_CHECKING
 
 from iqrl.command_line import Parser
-from iqrl.errors import BAD_INPUT, INTERRUPTED, InputError, disk_message, what_failed
+from iqrl.errors import BAD_INPUT, DISK, INTERRUPTED, InputError, disk_message, what_failed
 from iqrl.processes import StopFlag
 
 if TYPE_CHECKING:
@@ -37,7 +37,8 @@ TRAIN_EXAMPLES = """examples:
 
 keys: agent, task, seeds, preset, runs, config, agent.*, train.*, eval.*  (python -m iqrl config shows them all)
 The same command after an interruption goes on where it stopped; finished runs are left alone.
-exit status: 0 all runs are complete, 1 some failed, 2 bad input, 75 interrupted (checkpointed)"""
+exit status: 0 all runs are complete, 1 some failed, 2 bad input, 74 a file could not be written, 75 interrupted (both
+go on from the last checkpoint)"""
 
 
 def main(words: Sequence[str] | None = None) -> int:
@@ -223,8 +224,9 @@ def _train(runs: Sequence, how, folder: Path) -> int:  # type: ignore[no-untyped
                 return status
             outcome = outcome or status
     except OSError as error:
-        print(f"error: {disk_message(error, folder)}", file=sys.stderr)
-        return 1
+        with contextlib.suppress(OSError):  # of a log on the same disk
+            print(f"error: {disk_message(error, folder)}", file=sys.stderr)
+        return DISK
     return outcome
 
 

@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 FAILED, BAD_INPUT = 1, 2
+DISK = 74  # EX_IOERR: a file could not be written; what was saved before stands
 INTERRUPTED = 75  # EX_TEMPFAIL: the same command goes on
 
 

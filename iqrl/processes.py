@@ -35,6 +35,11 @@ def job_id() -> str:
     return f"{array}_{os.environ['SLURM_ARRAY_TASK_ID']}" if array else os.environ.get("SLURM_JOB_ID", "")
 
 
+def in_sweep_job() -> bool:
+    """Whether this is a Slurm job of a sweep: not an interactive one, and none of the user's own."""
+    return bool(job_id()) and "SWEEP_SCRATCH" in os.environ  # every job of a sweep has it, if an empty one
+
+
 def started(pid: int) -> int | None:
     """When a living process on this host started, in the kernel's ticks, or None if there is none (or no /proc).
 

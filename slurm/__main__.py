@@ -283,15 +283,11 @@ def _retry(
             raise InputError(f"retry --unknown: Slurm cannot be asked what is queued: {report.queue.error}")
         require_silence("retry --unknown", [s for s in report.states if s.state == "unknown"])
     outcome = 0
-    for name, manifest in report.manifests.items():
-        names = {row["run"] for row in manifest["runs"]} & wanted
-        if not names:
-            continue
-        wanted -= names  # runs that several sweeps share go with the first
-        last = report.last_submission(name)
-        content = last.content if last else {}
-        source = content.get("source", name.removesuffix(f"-{manifest['scale']}"))  # without: copied from elsewhere
-        sweep = ablations.load(source, manifest["scale"])
+    for name, (last, names) in report.by_sweep(wanted).items():
+        wanted -= names
+        content, scale = last.content if last else {}, report.known[name]["scale"]
+        source = content.get("source", name.removesuffix(f"-{scale}"))  # without: copied from elsewhere
+        sweep = ablations.load(source, scale)
         if gone := names - {run.name for run in sweep.unique_runs()}:
             print(
                 f"{name}: {len(gone)} runs are of an earlier version of the sweep's file or its agent; "

@@ -13,12 +13,12 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from iqrl import processes
-from iqrl.errors import BAD_INPUT, INTERRUPTED, what_failed
+from iqrl.errors import BAD_INPUT, DISK, INTERRUPTED, what_failed
 from iqrl.runs import reader
 from iqrl.runs.files import last_line, written
 from iqrl.runs.lease import newest_token, newest_writer
@@ -112,14 +112,29 @@ class Crew:
         for member in self.members:
             if member.process is not None and (status := member.process.poll()) is not None:
                 pid, member.process = member.process.pid, None
-                self._after(member, status, pid)
+                with self._storage(member):
+                    self._after(member, status, pid)
         taken = {member.slot for member in self.members if member.process is not None}
         free = [i for i in range(len(self.slots)) if i not in taken]
         for member in self.members:
             if not free or self.stopping:
                 break
-            if member.state == "waiting" and time.monotonic() >= member.not_before and self._ready(member):
-                self._start(member, free.pop(0))
+            if member.state == "waiting" and time.monotonic() >= member.not_before:
+                with self._storage(member):
+                    if self._ready(member):
+                        self._start(member, free.pop(0))
+
+    @contextlib.contextmanager
+    def _storage(self, member: Member) -> Iterator[None]:
+        """A file of this pack that cannot be read now is this pack's trouble, and tried again."""
+        try:
+            yield
+        except OSError as error:
+            member.attempts += 1
+            if self.stopping:
+                member.state = "stopped"
+            else:
+                self._again(member, what_failed(error), ATTEMPTS)
 
     def _ready(self, member: Member) -> bool:
         """Whether the runs that this pack builds on are complete. If they never will be, it is given up."""
@@ -212,7 +227,7 @@ class Crew:
             how = f"killed by signal {-status}" if status < 0 else said or f"exit status {status}"
             if self._progress(pack) != member.progress:
                 member.attempts = 0
-            self._again(member, how, ATTEMPTS if status < 0 or said.startswith("error: ") else CRASHES)
+            self._again(member, how, ATTEMPTS if status < 0 or status == DISK else CRASHES)
 
     def _again(self, member: Member, how: str, most: int) -> None:
         """Start again after a pause, unless it has been tried often enough."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
 import time
 from collections.abc import Mapping
@@ -14,11 +15,11 @@ from iqrl import processes
 from iqrl.config import Execution
 from iqrl.errors import FAILED, INTERRUPTED, InputError
 from iqrl.processes import StopFlag
-from iqrl.runs import lease, manifest
+from iqrl.runs import lease, manifest, reader
 from iqrl.training import execution
 from slurm import tables
 from slurm.crew import Crew
-from slurm.packs import Pack
+from slurm.packs import Pack, with_agent
 from slurm.remaining import AUTOMATIC_PACK, make_packs, remaining
 from slurm.submissions import Job, Submission
 
@@ -73,7 +74,13 @@ def run(
         return 1 if elsewhere else 0
     submission = Submission.create(runs, sweep.name, "local")
     submission.content |= {"source": source, "words": [f"{k}={v}" for k, v in words.items()], "processes": jobs}
-    return _work(submission, packs, slots, runs, out)
+    status = _work(submission, packs, slots, runs, out)
+    trained_here = {name for each in packs for name in each.runs}
+    others = [name for name in todo.states if name not in trained_here]
+    lacking = [name for name in others if not reader.look(runs / name, time.time()).state == "done"]
+    if lacking:
+        print(f"{len(lacking)} more of its runs are another queue's, and not complete yet", file=out, flush=True)
+    return status or (FAILED if lacking else 0)
 
 
 def slots_and_words(jobs: str, asked: Execution) -> tuple[list[dict[str, str]], dict[str, str], int]:
@@ -105,6 +112,11 @@ def _by_memory(count: int) -> int:
 
 
 def _work(submission: Submission, packs: list[Pack], slots: list[dict[str, str]], runs: Path, out: TextIO) -> int:
+    try:
+        packs = [with_agent(each, submission.folder / "code") for each in packs]
+    except InputError:
+        shutil.rmtree(submission.folder, ignore_errors=True)
+        raise
     for each in packs:
         each.write(submission.folder / "packs")
     submission.jobs = [Job("", [{"name": each.name, "runs": list(each.runs)}]) for each in packs]

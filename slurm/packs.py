@@ -6,12 +6,15 @@ is given: one pack, or several that share a GPU.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import yaml
+
+from iqrl.errors import InputError
 
 _Dumper: Any = getattr(yaml, "CSafeDumper", yaml.SafeDumper)
 
@@ -27,6 +30,7 @@ class Pack:
         words: how to execute them, as on the command line.
         after: runs that have to be complete before this pack starts.
         env_steps: budget of each run.
+        source_hash: of the agent's file, where it is one of the user's own.
     """
 
     name: str
@@ -36,12 +40,35 @@ class Pack:
     words: tuple[str, ...]
     after: tuple[str, ...]
     env_steps: int
+    source_hash: str = ""
 
     def write(self, folder: Path) -> Path:
         """Its configuration file in `folder`, for `python -m iqrl train config=...`."""
         path = folder / f"{self.name}.yaml"
         path.write_text(yaml.dump(dict(self.content), Dumper=_Dumper, sort_keys=False))
         return path
+
+
+def with_agent(pack: Pack, folder: Path) -> Pack:
+    """The pack with its agent's file from outside the tree, if it has one, as a copy in `folder`/agents.
+
+    So the file may be edited while a sweep of it runs.
+
+    Raises:
+        InputError: it has been edited since the pack was made: its runs would be others.
+    """
+    source = pack.content["agent"].get("source")
+    if not source:
+        return pack
+    code = Path(source).read_bytes()
+    if hashlib.sha256(code).hexdigest() != pack.source_hash:
+        raise InputError(f"agent={source}: was edited meanwhile; the same command again takes it as it is now")
+    copy = folder / "agents" / Path(source).name
+    copy.parent.mkdir(parents=True, exist_ok=True)
+    if copy.exists() and copy.read_bytes() != code:
+        copy = copy.with_name(f"{pack.name}.py")
+    copy.write_bytes(code)
+    return replace(pack, content={**pack.content, "agent": {**pack.content["agent"], "source": str(copy)}})
 
 
 def even_size(groups: Sequence[int], slots: int) -> int:

@@ -105,6 +105,7 @@ def make_packs(
                     words=tuple(f"{k}={v}" for k, v in how.items()),
                     after=tuple(sorted({run.after for run in part if run.after})),
                     env_steps=first.train.env_steps,
+                    source_hash=first.source_hash,
                 )
             )
     return packs

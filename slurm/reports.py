@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,7 @@ class Report:
     """
 
     def __init__(self, runs: Path, sweeps: Sequence[str] = ()) -> None:
-        known = manifests(runs)
+        self.known = known = manifests(runs)
         for name in sweeps:
             if name not in known:
                 expected = f"expected one of {', '.join(known)}" if known else "none was started yet"
@@ -53,6 +53,23 @@ class Report:
 
     def last_submission(self, sweep: str) -> Submission | None:
         return next((s for s in reversed(self.handed_out) if s.sweep == sweep), None)
+
+    def by_sweep(self, names: Iterable[str]) -> dict[str, tuple[Submission | None, set[str]]]:
+        """Runs by the sweep whose submission was the last to hold them, and the newest such submission of that sweep.
+
+        A run that no submission holds goes with the first sweep that lists it.
+        """
+        holder = {run: s for s in self.handed_out if s.sweep in self.known for job in s.jobs for run in job.runs}
+        listed = {row["run"]: sweep for sweep, m in reversed(self.manifests.items()) for row in m["runs"]}
+        found: dict[str, set[str]] = {}
+        for run in sorted(names):
+            if sweep := holder[run].sweep if run in holder else listed.get(run):
+                found.setdefault(sweep, set()).add(run)
+        result = {}
+        for sweep, own in found.items():
+            last = max((holder[run] for run in own & holder.keys()), key=self.handed_out.index, default=None)
+            result[sweep] = (last or self.last_submission(sweep), own)
+        return result
 
     def of_earlier_versions(self, sweep: str) -> list[str]:
         """Ids of a sweep's jobs in the queue that hold none of the runs of which it consists by now."""

@@ -26,7 +26,7 @@ from iqrl.runs.code import code_version
 from iqrl.runs.files import replace_text
 from slurm import job, profile, queue, tables
 from slurm.housekeeping import agreed
-from slurm.packs import Pack
+from slurm.packs import Pack, with_agent
 from slurm.profile import ClusterProfile
 from slurm.remaining import Remaining, make_packs, remaining
 from slurm.submissions import Job, Submission
@@ -85,6 +85,9 @@ def submit(
         _test(resources, sweep.name, min(len(jobs), _array_size()))
     if dry_run or not agreed(f"submit {len(jobs)} jobs?", yes):
         return 0 if dry_run else 1
+    now = remaining(sweep, runs, only, reclaim_unknown)  # the answer may have taken long
+    if now.queue.error or {r.name for r in now.missing} != {r.name for r in todo.missing}:
+        raise InputError(f"sweep={sweep.name}: what it lacks has changed meanwhile; the same command again asks anew")
     manifest.write(runs, sweep.manifest())
     submission = Submission.create(runs, sweep.name, "slurm")
     words_given = [f"{k}={v}" for k, v in words.items()]
@@ -265,7 +268,11 @@ def _hand_over(
     """Submit the jobs; `queued`: run -> id of the job that trains it, of those in the queue already."""
     folder = submission.folder
     snapshot(folder / "code")
-    jobs = [[_with_agent(each, folder / "code") for each in packs] for packs in jobs]
+    try:
+        jobs = [[with_agent(each, folder / "code") for each in packs] for packs in jobs]
+    except InputError:
+        shutil.rmtree(folder, ignore_errors=True)
+        raise
     for packs in jobs:
         for each in packs:
             each.write(folder / "packs")
@@ -345,19 +352,6 @@ def _task(packs: Sequence[Pack], folder: Path, runs: Path, resources: ClusterPro
         "runs": str(runs),
         "folder": str(folder),
     }
-
-
-def _with_agent(pack: Pack, code: Path) -> Pack:
-    """The pack with its agent's file from outside the tree, if it has one, as part of the snapshot."""
-    source = pack.content["agent"].get("source")
-    if not source:
-        return pack
-    copy = code / "agents" / Path(source).name
-    copy.parent.mkdir(exist_ok=True)
-    if copy.exists() and copy.read_bytes() != Path(source).read_bytes():
-        copy = copy.with_name(f"{pack.name}.py")
-    shutil.copyfile(source, copy)
-    return dataclasses.replace(pack, content={**pack.content, "agent": {**pack.content["agent"], "source": str(copy)}})
 
 
 def snapshot(target: Path) -> None:

@@ -166,6 +166,22 @@ def test_all_say_the_same(case: str, run: Path, process: int, capsys: pytest.Cap
         assert lease.newest_writer(run)[1] == lease.myself()
 
 
+def test_only_a_sweeps_job_takes_a_run_from_a_living_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An interactive job is no sign that the queue has ended the other."""
+    other = subprocess.Popen(["sleep", "60"])
+    try:
+        (tmp_path / "lease").mkdir()
+        write_lease(tmp_path, pid=other.pid, started=started(other.pid))
+        monkeypatch.setenv("SLURM_JOB_ID", "42")
+        with pytest.raises(InputError, match="is training this run"):
+            RunDirectory(tmp_path).claim()
+        monkeypatch.setenv("SWEEP_SCRATCH", "")  # as the script of every job of a sweep does
+        RunDirectory(tmp_path).claim()
+    finally:
+        other.kill()
+        other.wait()
+
+
 def test_a_folder_that_is_not_there_is_new(tmp_path: Path) -> None:
     assert reader.look(tmp_path / "none", now=0.0) == reader.RunState("new")
     assert not RunDirectory(tmp_path / "none").done()

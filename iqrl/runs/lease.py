@@ -75,14 +75,15 @@ class Lease:
     def claim(self) -> None:
         """Become the run's only writer.
 
-        Inside a Slurm job, the queue has said that it is this process's turn: whoever still writes was left
-        behind on a node that Slurm lost, and is fenced off. Elsewhere two writers are a mistake.
+        Inside a sweep's Slurm job, the queue has said that it is this process's turn: whoever still writes was left
+        behind on a node that Slurm lost, and is fenced off. Elsewhere, an interactive job included, two writers are
+        a mistake.
 
         Raises:
-            InputError: if a living process on this host is the writer, and this is no Slurm job.
+            InputError: if a living process on this host is the writer, and this is no sweep's job.
         """
         own, (_, writer) = myself(), newest_writer(self.run)
-        if own["job_id"] is None and alive(writer) and writer != own:
+        if not processes.in_sweep_job() and alive(writer) and writer != own:
             raise InputError(f"{self.run}: process {writer['pid']} is training this run")
         self.folder.mkdir(exist_ok=True)
         with tempfile.NamedTemporaryFile("w", dir=self.folder, prefix=".claim-", delete=False) as file:

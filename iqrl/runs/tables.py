@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import numbers
 import os
 from collections.abc import Mapping, Sequence
@@ -115,9 +116,10 @@ class Table:
         self._open([",".join(self.columns), *lines[1:]])
 
     def append(self, row: Mapping[str, Any]) -> None:
-        """Write one row at once."""
+        """Write one row at once. Raises OSError as `sync` does."""
         new = [c for c in row if c not in self.columns]
         if new:
+            self._check()
             lines = read_lines(self.path)[0][1 : self.rows + 1]
             self.columns += new
             self.close()
@@ -135,8 +137,22 @@ class Table:
         self.descriptor = os.open(self.path, os.O_WRONLY | os.O_APPEND)
 
     def sync(self) -> None:
-        """Make its rows durable."""
+        """Make its rows durable.
+
+        Raises:
+            OSError: another file has the name since: an editor wrote it anew, say, and rows since then are in no file.
+        """
         os.fsync(self.descriptor)
+        self._check()
+
+    def _check(self) -> None:
+        own = os.fstat(self.descriptor)
+        try:
+            named = os.stat(self.path)
+        except FileNotFoundError:
+            named = None
+        if named is None or (own.st_dev, own.st_ino) != (named.st_dev, named.st_ino):
+            raise OSError(errno.ESTALE, "was replaced or removed while its run wrote to it", str(self.path))
 
     def close(self) -> None:
         with contextlib.suppress(OSError):

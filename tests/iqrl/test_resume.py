@@ -36,7 +36,7 @@ from training import (
 
 from iqrl import __main__ as command_line
 from iqrl import processes
-from iqrl.errors import INTERRUPTED
+from iqrl.errors import DISK, INTERRUPTED
 from iqrl.runs import checkpoints as saved
 from iqrl.runs.directory import RunDirectory
 from iqrl.training.execution import fast_bfloat16
@@ -565,12 +565,12 @@ def test_a_disk_that_fills(tmp_path: Path, undisturbed: Any) -> None:
             said = (tmp_path / "said").read_text()
             statuses.append(process.exitcode)
             if process.exitcode:
-                assert process.exitcode == 1, said
+                assert process.exitcode == DISK, said
                 errors = [line for line in said.splitlines() if line.startswith(("error: ", "warning: "))]
                 assert len(errors) == 1 and "disk is full" in errors[0], said
             assert "Traceback" not in said, said
             (disk / "ballast").unlink()
-        assert statuses[0] == 1
+        assert statuses[0] == DISK
         subprocess.run(["mount", "-o", "remount,size=20m", str(disk)], check=True)
         finish(words("iqrl", disk / "runs"), tmp_path / "said")
         assert_same_runs(disk / "runs", expected)
@@ -631,6 +631,27 @@ def test_a_run_without_its_checkpoints_keeps_what_it_had(tmp_path: Path, undistu
     (lost,) = directory.glob("lost-*")
     assert (lost / "evaluations.csv").read_text() == rows
     assert_same_runs(runs, expected)
+
+
+@pytest.mark.parametrize("how", ["replaced", "removed"])
+def test_a_table_that_another_file_has_replaced_is_no_end_of_its_run(how: str, tmp_path: Path) -> None:
+    """An editor writes a file anew: rows since then are in one without a name, and DONE must not vouch for it."""
+    directory = RunDirectory(tmp_path)
+    directory.claim()
+    directory.open({}, [], 3)
+    row = {"env_step": 0, "episode": 0, "episode_return": 1.0, "length": 500}
+    directory.append("evaluations.csv", row)
+    table = tmp_path / "evaluations.csv"
+    text = table.read_text()
+    table.unlink()
+    if how == "replaced":
+        table.write_text(text)
+    directory.append("evaluations.csv", {**row, "env_step": 1000})
+    for end in (lambda: directory.finish(1000), lambda: directory.append("evaluations.csv", {**row, "new": 1})):
+        with pytest.raises(OSError, match="was replaced or removed while its run wrote to it"):
+            end()
+    assert not directory.done()
+    directory.release()
 
 
 @pytest.mark.parametrize("last", ["checkpoint", "evaluations.csv"])

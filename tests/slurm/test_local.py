@@ -1,5 +1,6 @@
 """The local queue with real training processes."""
 
+import errno
 import json
 import os
 import signal
@@ -72,6 +73,34 @@ def test_stop_kill_and_go_on(tmp_path):
     assert sorted(row["run"] for row in manifest["runs"]) == sorted(p.parent.name for p in runs.glob("*/DONE"))
 
 
+def test_an_agents_file_may_be_edited_while_its_sweep_runs(tmp_path):
+    """Here by the first process that trains it: the second one still trains the run that was planned."""
+    mine = tmp_path / "mine.py"
+    edit = f"if 'train' in sys.argv: open({str(mine)!r}, 'a').write('# edited\\n')"
+    agent = BROKEN_AGENT.split("@register")[0] + "import sys\n\n@register('mine')\nclass Mine(TD3):\n    pass"
+    mine.write_text(f"{agent}\n\n{edit}\n")
+    (tmp_path / "own.yaml").write_text(TINY.replace("agent: td3", f"agent: {mine}"))
+    words = ("run", str(tmp_path / "own.yaml"), f"runs={tmp_path / 'runs'}", "jobs=1", "train.pack=1")
+    said = slurm(*words)
+    assert "# edited" in mine.read_text()
+    assert said.returncode == 0 and "2 of 2 runs complete" in said.stdout
+    assert len(list((tmp_path / "runs").glob("*/DONE"))) == 2
+
+
+def test_runs_of_another_queue_count_until_they_are_complete(tmp_path):
+    sweep, runs = tmp_path / "tiny.yaml", tmp_path / "runs"
+    sweep.write_text(TINY)
+    assert slurm("run", str(sweep), f"runs={runs}").returncode == 0
+    other = next(runs.glob("*-s1-*"))
+    (other / "DONE").unlink()
+    next(runs.glob("*-s0-*/DONE")).unlink()
+    token = lease.newest_token(other) + 1
+    (other / "lease" / f"{token:08d}").write_text(json.dumps(lease.myself()))  # this living process
+    said = slurm("run", str(sweep), f"runs={runs}")
+    assert said.returncode == 1 and "1 of 1 runs complete" in said.stdout
+    assert "1 more of its runs are another queue's" in said.stdout
+
+
 def test_a_failed_run_is_reported_and_the_others_go_on(tmp_path):
     (tmp_path / "broken.py").write_text(BROKEN_AGENT)
     sweep = tmp_path / "mixed.yaml"
@@ -111,7 +140,8 @@ DONE = """printf x > $RUN/t.csv; printf '{"env_step": 100, "files": {"t.csv": 1}
         (DONE, "ended", "", 1),
         ("echo 'error: train.device=cuda: no CUDA'; exit 2", "given_up", "train.device=cuda: no CUDA", 1),
         ("echo 'Boom: bang'; exit 1", "given_up", "Boom: bang (3 attempts)", 3),
-        ("echo 'error: the disk is full'; exit 1", "given_up", "error: the disk is full (10 attempts)", 10),
+        ("echo 'error: the disk is full'; exit 74", "given_up", "error: the disk is full (10 attempts)", 10),
+        ("exit 74", "given_up", "exit status 74 (10 attempts)", 10),  # no room in the log, either
         (f"test -e $RUN/once && {{ {DONE}; exit; }}; touch $RUN/once; kill -9 $$", "ended", "", 2),
         (f"test -e $RUN/once && {{ {DONE}; exit; }}; touch $RUN/once; exit 75", "ended", "", 2),
         ('printf \'{"host": "else", "pid": 1}\' > $RUN/lease/00000007; exit 1', "given_up", "another process", 1),
@@ -123,6 +153,22 @@ def test_ends_of_a_process(make_crew, tmp_path, script, state, reason, starts):
     (member,) = made.members
     assert member.state == state and reason in member.reason
     assert (tmp_path / "starts").read_text().count("x") == starts
+
+
+def test_a_file_that_cannot_be_read_is_the_trouble_of_its_pack(make_crew, tmp_path, monkeypatch):
+    """The storage of a cluster fails now and then: other packs go on, and this one is tried again."""
+    made, said = make_crew(f"echo x >> {tmp_path / 'starts'}; {DONE}")
+    broken = [OSError(errno.EIO, "Input/output error", "lease")] * 2
+    monkeypatch.setattr(
+        crew, "newest_token", lambda run: lease.newest_token(run) if not broken else _raise(broken.pop())
+    )
+    made.run(lambda: False)
+    assert made.members[0].state == "ended" and (tmp_path / "starts").read_text() == "x\n"
+    assert sum("lease: Input/output error; starting again" in line for line in said) == 2
+
+
+def _raise(error):
+    raise error
 
 
 OLD = """printf '{"reason": "old"}' > $RUN/FAILED; touch -d @1 $RUN/FAILED"""

@@ -10,7 +10,7 @@ import sys
 
 import pytest
 import yaml
-from sweep_files import ROOT, TINY, fake_command, slurm
+from sweep_files import BROKEN_AGENT, ROOT, TINY, fake_command, slurm
 
 import ablations
 from ablations import __main__ as sweeps_command_line
@@ -304,6 +304,44 @@ def test_a_sweep_whose_runs_are_all_another_ones_is_known(submitting, tmp_path):
     manifest = tmp_path / "r" / "sweeps" / "other.json"
     assert "nothing to submit" in submitting("submit", "other.yaml", "--dry-run") and not manifest.exists()
     assert "nothing to submit" in submitting("submit", "other.yaml") and manifest.exists()
+
+
+def test_runs_are_retried_as_whoever_held_them_last_had_them(submitting, tmp_path):
+    """Not as another sweep that lists them, too, whose file may be gone: `a` comes before `b` by name."""
+    (tmp_path / "b.yaml").write_text(TINY)
+    submitting("submit", "b.yaml")
+    (tmp_path / "queue").write_text("101_0|PENDING\n101_1|PENDING\n")
+    (tmp_path / "a.yaml").write_text(TINY.replace("Tiny", "A"))
+    assert "nothing to submit" in submitting("submit", "a.yaml")
+    (tmp_path / "a.yaml").unlink()
+    (tmp_path / "queue").write_text("")  # Slurm has lost them
+    said = submitting("retry")
+    assert "b: 2 runs" in said and "submitted 2 jobs: 102" in said
+
+
+def test_what_has_changed_before_the_answer_is_not_submitted(submitting, tmp_path, monkeypatch, capsys):
+    """Somebody else has submitted the same meanwhile; or the agent's file was edited."""
+    (tmp_path / "tiny.yaml").write_text(TINY)
+    monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}:/usr/bin:/bin")
+    monkeypatch.chdir(tmp_path)
+
+    def meanwhile(question, yes):
+        submitting("submit", "tiny.yaml")
+        (tmp_path / "queue").write_text("101_0|PENDING\n101_1|PENDING\n")
+        return True
+
+    monkeypatch.setattr(submit, "agreed", meanwhile)
+    assert command_line.main(["submit", "tiny.yaml", "--profile", "p.yaml", "runs=r"]) == 2
+    assert "what it lacks has changed meanwhile" in capsys.readouterr().err
+    assert len(list((tmp_path / "scripts").iterdir())) == 1
+    (tmp_path / "mine.py").write_text(BROKEN_AGENT)
+    (tmp_path / "own.yaml").write_text(
+        TINY.replace("agent: td3", f"agent: {tmp_path / 'mine.py'}").replace("Tiny", "Own")
+    )
+    monkeypatch.setattr(submit, "agreed", lambda *_: (tmp_path / "mine.py").write_text(BROKEN_AGENT + "#") > 0)
+    assert command_line.main(["submit", "own.yaml", "--profile", "p.yaml", "runs=r"]) == 2
+    assert "meanwhile" in capsys.readouterr().err
+    assert len(list((tmp_path / "scripts").iterdir())) == 1
 
 
 def test_a_sweep_is_submitted_in_parts(submitting, tmp_path):
