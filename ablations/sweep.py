@@ -26,6 +26,7 @@ class Arm:
         delta: what differs from the base, by dotted key; `preset` and `agent` count as keys too.
         tasks: canonical names; one may be of several tasks, which are then one agent's.
         start_from: (arm, task) whose run gives this arm's runs their representation, or None.
+        dropped: keys of the base that it does not have, being of another agent.
     """
 
     name: str
@@ -34,6 +35,7 @@ class Arm:
     delta: Mapping[str, Any]
     tasks: tuple[str, ...]
     start_from: tuple[str, str] | None = None
+    dropped: tuple[str, ...] = ()
 
     def without(self, key: str) -> Arm:
         """The arm with one change fewer."""
@@ -86,6 +88,14 @@ class Sweep:
         """What there is to execute: every run once, those that others start from first."""
         unique = {run.name: run for run in reversed(self.runs)}
         return sorted(reversed(unique.values()), key=lambda run: bool(run.after))
+
+    def remarks(self) -> list[str]:
+        """What its file does not say in so many words."""
+        return [
+            f"{arm.name}: another agent, without the base's {', '.join(arm.dropped)}"
+            for arm in self.arms
+            if arm.dropped
+        ]
 
     def manifest(self) -> dict[str, Any]:
         """What `runs/sweeps/<name>.json` holds: which run belongs to which arm."""
@@ -174,7 +184,8 @@ def _arm(name: str, said: Mapping[str, Any], base: Mapping[str, Any], all_tasks:
     delta = {k: v for k, v in said.items() if k not in ("label", "tasks", "start_from")}
     agent = str(said.get("agent", base.get("agent", "iqrl")))
     source = (str(start["arm"]), tasks.parse(start["task"]).name) if start else None
-    return Arm(name, label, agent, delta, tuple(own), source)
+    dropped = [k for k in base if k.startswith("agent.") and k not in delta] if _another(agent, base) else []
+    return Arm(name, label, agent, delta, tuple(own), source, tuple(dropped))
 
 
 def _runs(
@@ -194,9 +205,12 @@ def _runs(
 
 def arm_layers(arm: Arm, base: Mapping[str, Any]) -> list[tuple[str, dict[str, Any]]]:
     """The base's layer and the arm's, for `config.resolve`; an arm of another agent drops the base's."""
-    other = arm.agent != base.get("agent", "iqrl")
-    kept = {k: v for k, v in base.items() if not (other and k.startswith("agent."))}
+    kept = {k: v for k, v in base.items() if not (_another(arm.agent, base) and k.startswith("agent."))}
     return [("base", _nested(kept)), (f"arm {arm.name}", _nested(arm.delta))]
+
+
+def _another(agent: str, base: Mapping[str, Any]) -> bool:
+    return agent != str(base.get("agent", "iqrl"))
 
 
 def _starting_from_others(

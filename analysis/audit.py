@@ -104,6 +104,7 @@ def checked(study: Study, short: str) -> Study:
 
     evaluations = study.tables.evaluations
     spoiled = evaluations[~np.isfinite(evaluations["mean_return"])].groupby("key", observed=True)["env_step"].min()
+    updates = evaluations.groupby("key", observed=True)["updates"].max()
     begun = (members["env_step"] > 0).any()  # one run that has just started would put every comparison at step 0
     for row in records(members):
         if row.status in ("failed", "unreadable"):
@@ -117,14 +118,19 @@ def checked(study: Study, short: str) -> Study:
             leave_out(row.Index, "short", f"{what} yet")
         elif row.key in spoiled.index:
             leave_out(row.Index, "nan", f"return is not finite at env step {spoiled[row.key]}")
+        if keep[row.Index] and row.env_step >= row.budget and updates.get(row.key) == 0:
+            problems.append(
+                Problem("untrained", row.run, "made no update: its budget ends within its warm-up", "counted")
+            )
         if row.remarks:
             problems.append(Problem("remark", row.run, row.remarks, "counted" if keep[row.Index] else "left out"))
     for index, kind, detail in _odd_configurations(members[keep]):
         leave_out(index, kind, detail)
-    furthest = members[keep].sort_values("env_step", ascending=False, kind="stable")
+    furthest = members[keep].sort_values(["env_step", "created"], ascending=False, kind="stable")
     for index in furthest.index[furthest.duplicated(["arm", "task", "seed"])]:
         row = members.loc[index]
-        leave_out(index, "duplicate", f"a second run of {row['arm']} on {row['task']}, seed {row['seed']:.0f}")
+        what = f"a second run of {row['arm']} on {row['task']}, seed {row['seed']:.0f}"
+        leave_out(index, "duplicate", f"{what}; one that went as far and began later counts")
     for row in records(members[keep]):
         if row.status != "torn" and row.env_step >= row.budget:
             continue

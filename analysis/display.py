@@ -50,7 +50,7 @@ class Display:
             for name in wanted:
                 if name not in there:
                     raise InputError(f"{key}={name}: {study} has no such name; expected one of {', '.join(there)}")
-            if repeated := [name for name, count in Counter(wanted).items() if count > 1]:
+            if repeated := [name for name, count in Counter(list(wanted)).items() if count > 1]:
                 raise InputError(f"{key}={','.join(wanted)}: names {repeated[0]} twice")
 
 

@@ -16,7 +16,7 @@ from statistics import fmean, pstdev
 from typing import TYPE_CHECKING
 
 from iqrl.command_line import Parser
-from iqrl.errors import BAD_INPUT, DISK, INTERRUPTED, InputError, disk_message, what_failed
+from iqrl.errors import BAD_INPUT, DISK, INTERRUPTED, InputError, disk_message, of_file, what_failed
 from iqrl.processes import StopFlag
 
 if TYPE_CHECKING:
@@ -151,8 +151,10 @@ def resume_runs(words: Sequence[str]) -> int:
     fixed = tuple(f"train.{f.name}" for f in dataclasses.fields(config.Train))
     strange = [w for w in settings if not w.startswith("train.") or w.startswith(fixed)]
     if strange:
+        longer = strange[0].startswith("train.env_steps=")
         raise InputError(
             f"{strange[0]}: a run's configuration is fixed; expected how to execute it, such as train.device=cpu"
+            + (" (a longer run starts anew: choose a budget that is enough, and stop it with Ctrl-C)" if longer else "")
         )
     layers = [("last session", last_execution(paths[0])), ("command line", config.parse_words(settings))]
     execution = config.resolve(layers)[1]
@@ -204,6 +206,9 @@ def _train(runs: Sequence, how, folder: Path) -> int:  # type: ignore[no-untyped
         size, frames = executing.pack_size(how, runs[0], usual, len(new), folder) if new else (1, how.frames)
         if new:  # they differ in their seeds alone
             executing.check(new[0])
+            if not executing.learns(new[0]):
+                steps = f"train.env_steps={new[0].train.env_steps}"
+                print(f"warning: {steps} ends within the warm-up: no update will be made", file=sys.stderr, flush=True)
         for run in new:  # a run that cannot start leaves no directory
             if not (folder / run.directory_name).exists():
                 inherited(run, folder)
@@ -273,7 +278,7 @@ def _train_alike(todo: Pack, how, size: int, stop: StopFlag) -> int:  # type: ig
         except WorkerError as error:
             _fail(trainer, pack, f"environment workers: {error}")
         except Exception as error:  # of the whole pack, in an update say; to start again would repeat it
-            _fail(trainer, pack, f"{type(error).__name__}: {error}", traceback.format_exc())
+            _fail(trainer, pack, of_file(error, pack[0][0].source), traceback.format_exc())
         failed += sum(not d.done() for _, d in pack) if outcome == "done" else 0
         if outcome == "interrupted":
             return INTERRUPTED

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import difflib
 import hashlib
 import importlib
 import importlib.util
@@ -65,6 +66,14 @@ def _check_settings(agent: type[Agent[Any]], path: Path) -> None:
             raise InputError(f"agent={path}: {name}: a setting is bool, int, float, str, or a list of one of them")
         default = entry.default if entry.default_factory is dataclasses.MISSING else entry.default_factory()
         coerce(f"agent={path}: {name}", default, kind, entry.metadata)
+    hooks = [name for name in vars(Agent) if not name.startswith("_")]
+    for name in vars(agent):
+        if (
+            not name.startswith("_")
+            and name not in hooks
+            and (meant := difflib.get_close_matches(name, hooks, 1, 0.85))
+        ):
+            print(f"warning: agent={path}: {name} is no hook; did you mean {meant[0]}?", file=sys.stderr)
     if not re.fullmatch(r"[A-Za-z0-9_.-]+", agent.name):  # run directories begin with it
         raise InputError(f"agent={path}: registers {agent.name!r}; expected letters, digits, '_', '-' and '.'")
 
@@ -95,5 +104,8 @@ def _agent_from_file(path: Path) -> tuple[type[Agent[Any]], str]:
     if len(found) != 1 or clash:
         what = f"registers {clash[0]!r}, which exists" if clash else f"registers {len(found)} agents"
         raise InputError(f"agent={path}: {what}; expected exactly one @register with a new name")
+    own_config = getattr(sys.modules[module_name], "Config", None)
+    if getattr(own_config, "__module__", "") == module_name and own_config is not found[0].Config:
+        raise InputError(f"agent={path}: its Config is not its agent's; expected Config = Config in the agent's class")
     _check_settings(found[0], path)
     return found[0], str(path.resolve())

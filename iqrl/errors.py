@@ -2,6 +2,7 @@
 
 import difflib
 import errno
+import traceback
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -34,6 +35,12 @@ def disk_message(error: OSError, folder: Path) -> str:
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return f"{folder}: the disk is full; the runs go on from their last checkpoints when there is room"
     return f"{what_failed(error, folder)}; the runs go on from their last checkpoints"
+
+
+def of_file(error: BaseException, source: str) -> str:
+    """The same as Python says it, without the traceback; and the line of a file of one's own where it was raised."""
+    lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == source]
+    return f"{type(error).__name__}: {error}" + (f" ({Path(source).name}:{lines[-1]})" if lines else "")
 
 
 def one_line(error: BaseException) -> str:

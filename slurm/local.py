@@ -65,6 +65,8 @@ def run(
             reason = todo.queue.error or "they are another cluster's"
             summary += f" (perhaps: {unknown} are unknown, since Slurm cannot be asked: {reason})"
     print(f"{summary}; {len(packs)} packs, {len(slots)} at once", file=out, flush=True)
+    for remark in sweep.remarks():
+        print(f"note: {remark}", file=out)
     if packs:
         print(f"time: {estimate(todo.missing, runs, device).words()}", file=out, flush=True)
     if dry_run:

@@ -135,6 +135,8 @@ def _show(
     note = f" ({sweep.note})" if sweep.note else ""
     present = [f"{n} {s}" for s in ("done", "running", "queued", "unknown") if (n := todo.count(s))]
     print(f"{sweep.name}{note}: {len(todo.states)} runs" + (f", {', '.join(present)}" if present else ""))
+    for remark in sweep.remarks():
+        print(f"note: {remark}")
     if not jobs:
         print("nothing to submit")
         return

@@ -79,6 +79,7 @@ class Evaluator:
         total = np.zeros(pool.count)
         length = np.zeros(pool.count, int)
         action = np.zeros((pool.count, self.pack.spec.action_dim), np.float32)
+        self._fail_for_environments(runs, pool, active)
         step = 0
         while active.any():
             if self.stop():
@@ -97,15 +98,19 @@ class Evaluator:
             observation = after[: len(keys)]
             active &= ~(terminated | truncated)
             step += 1
-            for i in [i for i in pool.errors if active[i]]:
-                if runs[i // count].alive:  # the first reason is the one to give
-                    runs[i // count].fail(f"environment, while evaluating: {pool.errors[i]}")
-                active[i] = False
+            self._fail_for_environments(runs, pool, active)
             self.tick()
         shape = (n, count)
         lengths = length[: len(keys)].reshape(shape) * self.pack.spec.action_repeat
         success = pool.success[: len(keys)].reshape(*shape, 2)
         return total[: len(keys)].reshape(shape), lengths, success
+
+    def _fail_for_environments(self, runs: Sequence[Run], pool: EnvironmentPool, active: np.ndarray) -> None:
+        """Runs of whose episodes an environment failed end, for the first reason; those episodes are active no more."""
+        for i in [i for i in pool.errors if active[i]]:
+            if (run := runs[i // self.episodes]).alive:
+                run.fail(f"environment, while evaluating: {pool.errors[i]}")
+            active[i] = False
 
     def _environments(self, count: int) -> EnvironmentPool:
         """At least `count` of them; made at the first evaluation and kept."""

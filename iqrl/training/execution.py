@@ -21,7 +21,7 @@ from typing import Any, Literal, cast
 import torch
 
 from iqrl import processes
-from iqrl.agent import Agent, Slices
+from iqrl.agent import Agent, Progress, Slices
 from iqrl.config import Execution, RunConfig
 from iqrl.environments import tasks
 from iqrl.errors import InputError
@@ -254,6 +254,27 @@ def built(run: RunConfig, spec: tasks.TaskSpec) -> Agent[Any]:
         if not run.source:
             raise
         raise InputError(f"agent={run.source}: {type(error).__name__}: {error}".splitlines()[0]) from error
+
+
+def learns(run: RunConfig) -> bool:
+    """Whether an update comes due within the budget. Where episodes may end early there is no telling: then, too."""
+    spec = run.spec
+    agent, progress = built(run, spec), Progress()
+    counters = agent.counters()
+    try:
+        for _ in range(0 if spec.terminates else run.decisions):
+            progress.decisions += 1
+            progress.episode_decisions += 1
+            due = agent.after_decision(progress)
+            if progress.episode_decisions == spec.episode_decisions:
+                progress.episodes += 1
+                due += agent.after_episode(progress, counters)[0]
+                progress.episode_decisions = 0
+            if due:
+                return True
+    except Exception:  # of one's own agent: training says what and where
+        return True
+    return spec.terminates
 
 
 def memory_estimate(run: RunConfig) -> int:

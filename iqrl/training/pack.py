@@ -13,6 +13,7 @@ import numpy as np
 from iqrl.agent import Progress
 from iqrl.config import RunConfig
 from iqrl.environments.environment_pool import EnvironmentPool, WorkerError
+from iqrl.errors import of_file
 from iqrl.runs.directory import RunDirectory
 from iqrl.runs.files import warn
 from iqrl.runs.lease import LeaseLost
@@ -71,7 +72,7 @@ class Run:
 
     def fail_with(self, error: Exception) -> None:
         """The same, of the exception that is being handled."""
-        self.fail(f"{type(error).__name__}: {error}", traceback.format_exc())
+        self.fail(of_file(error, self.config.source), traceback.format_exc())
 
     def lose(self, error: LeaseLost) -> None:
         """Leave it to the process that has claimed it since."""

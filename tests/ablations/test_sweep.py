@@ -6,6 +6,7 @@ import re
 import pytest
 
 import ablations
+from ablations import __main__ as command_line
 from ablations import sweep_file
 from iqrl import config
 from iqrl.errors import InputError
@@ -259,3 +260,23 @@ def test_names_that_a_sweep_cannot_have(tmp_path, name):
     (tmp_path / f"{name}.yaml").write_text(text)
     with pytest.raises(InputError, match="is no name for a sweep"):
         ablations.load(str(tmp_path / f"{name}.yaml"))
+
+
+def test_what_an_arm_of_another_agent_lacks_is_said(tmp_path, capsys):
+    """It has no keys of the base's agent, a shorter warm-up say."""
+    text = """
+title: T
+question: Q?
+finding: F.
+base: {agent: td3, agent.warmup_decisions: 500, agent.batch_size: 64, preset: tiny}
+arms: {td3: {}, other: {agent: iqrl}, own: {agent: td7, agent.warmup_decisions: 500, agent.batch_size: 32}}
+tasks: [walker-walk]
+seeds: "0"
+env_steps: 4000
+"""
+    (tmp_path / "noise.yaml").write_text(text)
+    sweep = ablations.load(str(tmp_path / "noise.yaml"))
+    said = "other: another agent, without the base's agent.warmup_decisions, agent.batch_size"
+    assert sweep.remarks() == [said]
+    assert command_line.main(["show", str(tmp_path / "noise.yaml")]) == 0
+    assert f"note      {said}" in capsys.readouterr().out

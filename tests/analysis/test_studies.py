@@ -442,3 +442,31 @@ def test_a_name_that_a_study_has_not_is_refused(runs: Path, display: Display, me
     write_study(runs)
     with pytest.raises(InputError, match=message):
         studies(runs, display=display)
+
+
+def test_a_run_that_never_learned_is_named(runs: Path) -> None:
+    made = write_study(runs, agents=("iqrl",), tasks=("walker-walk",), seeds=3)
+    timing = made[1] / "timing.csv"
+    header, *lines = timing.read_text().splitlines()
+    timing.write_text("\n".join([header, *(line.rpartition(",")[0] + ",0" for line in lines)]) + "\n")
+    done = json.loads((made[1] / "DONE").read_text())
+    done["files"]["timing.csv"] = timing.stat().st_size
+    (made[1] / "DONE").write_text(json.dumps(done))
+    study = studies(runs)["quickstart"]
+    assert kinds(study) == {made[1].name: "untrained"} and len(study.members) == 3
+
+
+def test_of_two_runs_of_one_seed_the_newer_counts(tmp_path: Path) -> None:
+    """Of an agent's file that was edited, whose runs are others with every edit."""
+    runs = [write_run(tmp_path, "iqrl", "walker-walk", seed, strength=0.5) for seed in range(4)]
+    names = []
+    for number, run in enumerate(runs):
+        old = run.rename(run.with_name(f"{run.name[:-8]}b{number}000000"))
+        new = shutil.copytree(old, run.with_name(f"{run.name[:-8]}{'f' if number % 2 else 'a'}{number}000000"))
+        provenance = json.loads((new / "provenance.json").read_text())
+        for folder, day in ((old, 20), (new, 21)):
+            own = {**provenance, "identity": folder.name[-8:] * 8, "created": f"2026-11-{day}T08:00:00+00:00"}
+            (folder / "provenance.json").write_text(json.dumps(own))
+        names.append(new.name)
+    (study,), _ = build(load([tmp_path]), [tmp_path])
+    assert sorted(study.members["run"]) == sorted(names)

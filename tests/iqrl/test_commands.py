@@ -580,6 +580,7 @@ class Careless(TD3):
         ("action * (10 if noise else 1) + 1 * bool(noise)", "'x'", "outside [-1, 1] at env step 40"),
         ("action", "'episode_return'", "a metric is called 'episode_return', which is no name for a column of its own"),
         ("action", "'a,b'", "a metric is called 'a,b'"),
+        ("self.nothing", "'x'", "AttributeError: 'Careless' object has no attribute 'nothing' (careless.py:10)"),
     ],
 )
 def test_an_agent_of_ones_own_that_goes_wrong_fails_its_run_in_a_line(
@@ -592,3 +593,12 @@ def test_an_agent_of_ones_own_that_goes_wrong_fails_its_run_in_a_line(
     (run,) = (tmp_path / "runs").iterdir()
     assert told in reader.failure(run)
     assert "FAILED: " in capsys.readouterr().out
+
+
+def test_a_budget_that_ends_within_the_warm_up_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["task=cartpole-balance", "preset=tiny", "eval.episodes=1", "train.threads=1", "train.workers=0"]
+    words += [f"runs={tmp_path}", "train.compile=off", "train.env_steps=2000"]
+    for agent, named in (("agent=iqrl", True), ("agent=td3", True), ("agent.warmup_decisions=999", False)):
+        agent_words = ["agent=td3", agent] if "." in agent else [agent]
+        assert command_line.main(["train", *agent_words, *words]) == 0
+        assert ("no update will be made" in capsys.readouterr().err) == named

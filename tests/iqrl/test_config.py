@@ -236,6 +236,30 @@ class Mine(Agent[Config]):
 """
 
 
+SUBCLASS = """
+from dataclasses import dataclass
+from baselines import td3
+from iqrl.agent import register, setting
+
+@dataclass(frozen=True)
+class Config(td3.Config):
+    theta: float = setting(0.1, "1 / decisions")
+
+@register("mine_subclass")
+class Mine(td3.TD3):
+    pass
+"""
+
+
+def test_a_subclass_has_the_config_that_it_names_and_a_misspelt_hook_is_noticed(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "mine_subclass.py"
+    path.write_text(SUBCLASS.replace("pass", "Config = Config\n    def scheduel(self, progress): return {}"))
+    assert one(f"agent={path}", "agent.theta=0.5").settings.theta == 0.5
+    assert "scheduel is no hook; did you mean schedule?" in capsys.readouterr().err
+
+
 def test_an_agent_from_a_file(tmp_path: Path) -> None:
     path = tmp_path / "mine.py"
     path.write_text(AGENT.format(name="mine_config_test", extra=""))
@@ -273,6 +297,7 @@ def test_two_files_may_register_one_name(tmp_path: Path) -> None:
         (AGENT.format(name="wrong", extra="w: int = setting('x', 'x')"), "w=x: expected a whole number"),
         (AGENT.format(name="my agent/x", extra=""), "registers 'my agent/x'; expected letters"),
         (AGENT.format(name="unbuffered", extra="").replace("buffer_size", "buffer"), "has no buffer_size"),
+        (SUBCLASS, "its Config is not its agent's; expected Config = Config"),
         ("x = 1\n", "registers 0 agents"),
         ("def (", "SyntaxError"),
         ("raise ValueError('two\\nlines')", "two lines"),

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import csv
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import yaml
 from training import finish, run_directories
 
+from iqrl.__main__ import main
 from iqrl.config import load_run, parse_words, resolve
 from iqrl.environments.environment import Environment, task_spec
+from iqrl.runs import reader
 from iqrl.runs.group import read_group
 
 gymnasium = pytest.importorskip("gymnasium")
@@ -106,3 +109,21 @@ def test_agents_learn_from_episodes_that_terminate(agent: str, words: list[str],
     assert [row["env_step"] for row in evaluations] == ["0", "0", "250", "250", "500", "500"]
     assert all(0 < int(row["length"]) < 1000 for row in evaluations)
     assert "success" not in evaluations[0] and "success" not in training[0]
+
+
+class Raises(gymnasium.Env):  # type: ignore[type-arg]
+    """A task whose file is lacking."""
+
+    observation_space = gymnasium.spaces.Box(-1.0, 1.0, (3,))
+    action_space = gymnasium.spaces.Box(-1.0, 1.0, (1,))
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> Any:
+        raise KeyError("goal file missing")
+
+
+def test_an_environment_that_cannot_be_reset_is_named_and_not_the_agent(tmp_path: Path) -> None:
+    gymnasium.register("raises-v0", Raises, max_episode_steps=20)
+    words = ["task=gym:raises-v0", "agent=td3", "preset=tiny", "train.env_steps=200", "train.workers=0"]
+    assert main(["train", *words, "train.compile=off", "train.threads=1", f"runs={tmp_path}"]) == 1
+    (run,) = tmp_path.iterdir()
+    assert reader.failure(run).startswith("environment, while evaluating: KeyError: 'goal file missing'")
