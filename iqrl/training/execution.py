@@ -260,8 +260,8 @@ def learns(run: RunConfig) -> bool:
     """Whether an update comes due within the budget. Where episodes may end early there is no telling: then, too."""
     spec = run.spec
     agent, progress = built(run, spec), Progress()
-    counters = agent.counters()
     try:
+        counters = agent.counters()
         for _ in range(0 if spec.terminates else run.decisions):
             progress.decisions += 1
             progress.episode_decisions += 1
