@@ -12,11 +12,10 @@ Everything is written for one seed. A pack of seeds is the same code lifted over
 
 from __future__ import annotations
 
-import itertools
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -192,38 +191,11 @@ def initialise_linear(n_in: int, n_out: int, scheme: str, generator: torch.Gener
 
 
 @dataclass(frozen=True)
-class Chunk:
-    """Parameters of one network that lie side by side in a group's vector.
-
-    Attributes:
-        castable: whether they may be used in bfloat16: all of them, or none.
-        entries: name, shape and padding.
-    """
-
-    network: str
-    castable: bool
-    entries: tuple[tuple[str, tuple[int, ...], int], ...]
-
-    @property
-    def size(self) -> int:
-        """Elements, padding among them."""
-        return sum(math.prod(shape) + pad for _, shape, pad in self.entries)
-
-    def views(self, flat: Tensor) -> dict[str, Tensor]:
-        """Of the chunk laid flat, its parameters by name."""
-        parts = flat.split([math.prod(shape) + pad for _, shape, pad in self.entries])
-        return {
-            name: (part[: part.shape[0] - pad] if pad else part).view(shape)
-            for (name, shape, pad), part in zip(self.entries, parts, strict=True)
-        }
-
-
-@dataclass(frozen=True)
 class ParameterGroup:
     """Networks whose parameters form one flat float32 vector (P,), the unit of an optimiser.
 
-    Called with a vector, it gives the networks with its parameters. Matrices that may run in bfloat16 come first,
-    network after network, so that one operation casts those of a network.
+    Called with a vector, it gives the networks with its parameters. Matrices that may run in bfloat16 come first, so
+    that one operation casts them.
 
     Attributes:
         networks: by name.
@@ -233,18 +205,21 @@ class ParameterGroup:
     networks: Mapping[str, Network]
     dtype: torch.dtype = torch.float32
     layout: tuple[tuple[str, str, tuple[int, ...], int], ...] = field(init=False)  # network, name, shape, padding
-    chunks: tuple[Chunk, ...] = field(init=False)  # of the layout, in order
+    cast_entries: int = field(init=False)  # entries of the layout that may be cast, which come first
+    cast: int = field(init=False)  # and their elements
     size: int = field(init=False)  # P
 
     def __post_init__(self) -> None:
         entries = [(n, k, s) for n, net in self.networks.items() for k, s in net.shapes().items()]
         entries.sort(key=lambda e: not self.networks[e[0]].castable(e[1]))  # stable: castable ones first
         layout = tuple((n, k, s, -math.prod(s) % ALIGNMENT) for n, k, s in entries)
-        alike = itertools.groupby(layout, lambda e: (e[0], self.networks[e[0]].castable(e[1])))
-        chunks = tuple(Chunk(n, castable, tuple(e[1:] for e in own)) for (n, castable), own in alike)
+        size = sum(math.prod(s) + pad for _, _, s, pad in layout)
+        cast_entries = sum(self.networks[n].castable(k) for n, k, _, _ in layout)
+        cast = sum(math.prod(s) + pad for _, _, s, pad in layout[:cast_entries])
         object.__setattr__(self, "layout", layout)
-        object.__setattr__(self, "chunks", chunks)
-        object.__setattr__(self, "size", sum(chunk.size for chunk in chunks))
+        object.__setattr__(self, "size", size)
+        object.__setattr__(self, "cast_entries", cast_entries)
+        object.__setattr__(self, "cast", cast)
 
     @property
     def count(self) -> int:
@@ -261,24 +236,19 @@ class ParameterGroup:
 
     def __call__(self, flat: Tensor) -> BoundNetworks:
         """The networks with the parameters of a flat vector (P,), each an attribute by its name."""
-        return BoundNetworks(self, flat)
+        return BoundNetworks(self.networks, self.unpack(flat, self.dtype))
 
-    def split(self, flat: Tensor) -> tuple[Tensor, ...]:
-        """A flat vector by chunks."""
-        return flat.split([chunk.size for chunk in self.chunks])
-
-    def views(self, name: str, parts: Sequence[Tensor], dtype: torch.dtype | None = None) -> dict[str, Tensor]:
-        """One network's parameters by name, of a vector that was `split`; castable matrices in `dtype`, if given."""
-        out: dict[str, Tensor] = {}
-        for chunk, part in zip(self.chunks, parts, strict=True):
-            if chunk.network == name:
-                out |= chunk.views(part if dtype is None or not chunk.castable else part.to(dtype))
+    def unpack(self, flat: Tensor, dtype: torch.dtype | None = None) -> dict[str, dict[str, Tensor]]:
+        """Views of a flat vector by network and name; castable matrices in `dtype` if one is given."""
+        parts: list[Tensor] = []
+        low, high = flat.split([self.cast, self.size - self.cast])
+        low = low if dtype is None else low.to(dtype)
+        for piece, entries in ((low, self.layout[: self.cast_entries]), (high, self.layout[self.cast_entries :])):
+            parts += piece.split([math.prod(s) + pad for _, _, s, pad in entries]) if entries else []
+        out: dict[str, dict[str, Tensor]] = {n: {} for n in self.networks}
+        for (n, k, shape, pad), part in zip(self.layout, parts, strict=True):
+            out[n][k] = (part[: part.shape[0] - pad] if pad else part).view(shape)
         return out
-
-    def unpack(self, flat: Tensor) -> dict[str, dict[str, Tensor]]:
-        """Views of a flat vector by network and name."""
-        parts = self.split(flat)
-        return {name: self.views(name, parts) for name in self.networks}
 
     def extract(self, flat: Tensor, other: ParameterGroup) -> Tensor:
         """The part of a flat vector that belongs to the networks of `other`, laid out as there."""
@@ -308,22 +278,15 @@ class BoundNetwork:
 
 
 class BoundNetworks:
-    """A group's networks with one vector's parameters, by name: ``bound.encoder(observation)``.
+    """A group's networks with one vector's parameters, by name: ``bound.encoder(observation)``."""
 
-    Each is unpacked when it is first asked for: those that act are few of those that learn.
-    """
+    def __init__(self, networks: Mapping[str, Network], parameters: Mapping[str, Parameters]) -> None:
+        for name, network in networks.items():
+            setattr(self, name, BoundNetwork(network, parameters[name]))
 
-    def __init__(self, group: ParameterGroup, flat: Tensor) -> None:
-        self._group, self._parts = group, group.split(flat)
-        self._bound: dict[str, BoundNetwork] = {}
+    if TYPE_CHECKING:
 
-    def __getattr__(self, name: str) -> BoundNetwork:
-        if name not in self._bound:
-            if name not in self._group.networks:
-                raise AttributeError(f"no network {name!r}: {', '.join(self._group.networks)}")
-            views = self._group.views(name, self._parts, self._group.dtype)
-            self._bound[name] = BoundNetwork(self._group.networks[name], views)
-        return self._bound[name]
+        def __getattr__(self, name: str) -> BoundNetwork: ...
 
 
 def mean_min_max(name: str, x: Tensor) -> dict[str, Tensor]:

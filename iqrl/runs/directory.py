@@ -18,7 +18,7 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -120,18 +120,29 @@ class RunDirectory:
     def append(self, table: str, row: Mapping[str, Any]) -> None:
         """Append a row to one of the CSV files."""
         self.lease.check()
-        self.tables[table].append(row)
+        with self._if_still_ours():
+            self.tables[table].append(row)
 
     def save(self, key: tuple[int, int], content: Mapping[str, Any]) -> None:
         """Make a checkpoint durable, and all that it counts on; see `checkpoints.save`."""
         self.lease.check()
         assert self.replay is not None
-        for table in self.tables.values():
-            table.sync()
-        self.replay.sync()
+        with self._if_still_ours():
+            for table in self.tables.values():
+                table.sync()
+            self.replay.sync()
         rows = {name: table.rows for name, table in self.tables.items()}
         whole = {**content, "rows": rows, "replay": self.replay.segments}
         checkpoints.save(self.path, key, whole, self.lease.token, self.lease.check)
+
+    @contextlib.contextmanager
+    def _if_still_ours(self) -> Iterator[None]:
+        """Who takes a run over replaces its files: their loss is that of the lease then."""
+        try:
+            yield
+        except OSError:
+            self.lease.check()
+            raise
 
     def set_aside(self) -> None:
         """Move what no checkpoint here can use, tables and replay too, into a folder of its own: lost-<token>.
@@ -149,8 +160,9 @@ class RunDirectory:
     def finish(self, env_step: int) -> None:
         """Mark the run as complete."""
         self.lease.check()
-        for table in self.tables.values():
-            table.sync()
+        with self._if_still_ours():
+            for table in self.tables.values():
+                table.sync()
         for stale in [p for folder in (".", "checkpoint", "lease") for p in (self.path / folder).glob(".*")]:
             with contextlib.suppress(OSError):  # a folder, such as Jupyter's, is not ours
                 stale.unlink()  # half-written by processes that were killed

@@ -599,7 +599,7 @@ def test_a_file_that_cannot_be_read_is_not_taken_for_damaged(
     with monkeypatch.context() as patched:
         for owner, name in ((builtins, "open"), (os, "stat"), (Path, "read_bytes")):
             patched.setattr(owner, name, fails(getattr(owner, name)))
-        assert command_line.main(words("td3", runs)) == 1
+        assert command_line.main(words("td3", runs)) == DISK
     after = {p: p.read_bytes() for p in directory.rglob("*") if p.is_file() and p.parent.name != "lease"}
     assert after == before
     finish(words("td3", runs), tmp_path / "said")
@@ -743,7 +743,7 @@ def test_what_ends_a_command_ends_it_for_runs_of_another_precision_too(
     if what == "signal":
         assert status == 75 and said.splitlines()[-1] == "interrupted; the same command goes on from here"
     else:
-        assert status == 1 and errors.splitlines()[-1].endswith("when there is room") and "complete" not in said
+        assert status == DISK and errors.splitlines()[-1].endswith("when there is room") and "complete" not in said
 
 
 def test_others_may_read_who_writes(tmp_path: Path) -> None:
