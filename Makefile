@@ -46,21 +46,20 @@ help: ## list the targets
 
 setup: $(ready) ## make the environment in $(VENV)
 
-# What pip says is kept for a failure: after a success it is that labmaze is missing, as it should be. --no-compile:
-# Python compiles what is imported when it first is, a small part of it all, which takes as long as to install it.
+# What pip says is kept for a failure: after a success it is that labmaze is missing, as it should be.
 $(ready): requirements.txt
 	@command -v $(firstword $(PYTHON)) > /dev/null || { echo "error: PYTHON=$(PYTHON): no such program" >&2; exit 2; }
 	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' \
 	    || { echo "error: PYTHON=$(PYTHON): expected Python 3.11 to 3.13: make PYTHON=/path/to/python3.12" >&2; exit 2; }
 	$(PYTHON) -m venv $(VENV)
-	$(python) -m pip install --quiet --disable-pip-version-check --no-compile --no-deps -r requirements.txt
+	$(python) -m pip install --quiet --disable-pip-version-check --no-deps -r requirements.txt
 	@found=$$($(PYTHON) -c 'import os, torch; print(os.path.dirname(os.path.dirname(torch.__file__)) if torch.version.cuda else "")' 2>/dev/null); \
 	if [ -n "$$found" ]; then \
 	    echo "using the CUDA build of PyTorch in $$found"; \
 	    echo "$$found" > "$$($(python) -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/cuda_torch.pth"; \
 	else \
 	    echo "installing PyTorch; PyPI's wheel for Linux has CUDA, and several GB: that may take a while"; \
-	    $(python) -m pip install --quiet --disable-pip-version-check --no-compile torch==2.13.0 2> $(VENV)/pip.log \
+	    $(python) -m pip install --quiet --disable-pip-version-check torch==2.13.0 2> $(VENV)/pip.log \
 	        || { cat $(VENV)/pip.log >&2; exit 1; }; \
 	fi
 	@touch $@
@@ -69,7 +68,7 @@ myosuite: $(VENV)-myosuite/.ready ## make a Python of its own for MyoSuite, in $
 
 $(VENV)-myosuite/.ready: requirements-myosuite.txt $(ready)
 	$(PYTHON) -m venv $(VENV)-myosuite
-	$(VENV)-myosuite/bin/python -m pip install --quiet --disable-pip-version-check --no-compile --no-deps -r $<
+	$(VENV)-myosuite/bin/python -m pip install --quiet --disable-pip-version-check --no-deps -r $<
 	@touch $@
 
 sweep: $(ready) ## run a sweep of ablations/ (SWEEP, SCALE=lite|full, CLUSTER=local|slurm, PROFILE, RUNS)
