@@ -90,7 +90,8 @@ def show(name: str, words: Sequence[str]) -> int:
         changes = [f"{k}={_value(v)}" for k, v in arm.delta.items()]
         changes += [f"start_from={'/'.join(arm.start_from)}"] if arm.start_from else []
         print(f"  {arm.name:16s} {arm.label:28s} {' '.join(changes) or '(the base)'}")
-    print("\n".join(f"note      {remark}" for remark in sweep.remarks()), end="\n" if sweep.remarks() else "")
+    for remark in sweep.remarks():
+        print(f"note      {remark}")
     print("\n".join(_sizes(sweep, Path(given["runs"] or "runs"))))
     return 0
 

@@ -20,7 +20,7 @@ import pandas as pd
 from analysis import building, runs, training
 from analysis.display import Display
 from analysis.errors import InputError
-from analysis.several_tasks import directory_of, tasks_of
+from analysis.several_tasks import one_agents, tasks_of
 from analysis.statistics import REPLICATES, Statistic, Together, interval, iqm, like
 from analysis.studies import Study
 
@@ -113,7 +113,7 @@ def aggregate(
     for arm, own in frame.groupby("arm", sort=False):
         tasks = [task for _, task in own.groupby("task", sort=False)]
         scores = [task[value].to_numpy(float)[:, None] for task in tasks]
-        if len(tasks) > 1 and "key" in own and len({tuple(map(directory_of, task["key"])) for task in tasks}) == 1:
+        if "key" in own and one_agents([list(task["key"]) for task in tasks]):
             scores = Together(scores)
         made = interval(scores, statistic, replicates, method=method)
         rows.append((arm, made.point[0], made.low[0], made.high[0], len(scores), len(own)))

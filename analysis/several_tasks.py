@@ -6,7 +6,7 @@ Env steps, updates, budget and hours become the task's own: an N-th of the run's
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pandas as pd
@@ -20,6 +20,12 @@ def directory_of(key: str) -> str:
     """The run directory of a `key` (folder/run)."""
     folder, slash, run = key.rpartition("/")
     return folder + slash + run.rpartition(" of ")[2]
+
+
+def one_agents(keys: Sequence[Sequence[str]]) -> bool:
+    """Whether rows of several tasks, given by the `key` of each, are of the same runs: one agent learned all tasks."""
+    first, *others = [[directory_of(key) for key in own] for own in keys] or [[]]
+    return bool(first and others) and all(own == first for own in others)
 
 
 def tasks_of(config: str) -> int:

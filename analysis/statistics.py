@@ -115,9 +115,12 @@ def _strata(scores: list[np.ndarray]) -> tuple[int, ...]:
     return counts[:1] if isinstance(scores, Together) else counts
 
 
-def _spread(weights: np.ndarray, counts: tuple[int, ...], strata: tuple[int, ...]) -> np.ndarray:
-    """What runs weigh (runs, resamples), where all tasks have the same runs: on each task as much."""
-    return weights if strata == counts else np.tile(weights, (len(counts), 1)) / len(counts)
+def _reweighted(scores: list[np.ndarray], statistic: Statistic, weights: np.ndarray) -> np.ndarray:
+    """A statistic (resamples, steps) by what weighs how much in each resample, (sum of the strata, resamples)."""
+    counts = tuple(map(len, scores))
+    if isinstance(scores, Together):  # a run weighs as much on each task
+        weights = np.tile(weights, (len(scores), 1)) / len(scores)
+    return statistic(np.concatenate(scores), weights, counts)
 
 
 def _weights(counts: tuple[int, ...]) -> np.ndarray:
@@ -200,9 +203,7 @@ _TAILS = np.array([(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
 
 def _draws(scores: list[np.ndarray], statistic: Statistic, replicates: int, seed: int) -> np.ndarray:
     """A statistic of each resample: (replicates, steps)."""
-    counts, strata = tuple(map(len, scores)), _strata(scores)
-    weights = _spread(_resampled(strata, replicates, seed), counts, strata)
-    return statistic(np.concatenate(scores), weights, counts)
+    return _reweighted(scores, statistic, _resampled(_strata(scores), replicates, seed))
 
 
 def percentile(
@@ -254,8 +255,8 @@ def _t_half(variance: np.ndarray, squares: np.ndarray) -> np.ndarray:
 
 def _influence(scores: list[np.ndarray], estimate: np.ndarray, statistic: Statistic) -> np.ndarray:
     """How far each run moves a statistic, by the jackknife within its task: (runs, steps)."""
-    counts, strata = tuple(map(len, scores)), _strata(scores)
-    left = statistic(np.concatenate(scores), _spread(_one_left_out(strata), counts, strata), counts)
+    strata = _strata(scores)
+    left = _reweighted(scores, statistic, _one_left_out(strata))
     return (np.repeat(strata, strata)[:, None] - 1) * (estimate - left)
 
 

@@ -16,7 +16,7 @@ from analysis import training
 from analysis.display import Display
 from analysis.runs import RunTables
 from analysis.scales import quantity, scale
-from analysis.several_tasks import directory_of, tasks_of
+from analysis.several_tasks import one_agents, tasks_of
 from analysis.statistics import Together
 
 UNLISTED = "runs"  # the study of all runs that no sweep lists
@@ -218,8 +218,11 @@ class Study:
 
     def together(self, arm: str, tasks: list[str]) -> bool:
         """Whether each run of an arm is of one agent on all these tasks: then rows of `runs` are, too."""
-        first, *others = [[directory_of(key) for key in self.keys(arm, task)] for task in tasks] or [[]]
-        return bool(others) and all(own == first for own in others) and bool(first)
+        return one_agents([self.keys(arm, task) for task in tasks])
+
+    def of_different_runs(self, arm: str, tasks: list[str]) -> list[str]:
+        """The tasks; of an arm that learns all of them with one agent the first, for what is the whole run's."""
+        return tasks[:1] if self.together(arm, tasks) else tasks
 
     def common_tasks(self, arms: list[Arm] | None = None) -> list[str]:
         """Tasks on which each of the arms has a run."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import sys
 import time
 from collections.abc import Mapping
@@ -19,7 +18,7 @@ from iqrl.runs import lease, manifest, reader
 from iqrl.training import execution
 from slurm import tables
 from slurm.crew import Crew
-from slurm.packs import Pack, with_agent
+from slurm.packs import Pack, with_agents
 from slurm.remaining import AUTOMATIC_PACK, make_packs, remaining
 from slurm.submissions import Job, Submission
 
@@ -78,8 +77,8 @@ def run(
     submission.content |= {"source": source, "words": [f"{k}={v}" for k, v in words.items()], "processes": jobs}
     status = _work(submission, packs, slots, runs, out)
     trained_here = {name for each in packs for name in each.runs}
-    others = [name for name in todo.states if name not in trained_here]
-    lacking = [name for name in others if not reader.look(runs / name, time.time()).state == "done"]
+    others = [name for name, state in todo.states.items() if state != "done" and name not in trained_here]
+    lacking = [name for name in others if reader.look(runs / name, time.time()).state != "done"]
     if lacking:
         print(f"{len(lacking)} more of its runs are another queue's, and not complete yet", file=out, flush=True)
     return status or (FAILED if lacking else 0)
@@ -114,11 +113,7 @@ def _by_memory(count: int) -> int:
 
 
 def _work(submission: Submission, packs: list[Pack], slots: list[dict[str, str]], runs: Path, out: TextIO) -> int:
-    try:
-        packs = [with_agent(each, submission.folder / "code") for each in packs]
-    except InputError:
-        shutil.rmtree(submission.folder, ignore_errors=True)
-        raise
+    packs = with_agents(packs, submission.folder)
     for each in packs:
         each.write(submission.folder / "packs")
     submission.jobs = [Job("", [{"name": each.name, "runs": list(each.runs)}]) for each in packs]

@@ -7,6 +7,7 @@ is given: one pack, or several that share a GPU.
 from __future__ import annotations
 
 import hashlib
+import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -49,22 +50,30 @@ class Pack:
         return path
 
 
-def with_agent(pack: Pack, folder: Path) -> Pack:
-    """The pack with its agent's file from outside the tree, if it has one, as a copy in `folder`/agents.
+def with_agents(packs: Sequence[Pack], submission: Path) -> list[Pack]:
+    """Packs with their agents' files from outside the tree, if they have such, as copies in a submission's folder.
 
-    So the file may be edited while a sweep of it runs.
+    So the files may be edited while a sweep of them runs.
 
     Raises:
-        InputError: it has been edited since the pack was made: its runs would be others.
+        InputError: one has been edited since its pack was made: its runs would be others. The folder is then removed.
     """
+    try:
+        return [_with_agent(each, submission / "code" / "agents") for each in packs]
+    except InputError:
+        shutil.rmtree(submission, ignore_errors=True)
+        raise
+
+
+def _with_agent(pack: Pack, folder: Path) -> Pack:
     source = pack.content["agent"].get("source")
     if not source:
         return pack
     code = Path(source).read_bytes()
     if hashlib.sha256(code).hexdigest() != pack.source_hash:
         raise InputError(f"agent={source}: was edited meanwhile; the same command again takes it as it is now")
-    copy = folder / "agents" / Path(source).name
-    copy.parent.mkdir(parents=True, exist_ok=True)
+    copy = folder / Path(source).name
+    folder.mkdir(parents=True, exist_ok=True)
     if copy.exists() and copy.read_bytes() != code:
         copy = copy.with_name(f"{pack.name}.py")
     copy.write_bytes(code)

@@ -26,7 +26,7 @@ from iqrl.runs.code import code_version
 from iqrl.runs.files import replace_text
 from slurm import job, profile, queue, tables
 from slurm.housekeeping import agreed
-from slurm.packs import Pack, with_agent
+from slurm.packs import Pack, with_agents
 from slurm.profile import ClusterProfile
 from slurm.remaining import Remaining, make_packs, remaining
 from slurm.submissions import Job, Submission
@@ -85,7 +85,7 @@ def submit(
         _test(resources, sweep.name, min(len(jobs), _array_size()))
     if dry_run or not agreed(f"submit {len(jobs)} jobs?", yes):
         return 0 if dry_run else 1
-    now = remaining(sweep, runs, only, reclaim_unknown)  # the answer may have taken long
+    now = todo if yes else remaining(sweep, runs, only, reclaim_unknown)  # the answer may have taken long
     if now.queue.error or {r.name for r in now.missing} != {r.name for r in todo.missing}:
         raise InputError(f"sweep={sweep.name}: what it lacks has changed meanwhile; the same command again asks anew")
     manifest.write(runs, sweep.manifest())
@@ -270,11 +270,7 @@ def _hand_over(
     """Submit the jobs; `queued`: run -> id of the job that trains it, of those in the queue already."""
     folder = submission.folder
     snapshot(folder / "code")
-    try:
-        jobs = [[with_agent(each, folder / "code") for each in packs] for packs in jobs]
-    except InputError:
-        shutil.rmtree(folder, ignore_errors=True)
-        raise
+    jobs = [with_agents(packs, folder) for packs in jobs]
     for packs in jobs:
         for each in packs:
             each.write(folder / "packs")

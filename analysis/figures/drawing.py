@@ -249,7 +249,8 @@ def bootstrap_text(context: Context, difference: bool = False, members: pd.DataF
     members: the runs that are drawn; all of the study if None.
     """
     study = context.study
-    counts = study.seed_counts() if members is None else members.groupby(["arm", "task"]).size()
+    members = study.members if members is None else members
+    counts = members.groupby(["arm", "task"]).size()
     low, high = int(counts.min()), int(counts.max())
     shared = study.shared_tasks()
     whole = any(study.together(arm.name, shared) for arm in study.arms)

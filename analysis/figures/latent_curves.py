@@ -33,7 +33,7 @@ def aligned(context: Context, arm: Arm, quantity: str) -> tuple[np.ndarray, list
     shared = shared_tasks(context, quantity)
     if not shared:
         raise Skip(f"no task is shared by all arms that have {quantity}")
-    shared = shared[:1] if study.together(arm.name, shared) else shared
+    shared = study.of_different_runs(arm.name, shared)
     tasks = [study.runs(arm.name, task, quantity, steps) for task in shared]
     tasks = [values[~np.isnan(values).all(axis=1)] for values in tasks]
     if not all(map(len, tasks)):

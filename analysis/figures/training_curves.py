@@ -34,8 +34,7 @@ def data(context: Context, wanted: Callable[[str], bool]) -> pd.DataFrame:
         for arm in study.arms:
             steps = study.grid(arm.name)
             tasks = [task for task in study.common_tasks() if study.keys(arm.name, task)]
-            tasks = tasks[:1] if study.together(arm.name, tasks) else tasks  # of one agent these are the same rows
-            values = [study.runs(arm.name, task, name, steps) for task in tasks]
+            values = [study.runs(arm.name, task, name, steps) for task in study.of_different_runs(arm.name, tasks)]
             pooled = np.concatenate([*values, np.empty((0, len(steps)))])
             pooled = pooled[np.isfinite(pooled).any(axis=1)]
             known = np.isfinite(pooled).all(axis=0) if len(pooled) else np.zeros(len(steps), bool)
